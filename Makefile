@@ -1,0 +1,73 @@
+# `make help` lists what can be done. The work is done by workflow/ and the Snakefile; this file makes the
+# environment first. Everything lives in this folder: .venv/, data/ (or KTLIB_DATA), runs/, book/_build/.
+
+PYTHON ?= python3
+PROFILE ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BUILD := $(BIN)/python -m workflow.build
+CORES ?=
+BUILD_OPTIONS = --profile $(PROFILE) $(if $(CORES),--cores $(CORES))
+
+export PYTHONPATH := $(CURDIR)
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help book plan test lint types check env data browser notebooks sweep record lock clean
+
+help: ## say what can be done
+	@echo "make <target> [PROFILE=smoke|cpu|full|gpu|paper] (default: cpu)"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+book: env ## execute the chapters that need it, and render the book
+	@$(BUILD) book $(BUILD_OPTIONS)
+
+plan: env ## show what `make book` would do
+	@$(BUILD) book $(BUILD_OPTIONS) --dry-run
+
+test: lint types data browser ## run every test
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
+
+lint: env ## check style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: env ## check types
+	@$(BIN)/mypy
+
+data: env ## prepare the data sets that the default profile and the tests use
+	@for name in mnist fashion_mnist pairs digits; do $(BIN)/python -m data_prep.$$name || exit 1; done
+
+browser: env ## find Chromium for the tests, or install it from Debian
+	@$(BIN)/python -m workflow.browser
+
+notebooks: env ## write the chapters as plain notebooks into notebooks/
+	@$(BUILD) notebooks
+
+sweep: env ## many runs: CHAPTER=fcl SEEDS=0,1,2 SET='noise_bound=0.01,0.02'
+	@$(BUILD) sweep $(BUILD_OPTIONS) --chapter '$(CHAPTER)' --seeds '$(SEEDS)' --set '$(SET)'
+
+record: env ## keep the record of a long run in results/: CHAPTER=fcl PROFILE=full
+	@$(BUILD) record $(BUILD_OPTIONS) --chapter '$(CHAPTER)' $(if $(ALLOW_DIRTY),--allow-dirty)
+
+lock: env ## renew requirements.txt from the ranges in pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra book --extra test \
+		--custom-compile-command 'make lock' --output-file requirements.txt pyproject.toml
+
+clean: ## remove runs, the rendered book and caches; data and environment stay
+	rm -rf runs notebooks .snakemake book/_build book/_generated book/chapters
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+env: $(READY) ## make the environment in .venv
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed. Found: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) \
+		|| { echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@echo "Installing into $(VENV) (some minutes the first time)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@

@@ -1,0 +1,154 @@
+# Data -> executed chapters -> the book. Called through `make`; `make plan` shows what a build would do.
+#
+# What makes a chapter run again is a digest of its code cells, the project's modules behind them and its
+# parameters, not the age of files: a change in the text, or a fresh clone, executes nothing.
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+from data_prep import DATA_SETS, MANIFEST
+from ktlib.data.root import data_root
+from ktlib.provenance import run_digest
+from workflow.project import (
+    MAIN_RUN, PROFILES, RUN_NAME, chapter_source, chapters, data_sets, parameter_file,
+)
+
+PROFILE = config["profile"]
+CHAPTERS = chapters()
+DATA = data_root()
+PYTHON = sys.executable
+RUN = "runs/{chapter}/{profile}/{run}"
+
+# Threads are fixed: the last digits of a result depend on their number.
+THREADS = 2
+MEMORY_MB = {"smoke": 2000, "cpu": 3000, "full": 6000, "gpu": 16000, "paper": 32000}
+# The longest time for one cell, in seconds; 0: no limit.
+CELL_SECONDS = {"smoke": 300, "cpu": 1800, "full": 0, "gpu": 0, "paper": 0}
+
+
+def source(wildcards):
+    return f"chapters/{wildcards.chapter}.py"
+
+
+def values(wildcards):
+    return f"chapters/params/{wildcards.chapter}.{wildcards.profile}.yaml"
+
+
+@cache
+def digest_of(chapter, profile):
+    return run_digest(chapter_source(chapter), parameter_file(chapter, profile))
+
+
+def digest(wildcards):
+    return digest_of(wildcards.chapter, wildcards.profile)
+
+
+def manifests(wildcards):
+    return [f"{DATA}/{name}/{MANIFEST}" for name in data_sets(wildcards.chapter, wildcards.profile)]
+
+
+def main_runs(file):
+    return [f"runs/{name}/{PROFILE}/{MAIN_RUN}/{file}" for name in CHAPTERS]
+
+
+def tracked(*patterns):
+    """Sources of the book and of the steps; what is generated lies in folders of its own."""
+    return sorted(path.as_posix() for pattern in patterns for path in Path(".").glob(pattern))
+
+
+wildcard_constraints:
+    chapter="|".join(map(re.escape, CHAPTERS)) or "none",
+    profile="|".join(PROFILES),
+    run=RUN_NAME.pattern,
+    name="|".join(DATA_SETS),
+
+
+rule book:
+    input:
+        "book/_build/html/.rendered",
+
+
+rule data:
+    output:
+        update(f"{DATA}/{{name}}/{MANIFEST}"),
+    shell:
+        "{PYTHON} -m data_prep.{wildcards.name}"
+
+
+# Wrong values are refused before anything is computed: these come before all runs.
+rule check:
+    input:
+        ancient(source),
+        ancient(values),
+    output:
+        "runs/.checked/{chapter}.{profile}",
+    params:
+        digest=digest,
+    priority: 10
+    shell:
+        "{PYTHON} -m workflow.run_chapter {wildcards.chapter} {wildcards.profile} --check"
+        " && echo {params.digest} > {output}"
+
+
+# `ancient` only for files that no rule makes: where it marks one that is being made, Snakemake overlooks
+# that this rule has reasons of its own to run.
+rule run:
+    input:
+        manifests,
+        ancient(source),
+        ancient(values),
+        "runs/.checked/{chapter}.{profile}",
+    output:
+        f"{RUN}/executed.ipynb",
+        f"{RUN}/result.json",
+    params:
+        digest=digest,
+        cell_seconds=lambda wildcards: CELL_SECONDS[wildcards.profile],
+    threads: THREADS
+    resources:
+        mem_mb=lambda wildcards: MEMORY_MB[wildcards.profile],
+        gpu=lambda wildcards: int(wildcards.profile in ("gpu", "paper")),
+    shell:
+        "{PYTHON} -m workflow.run_chapter {wildcards.chapter} {wildcards.profile} {wildcards.run}"
+        f" --threads {THREADS}" " --cell-seconds {params.cell_seconds}"
+
+
+rule stage:
+    input:
+        source,
+        f"runs/{{chapter}}/{PROFILE}/{MAIN_RUN}/executed.ipynb",
+        "workflow/stage.py",
+    output:
+        "book/chapters/{chapter}.ipynb",
+    shell:
+        "{PYTHON} -m workflow.stage {wildcards.chapter} {PROFILE}"
+
+
+rule pages:
+    input:
+        main_runs("result.json"),
+        [f"chapters/{name}.py" for name in CHAPTERS],
+        tracked("results/*.json"),
+        "workflow/pages.py",
+    output:
+        "book/_generated/execution.md",
+        "book/_generated/parameters.md",
+    params:
+        # Whether a committed record is older than the code it came from
+        digests=lambda wildcards: [digest_of(name, PROFILE) for name in CHAPTERS],
+    shell:
+        "{PYTHON} -m workflow.pages {PROFILE}"
+
+
+rule render:
+    input:
+        expand("book/chapters/{chapter}.ipynb", chapter=CHAPTERS),
+        "book/_generated/execution.md",
+        "book/_generated/parameters.md",
+        tracked("book/*.*", "book/_static/**/*", "book/_ext/*.py"),
+        "workflow/render.py",
+    output:
+        "book/_build/html/.rendered",
+    shell:
+        "{PYTHON} -m workflow.render"

@@ -1,0 +1,81 @@
+"""What is known about each data set: its files with their checksums, and its classes."""
+
+from __future__ import annotations
+
+from ktlib.data.files import FileFacts
+
+DATA_SETS = ("mnist", "fashion_mnist", "pairs", "digits", "cifar100")
+SPLITS = ("train", "test")
+
+# idx file names begin with these words; "t10k" is the ten thousand images of the test split.
+IDX_PREFIX = {"train": "train", "test": "t10k"}
+
+MNIST_FILES = {
+    "train-images-idx3-ubyte": FileFacts(
+        47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+    ),
+    "train-labels-idx1-ubyte": FileFacts(
+        60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+    ),
+    "t10k-images-idx3-ubyte": FileFacts(
+        7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+    ),
+    "t10k-labels-idx1-ubyte": FileFacts(
+        10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+    ),
+}
+
+FASHION_MNIST_FILES = {
+    "train-images-idx3-ubyte": FileFacts(
+        47_040_016, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+    ),
+    "train-labels-idx1-ubyte": FileFacts(
+        60_008, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+    ),
+    "t10k-images-idx3-ubyte": FileFacts(
+        7_840_016, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+    ),
+    "t10k-labels-idx1-ubyte": FileFacts(
+        10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+    ),
+}
+
+# Built by data_prep.pairs from the two sets above; the construction is described there.
+PAIRS_FILES = {
+    "train-images-idx3-ubyte": FileFacts(
+        64_800_016, "0846d4d9d6bd86e0bf724b7ae282cf3e7e9dfca265d78522d1ac8a7838008809"
+    ),
+    "train-labels-idx1-ubyte": FileFacts(
+        50_008, "3660b9a805abd379928b38bec4dddbe512484994df0207c9ec66d3261f8c122b"
+    ),
+    "t10k-images-idx3-ubyte": FileFacts(
+        12_960_016, "cf1756b8f95029d2e791878d0fc0a8a68bae508df18ce8a779c019944f75e9cf"
+    ),
+    "t10k-labels-idx1-ubyte": FileFacts(
+        10_008, "bf19a97f04222ef0ad8f0544e22fd2f34232d9f68d72b7e8ec6dfcd803c23fd6"
+    ),
+}
+
+IDX_FILES = {
+    "mnist": MNIST_FILES,
+    "fashion_mnist": FASHION_MNIST_FILES,
+    "pairs": PAIRS_FILES,
+}
+
+DIGIT_NAMES = tuple(str(digit) for digit in range(10))
+FASHION_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+# Class 10 * item + digit, so that "Sneaker 7" is class 77.
+PAIR_NAMES = tuple(f"{item} {digit}" for item in FASHION_NAMES for digit in DIGIT_NAMES)
+
+CLASS_NAMES = {"mnist": DIGIT_NAMES, "fashion_mnist": FASHION_NAMES, "pairs": PAIR_NAMES}

@@ -1,0 +1,53 @@
+"""Few-shot continual learning by flat minima. Explained in ``chapters/fcl.py``.
+
+A few lines on a network of your own::
+
+    split = split_network(backbone, last_convolutions(backbone, 4))
+    loss = f2m_loss(split, classifier, images, labels, bound=0.01, draws=2,
+                    prototype_weight=1.0, generator=torch.Generator())
+    loss.total.backward()                                   # base session, once per batch
+    region = FlatRegion(split.tuned, bound=0.01)            # at its end
+    learn_session(split, region, shots, shot_labels, prototypes, base_labels, epochs=6, lr=0.01)
+"""
+
+from ktlib.fcl.evaluation import embed, run_sessions
+from ktlib.fcl.f2m import F2MLoss, f2m_loss, learn_session
+from ktlib.fcl.flatness import Flatness, flatness
+from ktlib.fcl.noise import draw_noise, noise_variance
+from ktlib.fcl.parameters import FclParameters
+from ktlib.fcl.protocol import Session, few_shot_sessions, positions_of
+from ktlib.fcl.prototypes import (
+    class_means,
+    few_shot_loss,
+    nearest_class_mean,
+    normalise_prototypes,
+)
+from ktlib.fcl.region import FlatRegion
+from ktlib.fcl.split import SplitNetwork, last_convolutions, split_network
+from ktlib.fcl.training import random_crop, train_base
+
+__all__ = [
+    "F2MLoss",
+    "FclParameters",
+    "FlatRegion",
+    "Flatness",
+    "Session",
+    "SplitNetwork",
+    "class_means",
+    "draw_noise",
+    "embed",
+    "f2m_loss",
+    "few_shot_loss",
+    "few_shot_sessions",
+    "flatness",
+    "last_convolutions",
+    "learn_session",
+    "nearest_class_mean",
+    "noise_variance",
+    "normalise_prototypes",
+    "positions_of",
+    "random_crop",
+    "run_sessions",
+    "split_network",
+    "train_base",
+]

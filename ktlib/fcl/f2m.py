@@ -1,0 +1,157 @@
+"""F2M: find a flat minimum in the base session, then stay inside it (thesis, chapter 3).
+
+Shi et al., "Overcoming catastrophic forgetting in incremental few-shot learning by finding flat
+minima", NeurIPS 2021. Chapter ``chapters/fcl.py`` explains each part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ktlib.fcl.checks import require_at_least, require_bound
+from ktlib.fcl.noise import draw_noise
+from ktlib.fcl.prototypes import class_means, few_shot_loss
+from ktlib.fcl.region import FlatRegion
+from ktlib.fcl.split import SplitNetwork
+
+
+@dataclass(frozen=True)
+class F2MLoss:
+    """The base loss of one batch.
+
+    Attributes:
+        total: scalar to call ``backward`` on: the mean over draws of equation (3.6).
+        cross_entropy: ``(draws,)`` classification loss of each draw.
+        prototype_shift: ``(draws,)`` mean squared shift of the prototypes, before lambda; zeros
+            when lambda is 0, as it is then not computed.
+    """
+
+    total: Tensor
+    cross_entropy: Tensor
+    prototype_shift: Tensor
+
+
+def f2m_loss(
+    split: SplitNetwork,
+    classifier: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    bound: float,
+    draws: int,
+    prototype_weight: float,
+    generator: torch.Generator,
+    noise_levels: int = 0,
+) -> F2MLoss:
+    """Loss of the base session: equations (3.5) and (3.6) on one batch.
+
+    For each of M noise draws the tuned weights are moved to ``phi + eps_j``; the loss there is the
+    cross-entropy plus ``lambda * mean_c ||p_c - p_c*||^2`` over the classes in the batch, where
+    ``p_c`` and ``p_c*`` are the prototypes without and with noise. Its gradient is the one of
+    update (3.8): taken at ``phi + eps_j``, applied at ``phi``.
+
+    The part of the network in front of the first tuned layer runs once and is shared by the
+    draws: the same gradient, for less work. Batch-norm layers there update their running
+    statistics once per batch, those in the tail once per draw.
+
+    Args:
+        split: the network, from :func:`ktlib.fcl.split_network`.
+        classifier: embeddings ``(batch, dim)`` -> scores ``(batch, classes)``; never perturbed.
+        images: ``(batch, ...)``.
+        labels: ``(batch,)`` integers.
+        bound: half-width ``b`` of the noise, in units of the weights.
+        draws: number ``M`` of noise draws.
+        prototype_weight: ``lambda``; 0 leaves prototype fixing (PF) out.
+        generator: source of the noise.
+        noise_levels: see :func:`ktlib.fcl.draw_noise`.
+
+    Raises:
+        ValueError: if ``draws < 1``, or ``bound`` or ``prototype_weight`` is negative.
+    """
+    require_at_least("draws", draws, 1)
+    require_bound("bound", bound)
+    require_at_least("prototype_weight", prototype_weight, 0)
+    features = split.prefix(images)
+    still = class_means(split.tail_forward(features), labels) if prototype_weight else None
+    losses, shifts = [], []
+    for _ in range(draws):
+        noise = draw_noise(split.tuned, bound, generator, noise_levels)
+        embeddings = split.tail_forward(features, noise)  # (batch, dim)
+        losses.append(F.cross_entropy(classifier(embeddings), labels))
+        if still is not None:
+            moved = class_means(embeddings, labels)  # (classes in the batch, dim)
+            shifts.append((still - moved).square().sum(dim=1).mean())
+    cross_entropy = torch.stack(losses)
+    total = cross_entropy.mean()
+    shift = torch.stack(shifts) if shifts else torch.zeros_like(cross_entropy)
+    if shifts:
+        total = total + prototype_weight * shift.mean()
+    return F2MLoss(total, cross_entropy, shift)
+
+
+def learn_session(
+    split: SplitNetwork,
+    region: FlatRegion | None,
+    images: Tensor,
+    labels: Tensor,
+    base_prototypes: Tensor,
+    base_classes: Tensor,
+    *,
+    epochs: int,
+    lr: float,
+) -> list[float]:
+    """One few-shot session: equation (3.7), then clamping, for a few full-batch steps.
+
+    Only the tuned weights move, and batch norm runs with its stored statistics. The prototypes of
+    the base classes are the saved ones; those of the new classes are recomputed at every step from
+    ``images``, with gradients.
+
+    Args:
+        split: the network; its mode is left at ``eval``.
+        region: the box around the base minimum; ``None`` leaves clamping (PC) out.
+        images: ``(n, ...)`` shots of this session and saved exemplars of earlier new classes.
+        labels: ``(n,)`` class numbers, none of them a base class.
+        base_prototypes: ``(base, dim)``, saved after the base session.
+        base_classes: ``(base,)`` class number of each saved prototype.
+        epochs: number of full-batch steps.
+        lr: learning rate of plain SGD.
+
+    Returns:
+        The loss before each step.
+
+    Raises:
+        ValueError: if ``epochs < 1``, ``lr <= 0``, or a base class is among ``labels``.
+    """
+    require_at_least("epochs", epochs, 1)
+    if not lr > 0:
+        raise ValueError(f"lr must be above 0. Found lr={lr!r}.")
+    if bool(torch.isin(labels, base_classes).any()):
+        raise ValueError(
+            "labels must hold new classes only: base data is not kept after session 1. "
+            f"Found base classes {labels[torch.isin(labels, base_classes)].unique().tolist()}."
+        )
+    split.network.eval()
+    new_classes = labels.unique()
+    targets = len(base_classes) + torch.searchsorted(new_classes, labels)
+    with torch.no_grad():
+        features = split.prefix(images)
+    optimizer = torch.optim.SGD(split.tuned.values(), lr=lr)
+    losses = []
+    for _ in range(epochs):
+        embeddings = split.tail_forward(features)
+        new_prototypes = class_means(embeddings, labels, new_classes)
+        loss = few_shot_loss(embeddings, targets, torch.cat([base_prototypes, new_prototypes]))
+        gradients = torch.autograd.grad(loss, list(split.tuned.values()))
+        for parameter, gradient in zip(split.tuned.values(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad()
+        if region is not None:
+            region.clamp_()
+        losses.append(loss.item())
+    return losses

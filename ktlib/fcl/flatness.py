@@ -1,0 +1,99 @@
+"""How much the loss changes inside the box: the flatness indicator of thesis table 3.5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ktlib.fcl.checks import require_at_least
+from ktlib.fcl.noise import draw_noise
+from ktlib.fcl.split import SplitNetwork
+
+
+@dataclass(frozen=True)
+class Flatness:
+    """Losses at random points of the box around a minimum.
+
+    Attributes:
+        indicator: ``mean_i (L_i - L*)^2``; 0 for a loss that is constant in the box.
+        variance: ``mean_i (L_i - mean L)^2``. It misses a rise that all draws share, so the
+            indicator is never below it.
+        loss_at_minimum: ``L*``, the loss without noise.
+        losses: ``(draws,)`` the losses ``L_i``, in float64.
+    """
+
+    indicator: float
+    variance: float
+    loss_at_minimum: float
+    losses: Tensor
+
+
+@torch.no_grad()
+def flatness(
+    split: SplitNetwork,
+    classifier: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    bound: float,
+    generator: torch.Generator,
+    draws: int = 1000,
+    noise_levels: int = 0,
+    batch_size: int = 512,
+) -> Flatness:
+    """Flatness indicator and variance of the cross-entropy around the present parameters.
+
+    The features in front of the first tuned layer are computed once and kept for all draws. The
+    network is run in ``eval`` mode and left in the mode it had.
+
+    Args:
+        split: the network, from :func:`ktlib.fcl.split_network`; its tuned weights receive noise.
+        classifier: embeddings ``(batch, dim)`` -> scores ``(batch, classes)``; never perturbed.
+        images: ``(n, ...)``.
+        labels: ``(n,)`` integers.
+        bound: half-width ``b`` of the box, in units of the weights.
+        generator: source of the noise. The same seed gives the same draws for two networks of
+            one shape: compare methods that way.
+        draws: number of points; the thesis uses 1000.
+        noise_levels: see :func:`ktlib.fcl.draw_noise`.
+        batch_size: images per pass; changes memory, not the result beyond rounding.
+
+    Raises:
+        ValueError: if ``draws < 1``, ``bound`` is negative, or there are no images.
+    """
+    require_at_least("draws", draws, 1)
+    require_at_least("number of images", len(images), 1)
+    was_training = split.network.training
+    split.network.eval()
+    try:
+        features = [split.prefix(batch) for batch in images.split(batch_size)]
+        targets = labels.split(batch_size)
+
+        def mean_loss(noise: dict[str, Tensor] | None) -> Tensor:
+            total = sum(
+                F.cross_entropy(
+                    classifier(split.tail_forward(x, noise)), y, reduction="sum"
+                ).double()
+                for x, y in zip(features, targets, strict=True)
+            )
+            return torch.as_tensor(total) / len(images)
+
+        minimum = mean_loss(None)
+        losses = torch.stack(
+            [
+                mean_loss(draw_noise(split.tuned, bound, generator, noise_levels))
+                for _ in range(draws)
+            ]
+        )
+    finally:
+        split.network.train(was_training)
+    return Flatness(
+        indicator=float((losses - minimum).square().mean()),
+        variance=float(losses.var(unbiased=False)),
+        loss_at_minimum=float(minimum),
+        losses=losses.cpu(),
+    )

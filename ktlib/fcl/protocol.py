@@ -1,0 +1,125 @@
+"""The few-shot continual learning protocol: which classes and images belong to which session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one session may see.
+
+    Attributes:
+        number: 1 for the base session.
+        classes: ``(k,)`` class numbers that appear first in this session.
+        train: ``(n,)`` positions of its training images in the training set.
+        validation: ``(m,)`` positions of held-out training-set images of its classes, for choosing
+            settings; never trained on. Empty unless asked for.
+    """
+
+    number: int
+    classes: Tensor
+    train: Tensor
+    validation: Tensor
+
+
+def few_shot_sessions(
+    labels: Tensor,
+    *,
+    base_classes: int,
+    sessions: int,
+    ways: int,
+    shots: int,
+    class_seed: int,
+    seed: int,
+    base_images: int | None = None,
+    validation_images: int = 0,
+) -> list[Session]:
+    """Draw the base session and the ``sessions`` few-shot sessions of ``ways`` classes each.
+
+    Classes are put in a random order by ``class_seed`` (the thesis: 1997); the first
+    ``base_classes`` of them form session 1. Images are drawn by ``seed``. Both use NumPy's
+    ``RandomState``, whose streams are frozen, so that a split stays the same for ever.
+
+    Args:
+        labels: ``(n,)`` class of every training image.
+        base_classes: classes of session 1.
+        sessions: number of few-shot sessions after it (CIFAR-100: 8).
+        ways: new classes per few-shot session (N of N-way).
+        shots: training images per new class (K of K-shot).
+        class_seed: orders the classes.
+        seed: draws the images.
+        base_images: training images per base class; all that are left by default.
+        validation_images: images per class held out of every class.
+
+    Returns:
+        ``1 + sessions`` sessions with disjoint classes and images.
+
+    Raises:
+        ValueError: if classes or images do not suffice, naming what is asked and what there is.
+    """
+    for name, value, least in (
+        ("base_classes", base_classes, 1),
+        ("sessions", sessions, 0),
+        ("ways", ways, 1),
+        ("shots", shots, 1),
+        ("base_images", base_images if base_images is not None else 1, 1),
+        ("validation_images", validation_images, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}. Found {name}={value!r}.")
+    classes = labels.unique().numpy()
+    wanted = base_classes + sessions * ways
+    if wanted > len(classes):
+        raise ValueError(
+            f"base_classes + sessions x ways must not exceed the {len(classes)} classes of the "
+            f"data. Found {base_classes} + {sessions} x {ways} = {wanted}."
+        )
+    order = np.random.RandomState(class_seed).permutation(classes)
+    draw = np.random.RandomState(seed)
+    positions = labels.numpy()
+    result = []
+    for number in range(1, sessions + 2):
+        first = 0 if number == 1 else base_classes + (number - 2) * ways
+        own = order[first : base_classes if number == 1 else first + ways]
+        per_class = base_images if number == 1 else shots
+        train, validation = [], []
+        for label in own:
+            pool = draw.permutation(np.flatnonzero(positions == label))
+            need = (per_class or 1) + validation_images
+            if len(pool) < need:
+                what = "base_images" if number == 1 else "shots"
+                raise ValueError(
+                    f"class {label} has {len(pool)} training images, fewer than {what} + "
+                    f"validation_images = {per_class or 1} + {validation_images}."
+                )
+            validation.append(pool[:validation_images])
+            rest = pool[validation_images:]
+            train.append(rest if per_class is None else rest[:per_class])
+        result.append(
+            Session(
+                number,
+                torch.as_tensor(own),
+                torch.as_tensor(np.concatenate(train)),
+                torch.as_tensor(np.concatenate(validation)),
+            )
+        )
+    return result
+
+
+def positions_of(labels: Tensor, classes: Tensor) -> Tensor:
+    """Number the labels as a classifier with one score per entry of ``classes`` needs them.
+
+    Args:
+        labels: ``(n,)`` class numbers of the data set.
+        classes: ``(k,)`` classes in the order of the scores.
+
+    Returns:
+        ``(n,)`` the position of each label in ``classes``, -1 where it is not among them.
+    """
+    match = labels[:, None] == classes.to(labels.device)[None, :]  # (n, k)
+    return torch.where(match.any(dim=1), match.int().argmax(dim=1), -1)

@@ -1,0 +1,70 @@
+"""Class prototypes (mean embeddings) and the nearest-class-mean classifier."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def class_means(embeddings: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+    """Prototype ``p_c`` of each class: the mean of its embeddings.
+
+    Args:
+        embeddings: ``(n, dim)``; gradients flow through the means.
+        labels: ``(n,)`` integers.
+        classes: ``(k,)`` the classes wanted, in the order wanted; by default those present, sorted.
+
+    Returns:
+        ``(k, dim)``.
+
+    Raises:
+        ValueError: if a wanted class has no embedding.
+    """
+    if classes is None:
+        classes = labels.unique()
+    membership = (classes[:, None] == labels[None, :]).to(embeddings.dtype)  # (k, n)
+    counts = membership.sum(dim=1)
+    if bool((counts == 0).any()):
+        missing = classes[counts == 0].tolist()
+        raise ValueError(f"labels must hold every wanted class. Found none of {missing}.")
+    return (membership @ embeddings) / counts[:, None]
+
+
+def normalise_prototypes(prototypes: Tensor) -> Tensor:
+    """Prototypes ``(k, dim)`` scaled to norm 1 (thesis, prototype normalisation, PN).
+
+    With prototypes of one norm, the nearest one in Euclidean distance is the one with the largest
+    inner product, because ``||f - p||^2 = ||f||^2 - 2 f.p + ||p||^2`` and the first and the last
+    term no longer depend on the class. The common norm therefore does not matter.
+    """
+    return F.normalize(prototypes, dim=1)
+
+
+def nearest_class_mean(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """Row of the prototype at the smallest Euclidean distance.
+
+    Args:
+        embeddings: ``(n, dim)``.
+        prototypes: ``(k, dim)``.
+
+    Returns:
+        ``(n,)`` row numbers of ``prototypes``.
+    """
+    return torch.cdist(embeddings, prototypes).argmin(dim=1)
+
+
+def few_shot_loss(embeddings: Tensor, targets: Tensor, prototypes: Tensor) -> Tensor:
+    """Cross-entropy of a softmax over negative Euclidean distances (thesis, equation 3.7).
+
+    The distances are not squared.
+
+    Args:
+        embeddings: ``(n, dim)``.
+        targets: ``(n,)`` row of each example's class in ``prototypes``.
+        prototypes: ``(k, dim)`` of all classes seen so far.
+
+    Returns:
+        Scalar mean over the examples.
+    """
+    return F.cross_entropy(-torch.cdist(embeddings, prototypes), targets)

@@ -1,0 +1,138 @@
+"""Cut a network in front of the first layer that noise may touch.
+
+Noise is added to a few layers near the output. Everything in front of them gives the same values
+for every draw, so it is computed once per batch and shared. The cut is exact: prefix and tail hold
+the very modules of the network, in the order in which its forward pass calls them.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.split_module import split_module
+
+
+class SplitNetwork:
+    """An embedding network seen as ``tail(prefix(images))``, with named tuned parameters.
+
+    Attributes:
+        network: the network that was cut; the halves share its parameters and buffers.
+        layers: names of the chosen layers.
+        prefix: the part in front of the first chosen layer.
+        tail: the rest, from the first chosen layer to the embedding.
+        tuned: name of each chosen parameter in ``network`` -> the parameter itself.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+        self.network = network
+        self.layers = tuple(layers)
+        self.prefix, self.tail = _cut(network, set(layers))
+        self.tuned = {
+            f"{layer}.weight": network.get_parameter(f"{layer}.weight") for layer in layers
+        }
+        names = {id(parameter): name for name, parameter in self.tail.named_parameters()}
+        self._name_in_tail = {name: names[id(parameter)] for name, parameter in self.tuned.items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SplitNetwork:
+        """A copy that shares nothing: the network is copied, then cut in the same place."""
+        return SplitNetwork(copy.deepcopy(self.network, memo), self.layers)
+
+    def tail_forward(self, features: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
+        """Embed prefix features, with ``noise`` added to the tuned parameters of the tail.
+
+        The parameters themselves are never written to, so nothing has to be restored, and the
+        gradient with respect to a tuned parameter is the gradient taken *at the noisy point*
+        (the update (3.8) of the thesis needs exactly that).
+
+        Args:
+            features: output of :attr:`prefix`.
+            noise: name in :attr:`tuned` -> tensor of the parameter's shape.
+
+        Returns:
+            Embeddings ``(batch, dim)``.
+        """
+        if noise is None:
+            embedding: Tensor = self.tail(features)
+            return embedding
+        noisy = {
+            self._name_in_tail[name]: self.tuned[name] + value for name, value in noise.items()
+        }
+        moved: Tensor = torch.func.functional_call(self.tail, noisy, (features,))
+        return moved
+
+
+def last_convolutions(network: nn.Module, count: int) -> list[str]:
+    """Names of the last ``count`` convolutions, leaving out 1x1 ones on shortcuts.
+
+    These are the layers that receive noise and are tuned later (thesis, section 3.4: the last 4
+    or 8 convolutions of ResNet18).
+
+    Raises:
+        ValueError: if ``count`` is below 1 or above the number of such convolutions.
+    """
+    names = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
+    ]
+    if not 1 <= count <= len(names):
+        raise ValueError(
+            f"count must be between 1 and {len(names)}, the number of convolutions (1x1 ones left "
+            f"out) in {type(network).__name__}. Found count={count!r}."
+        )
+    return names[-count:]
+
+
+def split_network(network: nn.Module, layers: Sequence[str]) -> SplitNetwork:
+    """Cut ``network`` in front of the first of ``layers``; their weights become the tuned ones.
+
+    Any module that :mod:`torch.fx` can trace is cut, skip connections included. One that it cannot
+    trace is kept whole, with a warning: results are the same, without the saving.
+
+    Args:
+        network: images ``(batch, ...)`` -> embeddings ``(batch, dim)``.
+        layers: names as in ``network.named_modules()``. The weight of each (not its bias) is tuned.
+
+    Raises:
+        ValueError: for an empty list, an unknown name, or a layer without a ``weight``.
+    """
+    if not layers:
+        raise ValueError("layers must name at least one layer. Found an empty list.")
+    modules = dict(network.named_modules())
+    for name in layers:
+        if name not in modules:
+            raise ValueError(
+                f"layers must name modules of {type(network).__name__}. Found {name!r}; "
+                f"the last ones are {[key for key in modules if key][-4:]}."
+            )
+        if "weight" not in dict(modules[name].named_parameters(recurse=False)):
+            raise ValueError(f"layers must have a weight to tune. Found {name!r} without one.")
+    return SplitNetwork(network, layers)
+
+
+def _cut(network: nn.Module, layers: set[str]) -> tuple[nn.Module, nn.Module]:
+    try:
+        traced = fx.symbolic_trace(network)
+    except Exception as error:  # noqa: BLE001 - fx raises many kinds, from TraceError to TypeError
+        warnings.warn(
+            f"{type(network).__name__} cannot be traced ({error}); the whole network is computed "
+            "for every noise draw: exact, but slower.",
+            stacklevel=3,
+        )
+        return nn.Identity(), network
+    nodes = list(traced.graph.nodes)
+    first = next(i for i, n in enumerate(nodes) if n.op == "call_module" and n.target in layers)
+    position = {node: i for i, node in enumerate(nodes)}
+    last_use = [max((position[user] for user in node.users), default=-1) for node in nodes]
+    # The latest point in front of the first chosen layer where one value alone is handed on: inside
+    # a residual block two would cross (the branch and the skip connection).
+    cut = max(i for i in range(first) if sum(last_use[j] > i >= j for j in range(first)) == 1)
+    if all(node.op == "placeholder" for node in nodes[: cut + 1]):
+        return nn.Identity(), network
+    halves = split_module(traced, network, lambda node: int(position[node] > cut))
+    return halves.get_submodule("submod_0"), halves.get_submodule("submod_1")

@@ -1,0 +1,161 @@
+"""Shared by all tests: how torch runs here, and copies of the project to build and change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).resolve().parents[1]
+# The long ones first: with several workers the short ones fill the time beside them.
+FIRST = ("tests/book/", "tests/pipeline/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first; those that share a built book on one worker, by a group per folder."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(ROOT).as_posix()
+        return next((i for i, start in enumerate(FIRST) if path.startswith(start)), len(FIRST))
+
+    items.sort(key=place)
+    for item in items:
+        if place(item) < len(FIRST):
+            item.add_marker(
+                pytest.mark.xdist_group(FIRST[place(item)].strip("/").replace("/", "-"))
+            )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_per_worker() -> None:
+    """Workers of pytest-xdist share the processor: more threads each would only wait for others."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the project, in a folder of its own."""
+
+    root: Path
+    data: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables for commands in the copy: its own code, and the data named."""
+        own = {"PYTHONPATH": str(self.root), "KTLIB_DATA": str(self.data)}
+        return {**os.environ, **own}
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command behind ``make``, with the arguments for it."""
+        return [sys.executable, "-m", "workflow.build", *arguments]
+
+    def build(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        """Run the command behind ``make`` to its end; output and errors together."""
+        return self.run(*self.command(*arguments), timeout=timeout)
+
+    def run(self, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        """Run a command in the copy; output and errors together."""
+        return subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the command behind ``make`` and do not wait."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.root,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def planned(self, *arguments: str) -> set[str]:
+        """Names of the rules that a build would run now."""
+        plan = self.build(*arguments, "--dry-run")
+        assert plan.returncode == 0, plan.stdout
+        lines = plan.stdout.splitlines()
+        words = [line.split() for line in lines if line.startswith(("rule ", "localrule "))]
+        return {name.rstrip(":") for _, name in words}
+
+    @property
+    def html(self) -> Path:
+        """The rendered book."""
+        return self.root / "book" / "_build" / "html"
+
+    def page(self, name: str) -> str:
+        """The text of a rendered page, without its markup."""
+        html = (self.html / f"{name}.html").read_text(encoding="utf-8")
+        article = BeautifulSoup(html, "html.parser").article
+        assert article is not None
+        return " ".join(article.get_text().split())
+
+
+def project_files() -> Iterator[Path]:
+    """The project's own files, also those not committed yet, relative to its root."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():  # one that was removed and not committed is still listed
+            yield Path(name)
+
+
+def copy_files(files: Iterable[Path], target: Path) -> None:
+    """Copy files of the project, given relative to its root."""
+    for file in files:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / file, target / file)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The project's prepared data."""
+    return Path(os.environ.get("KTLIB_DATA") or ROOT / "data").absolute()
+
+
+@pytest.fixture(scope="session")
+def smoke_build(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> tuple[Project, str]:
+    """The whole book at the smoke size, built once in a copy of the project; and what was said."""
+    project = Project(tmp_path_factory.mktemp("smoke") / "project", data_folder)
+    copy_files(project_files(), project.root)
+    done = project.build("book", "--profile", "smoke")
+    assert done.returncode == 0, done.stdout
+    return project, done.stdout
+
+
+@pytest.fixture(scope="session")
+def smoke_book(smoke_build: tuple[Project, str]) -> Project:
+    """The copy in which the whole book was built at the smoke size. Do not change it."""
+    return smoke_build[0]
+
+
+@pytest.fixture(scope="session")
+def new_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A small project that is not built yet: the real pipeline around one small chapter."""
+    project = Project(tmp_path_factory.mktemp("mini") / "project", tmp_path_factory.mktemp("data"))
+    parts = ("Snakefile", "pyproject.toml", "data_prep", "ktlib", "workflow")
+    book = ("_config.yml", "_ext", "_static", "references.bib")
+    wanted = tuple(Path(part) for part in (*parts, *(f"book/{name}" for name in book)))
+    files = [file for file in project_files() if any(file.is_relative_to(part) for part in wanted)]
+    copy_files(files, project.root)
+    shutil.copytree(ROOT / "tests" / "pipeline" / "mini", project.root, dirs_exist_ok=True)
+    return project

@@ -1,0 +1,204 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ktlib.fcl import (
+    FlatRegion,
+    class_means,
+    draw_noise,
+    f2m_loss,
+    learn_session,
+    split_network,
+    train_base,
+)
+from ktlib.testing import assert_gradient_flow, assert_step_updates
+
+OPTIONS = {"bound": 0.05, "draws": 3, "prototype_weight": 0.7}
+
+
+def gradients(loss, *modules):
+    return torch.autograd.grad(loss, [p for module in modules for p in module.parameters()])
+
+
+def test_without_noise_it_is_plain_training_bit_for_bit(split, classifier, batch, noise):
+    images, labels = batch
+    plain, head = copy.deepcopy(split), copy.deepcopy(classifier)
+    options = {"epochs": 3, "batch_size": 5, "lr": 0.1, "padding": 1}
+    train_base(
+        plain.network, head, images, labels, lambda x, y: F.cross_entropy(head(plain.network(x)), y),
+        generator=torch.Generator().manual_seed(0), **options,
+    )  # fmt: skip
+    train_base(
+        split.network, classifier, images, labels,
+        lambda x, y: f2m_loss(
+            split, classifier, x, y, bound=0.0, draws=1, prototype_weight=0.0, generator=noise
+        ).total,
+        generator=torch.Generator().manual_seed(0), **options,
+    )  # fmt: skip
+    state, expected = split.network.state_dict(), plain.network.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    assert torch.equal(classifier.weight, head.weight)
+
+
+@pytest.mark.parametrize("draws", [1, 2, 4])
+@pytest.mark.parametrize("prototype_weight", [0.0, 0.7])
+def test_shared_prefix_has_the_gradient_of_full_passes(
+    split, classifier, batch, device, draws, prototype_weight
+):
+    """Naive: write the noise into the weights, run everything, read the gradients there."""
+    images, labels = batch
+    source = torch.Generator(device=device).manual_seed(5)
+    options = {"bound": 0.05, "draws": draws, "prototype_weight": prototype_weight}
+    loss = f2m_loss(split, classifier, images, labels, generator=source, **options)
+    found = gradients(loss.total, split.network, classifier)
+
+    source = torch.Generator(device=device).manual_seed(5)
+    still = split.network(images)
+    total = 0.0
+    for _ in range(draws):
+        eps = draw_noise(split.tuned, 0.05, source)
+        weights = dict(split.network.named_parameters())
+        noisy = weights | {name: weights[name] + value for name, value in eps.items()}
+        embeddings = torch.func.functional_call(split.network, noisy, (images,))
+        shift = (
+            (class_means(still, labels) - class_means(embeddings, labels)).square().sum(1).mean()
+        )
+        total = total + F.cross_entropy(classifier(embeddings), labels) + prototype_weight * shift
+    expected = gradients(total / draws, split.network, classifier)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_is_taken_at_the_noisy_point_by_hand():
+    """f(x) = w x with cross-entropy of (0, wx): the slope at w + eps is -x sigmoid(-(w + eps) x)."""
+    network = nn.Sequential(nn.Linear(1, 1, bias=False))
+    split = split_network(network, ["0"])
+    x, label = torch.tensor([[2.0]]), torch.tensor([1])
+    eps = draw_noise(split.tuned, 0.5, torch.Generator().manual_seed(9))["0.weight"]
+    loss = f2m_loss(
+        split, lambda e: torch.cat([torch.zeros_like(e), e], dim=1), x, label,
+        bound=0.5, draws=1, prototype_weight=0.0, generator=torch.Generator().manual_seed(9),
+    )  # fmt: skip
+    loss.total.backward()
+    w = network[0].weight.detach()
+    expected = -2.0 * torch.sigmoid(-2.0 * (w + eps))
+    torch.testing.assert_close(network[0].weight.grad, expected)
+    assert eps.abs() > 1e-3
+
+
+def test_prototype_shift_by_hand():
+    """With f(x) = w x and one image x per class the prototypes move by eps x."""
+    network = nn.Sequential(nn.Linear(1, 1, bias=False))
+    split = split_network(network, ["0"])
+    images, labels = torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1])
+    eps = draw_noise(split.tuned, 0.5, torch.Generator().manual_seed(9))["0.weight"].item()
+    loss = f2m_loss(
+        split, nn.Linear(1, 2), images, labels,
+        bound=0.5, draws=1, prototype_weight=2.0, generator=torch.Generator().manual_seed(9),
+    )  # fmt: skip
+    assert loss.prototype_shift.item() == pytest.approx(eps**2 * (1 + 9) / 2, rel=1e-5)
+    expected = loss.cross_entropy.item() + 2.0 * loss.prototype_shift.item()
+    assert loss.total.item() == pytest.approx(expected)
+
+
+def test_total_is_the_mean_over_draws(split, classifier, batch, noise):
+    loss = f2m_loss(split, classifier, *batch, generator=noise, **OPTIONS)
+    assert loss.cross_entropy.shape == loss.prototype_shift.shape == (3,)
+    assert loss.cross_entropy.unique().numel() == 3
+    expected = loss.cross_entropy.mean() + 0.7 * loss.prototype_shift.mean()
+    torch.testing.assert_close(loss.total, expected)
+
+
+def test_parameters_are_as_before_after_the_draws(split, classifier, batch, noise):
+    before = {name: p.detach().clone() for name, p in split.network.named_parameters()}
+    f2m_loss(split, classifier, *batch, generator=noise, **OPTIONS).total.backward()
+    after = dict(split.network.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_every_term_and_every_parameter_takes_part(split, classifier, batch, noise):
+    def terms():
+        loss = f2m_loss(split, classifier, *batch, generator=noise, **OPTIONS)
+        return {
+            "cross-entropy": loss.cross_entropy.mean(),
+            "prototypes": loss.prototype_shift.mean(),
+        }
+
+    trainable = dict(split.network.named_parameters()) | {"classifier": classifier.weight}
+    assert_gradient_flow(terms, trainable)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"draws": 0}, "draws must be at least 1. Found draws=0"),
+        ({"bound": -0.1}, "bound must be a finite number >= 0. Found bound=-0.1"),
+        ({"prototype_weight": -1.0}, "prototype_weight must be at least 0"),
+    ],
+)
+def test_wrong_arguments(split, classifier, batch, noise, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        f2m_loss(split, classifier, *batch, generator=noise, **(OPTIONS | wrong))
+
+
+# Few-shot sessions
+
+
+@pytest.fixture
+def shots(device):
+    torch.manual_seed(4)
+    return torch.randn(10, 1, 12, 12).to(device), 10 + torch.arange(10).to(device) % 2
+
+
+@pytest.fixture
+def base(split, batch):
+    split.network.eval()
+    with torch.no_grad():
+        return class_means(split.network(batch[0]), batch[1]), torch.arange(3).to(batch[1])
+
+
+def test_session_moves_the_tuned_weights_alone(split, shots, base):
+    region = FlatRegion(split.tuned, 0.01)
+    others = {n: p for n, p in split.network.named_parameters() if n not in split.tuned}
+    others |= dict(split.network.named_buffers())
+    assert_step_updates(
+        lambda: learn_session(split, region, *shots, *base, epochs=2, lr=0.1), split.tuned, others
+    )
+
+
+def test_session_stays_in_the_box_and_without_it_does_not(split, shots, base):
+    free = copy.deepcopy(split)
+    region = FlatRegion(split.tuned, 0.001)
+    learn_session(split, region, *shots, *base, epochs=5, lr=1.0)
+    assert region.contains()
+    unheld = FlatRegion(free.tuned, 0.001)
+    learn_session(free, None, *shots, *base, epochs=5, lr=1.0)
+    assert not unheld.contains()
+
+
+def test_session_learns(split, shots, base):
+    losses = learn_session(split, None, *shots, *base, epochs=20, lr=0.05)
+    assert len(losses) == 20
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_session_leaves_no_gradient_behind(split, shots, base):
+    learn_session(split, None, *shots, *base, epochs=1, lr=0.05)
+    assert all(p.grad is None for p in split.network.parameters())
+
+
+def test_session_refuses_base_images(split, shots, base):
+    images, labels = shots
+    labels = labels.clone()
+    labels[0] = 1
+    with pytest.raises(ValueError, match=r"base data is not kept.*\[1\]"):
+        learn_session(split, None, images, labels, *base, epochs=1, lr=0.1)
+
+
+@pytest.mark.parametrize(("epochs", "lr"), [(0, 0.1), (1, 0.0), (1, -1.0)])
+def test_session_refuses_wrong_numbers(split, shots, base, epochs, lr):
+    with pytest.raises(ValueError, match=r"epochs must be at least 1|lr must be above 0"):
+        learn_session(split, None, *shots, *base, epochs=epochs, lr=lr)

@@ -1,0 +1,24 @@
+"""A small project that was built once, and a copy of it for each test to change."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def built_project(new_project):
+    """The small project after its first build. Do not change it; take ``project``."""
+    built = dataclasses.replace(new_project, root=new_project.root.with_name("built"))
+    shutil.copytree(new_project.root, built.root)
+    done = built.build("book", "--profile", "smoke")
+    assert done.returncode == 0, done.stdout
+    return built
+
+
+@pytest.fixture
+def project(built_project, tmp_path):
+    """A copy of the small project after its first build."""
+    copy = dataclasses.replace(built_project, root=tmp_path / "project")
+    shutil.copytree(built_project.root, copy.root)
+    return copy

@@ -1,0 +1,1 @@
+"""From chapters to the rendered book: the steps that the Snakefile calls."""

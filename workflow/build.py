@@ -1,0 +1,178 @@
+"""The entry behind ``make``: take the lock, then let Snakemake do what is missing.
+
+For example ``python -m workflow.build book --profile cpu``, or
+``python -m workflow.build sweep --chapter fcl --seeds 0,1,2``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+from ktlib.atomic import write_text
+from workflow.guard import BuildRunningError, build_lock
+from workflow.project import (
+    ROOT,
+    RUNS,
+    chapter_source,
+    chapters,
+    data_sets,
+    parameter_file,
+    sweep_runs,
+)
+
+INDEX = ROOT / "book" / "_build" / "html" / "index.html"
+STAMP = INDEX.with_name(".rendered")
+
+
+def snakemake(targets: list[str], names: list[str], options: argparse.Namespace) -> bool:
+    """Let Snakemake make the targets.
+
+    Args:
+        targets: files or rules.
+        names: the chapters that run for them.
+        options: the command line.
+
+    Returns:
+        Whether all targets are there now.
+    """
+    from snakemake.cli import main as snakemake_main
+
+    for name in names:
+        parameter_file(name, options.profile)
+    if not options.dry_run:
+        forget_touched_data(names, options.profile)
+
+    arguments = [
+        *targets,
+        *("--snakefile", str(ROOT / "Snakefile"), "--directory", str(ROOT)),
+        *("--cores", str(options.cores), "--resources", "gpu=1"),
+        # The lock of this module is released by the system; Snakemake's own would outlive a kill.
+        *("--nolock", "--rerun-incomplete", "--keep-going"),
+        *("--rerun-triggers", "mtime", "params", "input"),
+        *("--config", f"profile={options.profile}"),
+    ]
+    if options.dry_run:
+        arguments += ["--dry-run", "--quiet", "host"]
+    else:
+        arguments += ["--quiet", "all"]
+    if options.force:
+        arguments += ["--forcerun", *options.force]
+    try:
+        snakemake_main(arguments)
+    except SystemExit as end:
+        return not end.code
+    return True
+
+
+def forget_touched_data(names: list[str], profile: str) -> None:
+    """Let data sets be prepared again whose files are missing or were touched since."""
+    from data_prep import MANIFEST, is_current
+    from ktlib.data.root import data_root
+
+    for name in {name for chapter in names for name in data_sets(chapter, profile)}:
+        manifest = data_root() / name / MANIFEST
+        if manifest.exists() and not is_current(name):
+            print(f"Data set {name}: its files have changed since they were prepared.")
+            manifest.unlink()
+
+
+def book(options: argparse.Namespace) -> int:
+    """Make the book, and say where it is."""
+    before = STAMP.stat().st_mtime_ns if STAMP.exists() else None
+    if not snakemake(["book"], chapters(), options):
+        print("The book was not made; the messages above say why.", file=sys.stderr)
+        return 1
+    if options.dry_run:
+        return 0
+    if before is not None and STAMP.stat().st_mtime_ns == before:
+        print("Nothing has changed since the last build.")
+    print(f"The book (profile {options.profile}): {INDEX}")
+    return 0
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Make one run for each combination of values; say how to read them."""
+    parts = [part.partition("=") for part in options.set.split()]
+    if not all(values for _, _, values in parts):
+        raise ValueError(f"SET must be `name=value,value name=value`. Found {options.set!r}.")
+    choices = {name: values for name, _, values in parts}
+    if options.seeds:
+        choices["seeds"] = options.seeds
+    folder = f"runs/{options.chapter}/{options.profile}"
+    targets = [f"{folder}/{run}/result.json" for run in sweep_runs(choices)]
+    if not snakemake(targets, [options.chapter], options):
+        print("Not all runs were made; the messages above say why.", file=sys.stderr)
+        return 1
+    print(f"{len(targets)} runs in {folder}. Tables: ktlib.results.collect({folder!r})")
+    return 0
+
+
+def record(options: argparse.Namespace) -> int:
+    """Make the run ``main`` and keep its record in ``results/``."""
+    from ktlib.provenance import git_state
+    from ktlib.results import load_record
+
+    if git_state(ROOT)[1] and not options.allow_dirty:
+        raise ValueError(
+            "The working tree must hold no uncommitted change, so that the record names the code "
+            "it came from. Commit first, or set ALLOW_DIRTY=1."
+        )
+    path = RUNS / options.chapter / options.profile / "main" / "result.json"
+    if path.exists() and load_record(path).git_dirty and not options.allow_dirty:
+        options.force = [str(path.relative_to(ROOT))]
+    if not snakemake([str(path.relative_to(ROOT))], [options.chapter], options):
+        return 1
+    if not options.dry_run:
+        kept = ROOT / "results" / f"{options.chapter}.{options.profile}.json"
+        write_text(kept, path.read_text(encoding="utf-8"))
+        print(f"Record: {kept.relative_to(ROOT)}")
+    return 0
+
+
+def notebooks(_options: argparse.Namespace) -> int:
+    """Write every chapter as a plain notebook into ``notebooks/``."""
+    for chapter in chapters():
+        target = ROOT / "notebooks" / f"{chapter}.ipynb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "jupytext", "--quiet", "--to", "ipynb"]
+        subprocess.run([*command, "-o", target, chapter_source(chapter)], cwd=ROOT, check=True)
+        print(target.relative_to(ROOT))
+    return 0
+
+
+COMMANDS = {"book": book, "sweep": sweep, "record": record, "notebooks": notebooks}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--chapter", default="")
+    parser.add_argument("--seeds", default="", help="sweep: 0,1,2")
+    parser.add_argument("--set", default="", help="sweep: 'name=value,value other=value'")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--allow-dirty", action="store_true")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    parser.add_argument("--force", nargs="*", default=[], help="targets to make again")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    options = parse(arguments)
+    os.chdir(ROOT)
+    command = f"make {options.command} PROFILE={options.profile}"
+    try:
+        with build_lock(RUNS, command):
+            return COMMANDS[options.command](options)
+    except (BuildRunningError, ValueError, OSError) as error:
+        print(f"\n{error}\n", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

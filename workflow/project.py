@@ -1,0 +1,129 @@
+"""What the project contains: its chapters, their profiles and data sets, the names of runs.
+
+Light on imports: also a build that finds nothing to do reads this.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs"
+PROFILES = ("smoke", "cpu", "full", "gpu", "paper")
+MAIN_RUN = "main"  # the run that the book shows; others belong to sweeps
+RUN_NAME = re.compile(r"main|[a-z_]\w*=[\w.+-]+(,[a-z_]\w*=[\w.+-]+)*")
+
+
+def chapters(root: Path = ROOT) -> list[str]:
+    """Names of all chapters, such as ``"fcl"`` for ``chapters/fcl.py``."""
+    folder = root / "chapters"
+    files = (path.relative_to(folder) for path in folder.rglob("*.py"))
+    return sorted(file.with_suffix("").as_posix() for file in files)
+
+
+def chapter_source(chapter: str, root: Path = ROOT) -> Path:
+    """The file of a chapter.
+
+    Raises:
+        ValueError: there is no such chapter.
+    """
+    path = root / "chapters" / f"{chapter}.py"
+    if not path.is_file():
+        raise ValueError(f"CHAPTER must be one of {', '.join(chapters(root))}. Found {chapter!r}.")
+    return path
+
+
+def parameter_file(chapter: str, profile: str, root: Path = ROOT) -> Path:
+    """The file with a chapter's parameter values in a profile.
+
+    Raises:
+        ValueError: there is no such profile, or the chapter has no values for it.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"PROFILE must be one of {', '.join(PROFILES)}. Found {profile!r}.")
+    chapter_source(chapter, root)
+    files = {p: root / "chapters" / "params" / f"{chapter}.{p}.yaml" for p in PROFILES}
+    if not files[profile].is_file():
+        there = ", ".join(p for p in PROFILES if files[p].is_file()) or "none"
+        raise ValueError(
+            f"PROFILE must be one that chapter {chapter!r} has values for: {there}. "
+            f"Found {profile!r}, whose file {files[profile].relative_to(root)} is missing."
+        )
+    return files[profile]
+
+
+def data_sets(chapter: str, profile: str, root: Path = ROOT) -> list[str]:
+    """The data sets that a chapter needs, named in its header.
+
+    The header's ``ktlib: {data: [pairs]}`` lists them. With ``data_parameter: dataset`` beside it,
+    the value of that parameter in the profile's file replaces the list.
+    """
+    header = _header(chapter_source(chapter, root))
+    names = [str(name) for name in header.get("data", [])]
+    parameter = header.get("data_parameter")
+    if parameter:
+        values = _yaml_mapping(parameter_file(chapter, profile, root))
+        value = values.get(str(parameter), names)
+        names = [value] if isinstance(value, str) else [str(name) for name in value]
+    return names
+
+
+def run_values(run: str) -> dict[str, Any]:
+    """The parameter values that the name of a run stands for; ``main`` stands for none.
+
+    ``seeds=3,noise_bound=0.01`` gives ``{"seeds": [3], "noise_bound": 0.01}``.
+
+    Raises:
+        ValueError: it is not a name of a run.
+    """
+    if not RUN_NAME.fullmatch(run):
+        raise ValueError(f"A run must be named `main` or `name=value,name=value`. Found {run!r}.")
+    if run == MAIN_RUN:
+        return {}
+    pairs = (part.split("=", 1) for part in run.split(","))
+    values = {name: yaml.safe_load(text) for name, text in pairs}
+    if isinstance(values.get("seeds"), int):
+        values["seeds"] = [values["seeds"]]
+    return values
+
+
+def sweep_runs(choices: Mapping[str, str]) -> list[str]:
+    """Names of the runs of a sweep: one for each combination of the values.
+
+    Args:
+        choices: parameter -> values with commas between, such as ``{"seeds": "0,1,2"}``.
+    """
+    if not choices:
+        raise ValueError("A sweep needs values: SEEDS=0,1,2, or SET='noise_bound=0.01,0.02'.")
+    columns = []
+    for name, values in choices.items():
+        texts = [text.strip() for text in values.split(",") if text.strip()]
+        columns.append([f"{name}={text}" for text in texts])
+    runs = [",".join(combination) for combination in itertools.product(*columns)]
+    for run in runs:
+        run_values(run)
+    return runs
+
+
+@cache
+def _header(source: Path) -> dict[str, Any]:
+    """The ``ktlib`` part of the header that a chapter starts with."""
+    lines = source.read_text(encoding="utf-8").splitlines()
+    if not lines or lines[0] != "# ---" or "# ---" not in lines[1:]:
+        return {}
+    block = lines[1 : lines.index("# ---", 1)]
+    header = yaml.safe_load("\n".join(line.removeprefix("#").removeprefix(" ") for line in block))
+    part = (header or {}).get("jupyter", {}).get("ktlib", {})
+    return dict(part) if isinstance(part, Mapping) else {}
+
+
+def _yaml_mapping(path: Path) -> dict[str, Any]:
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,79 @@
+"""Render the book with Jupyter Book, warnings as errors: ``python -m workflow.render``.
+
+Always all pages, into a folder of its own that takes the place of the last book when it is
+finished. So a warning shows in every build that has it, and a killed build leaves the last book as
+it was.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from ktlib.atomic import write_text
+from workflow.guard import end_with_build, move_into_place, partial_folder
+from workflow.project import ROOT, RUNS
+
+BOOK = ROOT / "book"
+HTML = BOOK / "_build" / "html"
+STAMP = ".rendered"
+LOG = RUNS / "render.log"
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def render() -> Path:
+    """Render ``book/`` into ``book/_build/html``; returns the folder.
+
+    Raises:
+        RuntimeError: a warning or an error; the message lists them.
+    """
+    with partial_folder(HTML) as folder:
+        start = "from jupyter_book.cli.main import main; main()"
+        command = [sys.executable, "-c", start, "build", str(BOOK), "-W", "-n"]
+        done = subprocess.run(
+            [*command, "--keep-going", "--path-output", str(folder)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        output = COLOUR.sub("", done.stdout)
+        write_text(LOG, output)
+        if done.returncode != 0:
+            raise RuntimeError(_failure(output))
+        pages = folder / "_build" / "html"
+        (pages / STAMP).touch()
+        move_into_place(pages, HTML)
+    return HTML
+
+
+def _failure(output: str) -> str:
+    """The warnings, or the end of the output where nothing is marked as one."""
+    lines = output.splitlines()
+    found = [line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL)\b", line)]
+    told = "\n".join(f"  {line.replace(f'{ROOT}/', '')}" for line in found or lines[-15:])
+    return (
+        "The book was not rendered: a page has a problem, and a warning counts as one.\n"
+        f"{told}\n  All that Jupyter Book said: {LOG.relative_to(ROOT)}"
+    )
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    end_with_build(RUNS)
+    print("Rendering the book", flush=True)
+    try:
+        render()
+    except (RuntimeError, OSError) as error:
+        print(f"\n{error}\n", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

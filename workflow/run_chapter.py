@@ -1,0 +1,208 @@
+"""Execute one chapter: ``python -m workflow.run_chapter fcl cpu main``.
+
+Everything is written into a folder beside the target, which takes its name only when the chapter
+has ended well. So a run folder is complete or not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ktlib.parameters import ParameterError, check_parameter_file, read_parameter_file
+from workflow.guard import end_with_build, move_into_place, partial_folder
+from workflow.project import MAIN_RUN, ROOT, RUNS, chapter_source, parameter_file, run_values
+
+NOTEBOOK = "executed.ipynb"
+RECORD = "result.json"
+LOG = "log.txt"
+KERNEL_START_SECONDS = 120
+
+
+class ChapterError(RuntimeError):
+    """A chapter did not end well; the message names chapter, cell and error."""
+
+
+def values_of(chapter: str, profile: str, run: str) -> dict[str, Any]:
+    """The parameter values of a run, checked against what the chapter accepts.
+
+    Raises:
+        ValueError: the chapter, the profile or the run has a wrong name, or a value is not allowed.
+    """
+    source, path = chapter_source(chapter), parameter_file(chapter, profile)
+    check_parameter_file(source.relative_to(ROOT), path.relative_to(ROOT))
+    values = {**read_parameter_file(path), **run_values(run), "profile": profile}
+    with tempfile.TemporaryDirectory() as folder:
+        merged = Path(folder, f"{chapter.replace('/', '.')}.{profile}.{run}.yaml")
+        merged.write_text(yaml.safe_dump(values), encoding="utf-8")
+        try:
+            check_parameter_file(source, merged)
+        except ParameterError as error:
+            raise ParameterError(str(error).replace(str(merged), f"run `{run}`")) from None
+    return values
+
+
+def run_chapter(
+    chapter: str, profile: str, run: str, threads: int, cell_seconds: int | None
+) -> Path:
+    """Execute a chapter and put the results into ``runs/<chapter>/<profile>/<run>``.
+
+    Args:
+        chapter: its name.
+        profile: the set of parameter values.
+        run: ``main``, or values that replace some, such as ``seeds=3``.
+        threads: CPU threads for the numbers: results depend on it in the last digits.
+        cell_seconds: longest time for one cell; None: no limit.
+
+    Raises:
+        ChapterError: a cell raised or took too long, the kernel died, or no record was written.
+        ValueError: a parameter is not allowed; nothing was started.
+    """
+    values = values_of(chapter, profile, run)
+    target = RUNS / chapter / profile / run
+    name = f"chapter {chapter} (profile {profile}{'' if run == MAIN_RUN else f', {run}'})"
+    print(f"Running {name}", flush=True)
+    started = time.monotonic()
+    failed = target.with_name(f"{run}.failed")
+    shutil.rmtree(failed, ignore_errors=True)
+    with partial_folder(target) as folder:
+        values["run_dir"] = folder.relative_to(ROOT).as_posix()
+        (folder / "parameters.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        _prepare_environment(threads, folder)
+        try:
+            _execute(chapter, values, folder, cell_seconds)
+        except ChapterError as error:
+            _forget_temporary_names(folder, target)
+            os.replace(folder, failed)
+            where = failed.relative_to(ROOT)
+            raise ChapterError(
+                f"{name[0].upper()}{name[1:]} failed: {error}\n"
+                f"  The notebook as far as it got: {where / NOTEBOOK}\n"
+                f"  What was logged: {where / LOG}"
+            ) from None
+        _forget_temporary_names(folder, target)
+        move_into_place(folder, target)
+    print(f"Finished {name} in {time.monotonic() - started:.0f} s", flush=True)
+    return target
+
+
+def _execute(chapter: str, values: dict[str, Any], folder: Path, cell_seconds: int | None) -> None:
+    import jupytext
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    notebook = jupytext.read(chapter_source(chapter))
+    with tempfile.TemporaryDirectory(prefix="ktlib-", dir=_short_temporary_folder()) as sockets:
+        os.environ["JUPYTER_RUNTIME_DIR"] = sockets
+        try:
+            papermill.execute_notebook(
+                notebook,
+                str(folder / NOTEBOOK),
+                parameters=values,
+                kernel_name="python3",
+                cwd=str(ROOT),
+                start_timeout=KERNEL_START_SECONDS,
+                execution_timeout=cell_seconds,
+                progress_bar=sys.stderr.isatty(),
+                log_output=True,
+                shutdown_kernel="immediate",
+                # Two runs that start together can pick the same network port; files cannot collide.
+                config=Config({"KernelManager": {"transport": "ipc"}}),
+            )
+        except PapermillExecutionError as error:
+            raise ChapterError(_cell_error(notebook, error)) from None
+        except CellTimeoutError as error:
+            raise ChapterError(f"a cell took longer than {cell_seconds} s. {error}") from None
+        except DeadKernelError:
+            raise ChapterError(
+                "its Python process ended without a word. Nearly always the memory was used up: "
+                "close other programs, or take a smaller PROFILE."
+            ) from None
+    if not (folder / RECORD).is_file():
+        raise ChapterError(f"it ended without a record: it must save {RECORD} to `run_dir`.")
+
+
+def _cell_error(notebook: Any, error: Any) -> str:
+    """Which cell of the chapter raised what; cells are counted from 1, text cells included."""
+    sources = [cell.source for cell in notebook.cells]
+    total = len(sources)
+    if error.source in sources:
+        number = sources.index(error.source) + 1
+        first = next((line for line in error.source.splitlines() if line.strip()), "")
+        place = f"cell {number} of {total}, which starts with `{first.strip()}`"
+    else:
+        place = "the cell with the parameters of the run"
+    return f"{place}\n  {error.ename}: {error.evalue}"
+
+
+def _prepare_environment(threads: int, folder: Path) -> None:
+    """Settings that must stand before the chapter's own process starts."""
+    os.environ.update(
+        OMP_NUM_THREADS=str(threads),
+        MKL_NUM_THREADS=str(threads),
+        PYTHONHASHSEED="0",
+        KTLIB_PROGRESS="off",
+        CUBLAS_WORKSPACE_CONFIG=":4096:8",  # read when CUDA starts; for deterministic products
+        JUPYTER_PREFER_ENV_PATH="1",  # this environment's kernel, not one in the home folder
+        PYDEVD_DISABLE_FILE_VALIDATION="1",
+        PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
+    )
+    logger = logging.getLogger("papermill")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handler = logging.FileHandler(folder / LOG, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+
+
+def _short_temporary_folder() -> str | None:
+    """A place with a short name: the name of a socket may have about 100 characters."""
+    return None if len(tempfile.gettempdir()) < 40 else "/tmp"  # noqa: S108 - mkdtemp is safe there
+
+
+def _forget_temporary_names(folder: Path, target: Path) -> None:
+    """In the notebook and the log, name the run folder as it will be called."""
+    for name in (NOTEBOOK, LOG, "parameters.yaml"):
+        path = folder / name
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            old, new = (p.relative_to(ROOT).as_posix() for p in (folder, target))
+            path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("chapter")
+    parser.add_argument("profile")
+    parser.add_argument("run", nargs="?", default=MAIN_RUN)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cell-seconds", type=int, default=0, help="0: no limit")
+    parser.add_argument("--check", action="store_true", help="only check the parameters")
+    given = parser.parse_args(arguments)
+    end_with_build(RUNS)
+    try:
+        if given.check:
+            values_of(given.chapter, given.profile, given.run)
+            return 0
+        limit = given.cell_seconds or None
+        run_chapter(given.chapter, given.profile, given.run, given.threads, limit)
+    except (ChapterError, ValueError, OSError) as error:
+        print(f"\n{error}\n", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
