@@ -13,7 +13,7 @@ BUILD_OPTIONS = --profile $(PROFILE) $(if $(CORES),--cores $(CORES))
 export PYTHONPATH := $(CURDIR)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book plan test lint types check env data browser notebooks sweep record lock clean
+.PHONY: help book plan test lint types env data browser notebooks sweep record lock clean
 
 help: ## say what can be done
 	@echo "make <target> [PROFILE=smoke|cpu|full|gpu|paper] (default: cpu)"
@@ -28,9 +28,10 @@ plan: env ## show what `make book` would do
 test: lint types data browser ## run every test
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
 
-lint: env ## check style
+lint: env ## check style, and that chapters stay readable
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m workflow.check_chapters
 
 types: env ## check types
 	@$(BIN)/mypy

@@ -38,12 +38,11 @@ def snakemake(targets: list[str], names: list[str], options: argparse.Namespace)
     Returns:
         Whether all targets are there now.
     """
-    from snakemake.cli import main as snakemake_main
-
     for name in names:
         parameter_file(name, options.profile)
     if not options.dry_run:
         forget_touched_data(names, options.profile)
+    from snakemake.cli import main as snakemake_main  # takes seconds to import
 
     arguments = [
         *targets,

@@ -28,7 +28,8 @@ def test_without_noise_it_is_plain_training_bit_for_bit(split, classifier, batch
     plain, head = copy.deepcopy(split), copy.deepcopy(classifier)
     options = {"epochs": 3, "batch_size": 5, "lr": 0.1, "padding": 1}
     train_base(
-        plain.network, head, images, labels, lambda x, y: F.cross_entropy(head(plain.network(x)), y),
+        plain.network, head, images, labels,
+        lambda x, y: F.cross_entropy(head(plain.network(x)), y),
         generator=torch.Generator().manual_seed(0), **options,
     )  # fmt: skip
     train_base(
@@ -73,7 +74,7 @@ def test_shared_prefix_has_the_gradient_of_full_passes(
 
 
 def test_gradient_is_taken_at_the_noisy_point_by_hand():
-    """f(x) = w x with cross-entropy of (0, wx): the slope at w + eps is -x sigmoid(-(w + eps) x)."""
+    """f(x) = wx, cross-entropy of (0, wx): the slope at w + eps is -x sigmoid(-(w + eps) x)."""
     network = nn.Sequential(nn.Linear(1, 1, bias=False))
     split = split_network(network, ["0"])
     x, label = torch.tensor([[2.0]]), torch.tensor([1])

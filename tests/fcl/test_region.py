@@ -76,9 +76,14 @@ def test_at_center_restores_bit_for_bit_even_after_an_error():
     region = FlatRegion({"w": weight}, 1.0)
     weight += 0.123
     moved = weight.clone()
-    with pytest.raises(RuntimeError, match="inside"), region.at_center():
-        assert torch.equal(weight, center)
-        raise RuntimeError("inside")
+
+    def fail():
+        with region.at_center():
+            assert torch.equal(weight, center)
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert torch.equal(weight, moved)
 
 

@@ -20,10 +20,8 @@ def test_prefix_and_tail_are_the_network(count):
 
 def test_a_later_cut_leaves_less_in_the_tail():
     network = resnet18_features(1, 4)
-    sizes = [
-        sum(p.numel() for p in split_network(network, last_convolutions(network, n)).tail.parameters())
-        for n in (4, 8, 16)
-    ]  # fmt: skip
+    tails = [split_network(network, last_convolutions(network, n)).tail for n in (4, 8, 16)]
+    sizes = [sum(p.numel() for p in tail.parameters()) for tail in tails]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[1] < sizes[2]
 
@@ -75,7 +73,7 @@ def test_noise_moves_the_output_and_leaves_the_weights(split, batch):
     assert all(torch.equal(split.tuned[name], value) for name, value in before.items())
     with torch.no_grad():
         for p in split.tuned.values():
-            p += 0.1
+            p.add_(0.1)
     assert torch.equal(split.tail_forward(features), moved)
 
 
