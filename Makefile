@@ -11,6 +11,8 @@ CORES ?=
 BUILD_OPTIONS = --profile $(PROFILE) $(if $(CORES),--cores $(CORES))
 
 export PYTHONPATH := $(CURDIR)
+# Threads that wait must not spin: with two programs on one core, each step would take 20 times as long.
+export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help book plan test lint types env data browser notebooks sweep record lock clean

@@ -21,7 +21,7 @@ PYTHON = sys.executable
 RUN = "runs/{chapter}/{profile}/{run}"
 
 # Threads are fixed: the last digits of a result depend on their number.
-THREADS = 2
+THREADS = {"smoke": 1, "cpu": 2, "full": 2, "gpu": 4, "paper": 4}
 MEMORY_MB = {"smoke": 2000, "cpu": 3000, "full": 6000, "gpu": 16000, "paper": 32000}
 # The longest time for one cell, in seconds; 0: no limit.
 CELL_SECONDS = {"smoke": 300, "cpu": 1800, "full": 0, "gpu": 0, "paper": 0}
@@ -104,14 +104,15 @@ rule run:
         f"{RUN}/result.json",
     params:
         digest=digest,
+        threads=lambda wildcards: THREADS[wildcards.profile],
         cell_seconds=lambda wildcards: CELL_SECONDS[wildcards.profile],
-    threads: THREADS
+    threads: lambda wildcards: THREADS[wildcards.profile]
     resources:
         mem_mb=lambda wildcards: MEMORY_MB[wildcards.profile],
         gpu=lambda wildcards: int(wildcards.profile in ("gpu", "paper")),
     shell:
         "{PYTHON} -m workflow.run_chapter {wildcards.chapter} {wildcards.profile} {wildcards.run}"
-        f" --threads {THREADS}" " --cell-seconds {params.cell_seconds}"
+        " --threads {params.threads} --cell-seconds {params.cell_seconds}"
 
 
 rule stage:

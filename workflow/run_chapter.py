@@ -148,6 +148,9 @@ def _cell_error(notebook: Any, error: Any) -> str:
 
 def _prepare_environment(threads: int, folder: Path) -> None:
     """Settings that must stand before the chapter's own process starts."""
+    # By default waiting threads spin. As soon as another program wants a core, each step of a small
+    # network then takes 20 times as long and more; on an idle machine it costs a few percent.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.update(
         OMP_NUM_THREADS=str(threads),
         MKL_NUM_THREADS=str(threads),

@@ -1,0 +1,170 @@
+"""Every page of the built book, as a reader sees it."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+
+BOOK = Path(__file__).resolve().parents[2] / "book"
+PHONE, DESKTOP = 390, 1440
+pytestmark = pytest.mark.browser
+
+
+def pages_of(toc):
+    """Names of all pages in the table of contents."""
+    if isinstance(toc, list):
+        return [name for part in toc for name in pages_of(part)]
+    names = [toc[key] for key in ("root", "file") if key in toc]
+    return names + pages_of([*toc.get("parts", []), *toc.get("chapters", [])])
+
+
+PAGES = pages_of(yaml.safe_load((BOOK / "_toc.yml").read_text()))
+CHAPTERS = [name for name in PAGES if name.startswith("chapters/")]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_asks_for_nothing_outside_and_complains_of_nothing(tab, name):
+    with tab(name) as opened:
+        opened.page.mouse.wheel(0, 100_000)  # also what is loaded when it comes into view
+        assert opened.outside == []
+        assert opened.complaints == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_page_is_not_wider_than_the_window(tab, name, width):
+    with tab(name, width) as opened:
+        wide = "document.documentElement.scrollWidth"
+        assert opened.page.evaluate(wide) <= width
+        # What is wider than its place must lie in a box that scrolls, or a part would be cut off.
+        cut = opened.page.evaluate(CUT_OFF)
+        assert cut == []
+
+
+CUT_OFF = """() => {
+    const article = document.querySelector("article.bd-article");
+    const scrolls = (e) => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
+    const inBox = (e) => {
+        for (let box = e; box && box !== article; box = box.parentElement) {
+            if (scrolls(box)) { return true; }
+        }
+        return false;
+    };
+    return [...article.querySelectorAll("table, pre, img, mjx-container, p, li")]
+        .filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !inBox(e))
+        .map((e) => e.outerHTML.slice(0, 120));
+}"""
+
+
+@pytest.mark.parametrize("name", [*CHAPTERS, "notation"])
+def test_math_is_typeset(tab, name):
+    with tab(name) as opened:
+        page = opened.page
+        formulas = page.locator(".math").count()
+        assert formulas > 5
+        assert page.locator(".math mjx-container").count() >= formulas
+        assert page.locator("mjx-merror").count() == 0
+        widths = page.locator("mjx-container").evaluate_all("all => all.map(e => e.offsetWidth)")
+        assert min(widths) > 0
+        text = page.locator("article.bd-article").inner_text()
+        assert not {r"\(", r"\[", "$$"} & set(text.split())
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_figures_are_there_and_can_be_read(tab, name, width):
+    with tab(name, width) as opened:
+        figures = opened.page.locator("article figure")
+        assert figures.count() >= 3
+        for figure in figures.all():
+            image = figure.locator("img")
+            box = image.bounding_box()
+            assert image.evaluate("e => e.complete && e.naturalWidth") > 0
+            assert box["width"] >= 300
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+            assert len(image.get_attribute("alt")) > 30
+            assert len(figure.locator("figcaption .caption-text").inner_text()) > 30
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_charts_are_turned_dark_and_pictures_are_not(tab, name):
+    style = "all => all.map(e => getComputedStyle(e).filter)"
+    with tab(name, theme="dark") as opened:
+        charts = opened.page.locator("article img.chart").evaluate_all(style)
+        assert charts
+        assert all("invert(" in value for value in charts)
+        pictures = opened.page.locator("article img.photo").evaluate_all(style)
+        assert set(pictures) <= {"none"}
+    with tab(name, theme="light") as opened:
+        assert set(opened.page.locator("article img").evaluate_all(style)) == {"none"}
+
+
+def test_search_finds_a_word_of_the_chapter(tab):
+    with tab("intro") as opened:
+        page = opened.page
+        page.locator("button.search-button-field:visible").click()
+        page.keyboard.type("prototype")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/search.html?q=prototype")
+        results = page.locator("#search-results ul.search li a")
+        results.first.wait_for()
+        addresses = {link.get_attribute("href").partition("?")[0] for link in results.all()}
+        assert {"chapters/fcl.html", "notation.html"} <= {a.split("#")[0] for a in addresses}
+        assert opened.complaints == []
+        assert opened.outside == []
+
+
+def test_theme_can_be_switched(tab):
+    theme = "document.documentElement.dataset.theme"
+    with tab("intro") as opened:
+        page = opened.page
+        seen, colours = [], set()
+        for _ in range(3):
+            seen.append(page.evaluate(theme))
+            colours.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            page.locator("button.theme-switch-button:visible").click()
+        assert {"light", "dark"} <= set(seen)
+        assert len(colours) == 2
+        kept = page.evaluate(theme)
+        page.reload()
+        assert page.evaluate(theme) == kept
+        assert opened.complaints == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_can_be_downloaded_as_a_notebook(tab, served, name):
+    with tab(name, address=served) as opened:
+        page = opened.page
+        page.get_by_role("button", name="Download this page").click()
+        with page.expect_download() as download:
+            page.locator(".btn-download-source-button").click()
+        assert download.value.suggested_filename == f"{name.rpartition('/')[2]}.ipynb"
+        assert nbformat.read(download.value.path(), as_version=4).cells
+        assert [url for url in opened.outside if not url.startswith(served)] == []
+        assert opened.complaints == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_folded_code_can_be_unfolded(tab, name):
+    with tab(name) as opened:
+        folded = opened.page.locator("details.hide").first
+        assert not folded.locator("pre").first.is_visible()
+        folded.locator("summary").click()
+        assert folded.locator("pre").first.is_visible()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_page_has_no_serious_barrier(tab, name, theme):
+    width = PHONE if theme == "dark" else DESKTOP
+    with tab(name, width, theme) as opened:
+        found = Axe().run(opened.page).response["violations"]
+    serious = [
+        f"{problem['id']}: {problem['nodes'][0]['html'][:200]}"
+        for problem in found
+        if problem["impact"] in {"serious", "critical"}
+    ]
+    assert serious == []
