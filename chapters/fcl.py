@@ -78,7 +78,7 @@ session_epochs = 6  # full-batch steps per few-shot session; the thesis: 6
 session_lr = 0.02  # learning rate of the few-shot sessions; the thesis: 0.02
 flatness_draws = 1000  # random points of the box per measurement; the thesis: 1000
 flatness_images = 100  # images per split of each measurement; not stated in the thesis
-flatness_bounds = [0.02, 0.04, 0.08]  # half-widths to measure at; not stated in the thesis
+flatness_bounds = [0.04]  # half-widths to measure at; not stated in the thesis
 
 # %% tags=["setup"]
 from ktlib.fcl import FclParameters

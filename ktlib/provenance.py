@@ -75,10 +75,15 @@ def project_root(start: Path | str | None = None) -> Path | None:
     return None
 
 
-def code_digest(chapter_source: Path | str, exclude_tags: Iterable[str] = ("figure",)) -> str:
+# Cells that no number of a record follows from: drawings, laid-out tables, and default values (a
+# record holds the values that it was made with).
+NUMBERLESS_TAGS = ("figure", "table", "parameters")
+
+
+def code_digest(chapter_source: Path | str, exclude_tags: Iterable[str] = NUMBERLESS_TAGS) -> str:
     """SHA-256 of the code that a chapter's numbers follow from.
 
-    That is: its code cells except those tagged as figures, and every module of the project that
+    That is: its code cells except :data:`NUMBERLESS_TAGS`, and every module of the project that
     they import, directly or through others, except modules that change no number. Comments and
     docstrings do not count.
 

@@ -43,7 +43,7 @@ CODE_AND_RUN, RUN_ONLY, NOTHING = (True, True), (False, True), (False, False)
     ("old", "new", "expected"),
     [
         ("accuracy = noise_bound", "accuracy = 2 * noise_bound", CODE_AND_RUN),
-        ("noise_draws = 2  #", "noise_draws = 3  #", CODE_AND_RUN),
+        ("noise_draws = 2  #", "noise_draws = 3  #", RUN_ONLY),
         ("# draws per batch", "# draws for each batch", RUN_ONLY),
         ("print(accuracy)", "print(2 * accuracy)", RUN_ONLY),
         ("# Text.", "# Other text.", NOTHING),
