@@ -1,10 +1,11 @@
 """The search for the settings of the few-shot chapter: ``python benchmarks/search_fcl.py``.
 
 Held-out training images (never the test files), seeds that no table of the chapter uses, the sizes
-of the chapter's cpu profile. First the learning rate of plain training is chosen by the mean
-accuracy of the frozen baseline over all sessions. Then box half-width, weight of prototype fixing
-and session learning rate of F2M: among the settings whose flatness indicator inside their own box
-is at most a third of plain training's there, the highest mean accuracy of F2M over all sessions.
+of the chapter's default but for the epochs. First the learning rate of plain training is chosen by
+the mean accuracy of the frozen baseline over all sessions. Then box half-width, weight of prototype
+fixing and session learning rate of F2M: among the settings whose flatness indicator inside their
+own box is at most a third of plain training's there, the highest mean accuracy of F2M over all
+sessions.
 
 How it went: the first grid ended at half-width 0.02 and the first rule was accuracy alone. Plain
 training turned out to be flat already at these half-widths (its weights are larger than those of a
@@ -52,6 +53,7 @@ from ktlib.models import resnet18_features
 from ktlib.results import RunRecord, load_record
 from ktlib.seeding import generator
 
+EPOCHS = 12
 VALIDATION_IMAGES = 20  # held out of every class
 LEARNING_RATES = (0.05, 0.1, 0.2)
 NOISE_BOUNDS = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
@@ -202,7 +204,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/fcl.search.json"))
     arguments = parser.parse_args()
     values = {line.name: line.value for line in parameters_cell("chapters/fcl.py")}
-    parameters = FclParameters(**values | {"seeds": arguments.seeds, "profile": "search"})
+    chosen = {"seeds": arguments.seeds, "profile": "search", "epochs": EPOCHS}
+    parameters = FclParameters(**values | chosen)
     record = RunRecord.start("fcl", parameters, data=data.checksums(parameters.dataset))
     before = load_record(arguments.out).tables if arguments.out.exists() else {}
     baseline, rows = before.get("baseline", []), before.get("search", [])

@@ -8,6 +8,7 @@ the very modules of the network, in the order in which its forward pass calls th
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
+
+# Tracing replaces methods of nn.Module for its length: two at once would trace each other.
+_TRACING = threading.Lock()
 
 
 class SplitNetwork:
@@ -117,7 +121,8 @@ def split_network(network: nn.Module, layers: Sequence[str]) -> SplitNetwork:
 
 def _cut(network: nn.Module, layers: set[str]) -> tuple[nn.Module, nn.Module]:
     try:
-        traced = fx.symbolic_trace(network)
+        with _TRACING:
+            traced = fx.symbolic_trace(network)
     except Exception as error:  # noqa: BLE001 - fx raises many kinds, from TraceError to TypeError
         warnings.warn(
             f"{type(network).__name__} cannot be traced ({error}); the whole network is computed "
