@@ -16,6 +16,16 @@ from workflow.project import ROOT, chapters
 
 pytestmark = pytest.mark.slow
 CHAPTERS = chapters()
+# What pandas draws at random for a styled table: its name, and its place in memory
+RANDOM_NAMES = """
+[name]
+regex: T_[0-9a-f]{5}
+replace: T
+
+[place]
+regex: Styler at 0x[0-9a-f]+
+replace: Styler
+"""
 
 
 @pytest.fixture(scope="session")
@@ -65,9 +75,8 @@ def test_executed_notebook_gives_the_same_outputs_again(smoke_book, chapter, tmp
     again = smoke_book.root / f"again-{chapter}.ipynb"
     # Nothing is to be written this time.
     again.write_text(re.sub(r'run_dir = \\"runs/[^"]*\\"', r'run_dir = \\"\\"', text))
-    # Names that pandas draws at random for styled tables
     rules = tmp_path / "rules.cfg"
-    rules.write_text("[styled tables]\nregex: T_[0-9a-f]{5}\nreplace: T\n")
+    rules.write_text(RANDOM_NAMES)
     options = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", str(rules)]
     quiet = ["-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null", "-q", "--tb=short"]
     done = smoke_book.run(sys.executable, "-m", "pytest", *options, *quiet, again.name)
