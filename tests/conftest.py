@@ -50,10 +50,9 @@ class Project:
     data: Path
 
     @property
-    def environment(self) -> dict[str, str]:
-        """Variables for commands in the copy: its own code, and the data named."""
-        own = {"PYTHONPATH": str(self.root), "KTLIB_DATA": str(self.data)}
-        return {**os.environ, **own}
+    def own(self) -> dict[str, str]:
+        """Variables for commands in the copy: its code, and where the data lies."""
+        return {"PYTHONPATH": str(self.root), "KTLIB_DATA": str(self.data)}
 
     def command(self, *arguments: str) -> list[str]:
         """The command behind ``make``, with the arguments for it."""
@@ -63,12 +62,14 @@ class Project:
         """Run the command behind ``make`` to its end; output and errors together."""
         return self.run(*self.command(*arguments), timeout=timeout)
 
-    def run(self, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, timeout: float = 600, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command in the copy; output and errors together."""
         return subprocess.run(
             command,
             cwd=self.root,
-            env=self.environment,
+            env={**os.environ, **variables, **self.own},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -82,7 +83,7 @@ class Project:
         return subprocess.Popen(
             self.command(*arguments),
             cwd=self.root,
-            env=self.environment,
+            env={**os.environ, **self.own},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -7,6 +7,7 @@ For example ``python -m workflow.build book --profile cpu``, or
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import subprocess
 import sys
@@ -56,7 +57,9 @@ def snakemake(targets: list[str], names: list[str], options: argparse.Namespace)
     if options.dry_run:
         arguments += ["--dry-run", "--quiet", "host"]
     else:
-        arguments += ["--quiet", "all"]
+        # The steps speak for themselves. Of Snakemake only errors are shown, those of its plan too.
+        logging.getLogger("snakemake.logging").addFilter(lambda r: r.levelno >= logging.ERROR)
+        arguments += ["--quiet", "rules", "progress", "host", "reason"]
     if options.force:
         arguments += ["--forcerun", *options.force]
     try:

@@ -14,7 +14,7 @@ from ktlib.atomic import write_text
 from ktlib.parameters import describe_parameters
 from ktlib.results import RunRecord, is_stale, load_record
 from workflow.guard import end_with_build
-from workflow.project import MAIN_RUN, ROOT, RUNS, chapter_source, chapters
+from workflow.project import MAIN_RUN, PROFILES, ROOT, RUNS, chapter_source, chapters
 
 FOLDER = ROOT / "book" / "_generated"
 
@@ -120,7 +120,9 @@ def _state(record: RunRecord) -> str:
 
 
 def _command(record: RunRecord) -> str:
-    return f"`make record CHAPTER={record.chapter} PROFILE={record.profile}`"
+    if record.profile in PROFILES:
+        return f"`make record CHAPTER={record.chapter} PROFILE={record.profile}`"
+    return f"`python benchmarks/{record.profile}_{record.chapter}.py`"
 
 
 def _versions(records: Sequence[RunRecord]) -> str:
@@ -137,7 +139,7 @@ def _versions(records: Sequence[RunRecord]) -> str:
         columns = {"All runs": next(iter(columns.values()))}
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     rows = [[name, *(column.get(name, "") for column in columns.values())] for name in names]
-    return _table(["Of", *columns], rows)
+    return _table(["What", *columns], rows)
 
 
 def write_pages(profile: str) -> None:

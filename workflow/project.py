@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from ktlib.data.facts import DATA_SETS
+
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs"
 PROFILES = ("smoke", "cpu", "full", "gpu", "paper")
@@ -64,6 +66,10 @@ def data_sets(chapter: str, profile: str, root: Path = ROOT) -> list[str]:
 
     The header's ``ktlib: {data: [pairs]}`` lists them. With ``data_parameter: dataset`` beside it,
     the value of that parameter in the profile's file replaces the list.
+
+    Raises:
+        ValueError: it names a data set that there is not. Snakemake would not say so: it takes
+            what an earlier build left of a chapter that it sees no way to make.
     """
     header = _header(chapter_source(chapter, root))
     names = [str(name) for name in header.get("data", [])]
@@ -72,6 +78,10 @@ def data_sets(chapter: str, profile: str, root: Path = ROOT) -> list[str]:
         values = _yaml_mapping(parameter_file(chapter, profile, root))
         value = values.get(str(parameter), names)
         names = [value] if isinstance(value, str) else [str(name) for name in value]
+    for name in names:
+        if name not in DATA_SETS:
+            known = ", ".join(DATA_SETS)
+            raise ValueError(f"Chapter {chapter!r} must name data of {known}. Found {name!r}.")
     return names
 
 

@@ -77,7 +77,8 @@ def run_chapter(
     with partial_folder(target) as folder:
         values["run_dir"] = folder.relative_to(ROOT).as_posix()
         (folder / "parameters.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-        _prepare_environment(threads, folder)
+        os.environ.update(kernel_environment(threads))
+        _log_to(folder / LOG)
         try:
             _execute(chapter, values, folder, cell_seconds)
         except ChapterError as error:
@@ -146,25 +147,32 @@ def _cell_error(notebook: Any, error: Any) -> str:
     return f"{place}\n  {error.ename}: {error.evalue}"
 
 
-def _prepare_environment(threads: int, folder: Path) -> None:
-    """Settings that must stand before the chapter's own process starts."""
-    # By default waiting threads spin. As soon as another program wants a core, each step of a small
-    # network then takes 20 times as long and more; on an idle machine it costs a few percent.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.update(
-        OMP_NUM_THREADS=str(threads),
-        MKL_NUM_THREADS=str(threads),
-        PYTHONHASHSEED="0",
-        KTLIB_PROGRESS="off",
-        CUBLAS_WORKSPACE_CONFIG=":4096:8",  # read when CUDA starts; for deterministic products
-        JUPYTER_PREFER_ENV_PATH="1",  # this environment's kernel, not one in the home folder
-        PYDEVD_DISABLE_FILE_VALIDATION="1",
-        PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
-    )
+def kernel_environment(threads: int) -> dict[str, str]:
+    """Settings for the process that executes a chapter, which must stand before it starts.
+
+    Equal settings, parameters, versions and kind of processor give equal numbers.
+    """
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        # By default waiting threads spin. As soon as another program wants a core, each step of a
+        # small network then takes 20 times as long and more.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        "PYTHONHASHSEED": "0",
+        "KTLIB_PROGRESS": "off",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # read when CUDA starts; for deterministic products
+        "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one in the home folder
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns in every kernel
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+
+
+def _log_to(file: Path) -> None:
     logger = logging.getLogger("papermill")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    handler = logging.FileHandler(folder / LOG, encoding="utf-8")
+    handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)
 

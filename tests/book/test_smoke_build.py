@@ -13,6 +13,7 @@ from bs4 import BeautifulSoup
 
 from ktlib.results import load_record
 from workflow.project import ROOT, chapters
+from workflow.run_chapter import kernel_environment
 
 pytestmark = pytest.mark.slow
 CHAPTERS = chapters()
@@ -73,14 +74,15 @@ def test_executed_notebook_gives_the_same_outputs_again(smoke_book, chapter, tmp
     executed = smoke_book.root / "runs" / chapter / "smoke" / "main" / "executed.ipynb"
     text = executed.read_text(encoding="utf-8")
     again = smoke_book.root / f"again-{chapter}.ipynb"
-    # Nothing is to be written this time.
-    again.write_text(re.sub(r'run_dir = \\"runs/[^"]*\\"', r'run_dir = \\"\\"', text))
+    elsewhere = re.sub(r'run_dir = \\"runs/[^"]*\\"', r'run_dir = \\"again\\"', text)
+    assert elsewhere != text
+    again.write_text(elsewhere)
     rules = tmp_path / "rules.cfg"
     rules.write_text(RANDOM_NAMES)
     options = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", str(rules)]
     quiet = ["-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null", "-q", "--tb=short"]
-    done = smoke_book.run(sys.executable, "-m", "pytest", *options, *quiet, again.name)
-    again.unlink()
+    command = [sys.executable, "-m", "pytest", *options, *quiet, again.name]
+    done = smoke_book.run(*command, **kernel_environment(threads=1))  # as in the Snakefile
     assert done.returncode == 0, done.stdout[-6000:]
 
 

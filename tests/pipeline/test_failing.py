@@ -104,6 +104,14 @@ def test_wrong_values_are_refused_by_papermill_too(project):
     assert len(errors[0].traceback) == 1  # the message, not the way to it
 
 
+def test_error_in_the_plan_is_told(project):
+    snakefile = project.root / "Snakefile"
+    snakefile.write_text(snakefile.read_text() + "\nrule broken\n")
+    done = project.build("book", "--profile", "smoke")
+    assert done.returncode == 1
+    assert "SyntaxError in file" in done.stdout
+
+
 def test_warning_of_the_book_fails_each_time(project):
     page = project.root / "book/intro.md"
     page.write_text(page.read_text() + "\nSee [](nowhere.md).\n")

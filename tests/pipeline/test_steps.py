@@ -99,6 +99,12 @@ def test_data_sets_follow_the_header_and_the_profile(root):
     assert project.data_sets("part", "smoke", root) == ["digits"]
 
 
+def test_unknown_data_set_is_refused(root):
+    (root / "chapters/params/part.smoke.yaml").write_text("dataset: digit\n")
+    with pytest.raises(ValueError, match="must name data of .*digits.*. Found 'digit'."):
+        project.data_sets("part", "smoke", root)
+
+
 @pytest.mark.parametrize(
     ("chapter", "profile", "message"),
     [
@@ -146,12 +152,15 @@ def test_execution_part_tells_time_device_and_versions():
     assert "| 60.0 min |" in text
     assert "`0123456789`" in text
     assert "`make record CHAPTER=part PROFILE=full`" in text
+    assert "`python benchmarks/search_part.py`" in pages.execution_part(
+        [record()], [record(profile="search")]
+    )
 
 
 def test_versions_are_told_apart_where_they_differ():
     other = record(chapter="other", packages={"torch": "2.11.0"})
     text = pages.execution_part([record(), other], [])
-    assert "| Of | part | other |" in text
+    assert "| What | part | other |" in text
     assert "| torch | 2.15.0 | 2.11.0 |" in text
     assert "No long run has been recorded yet." in text
 
