@@ -686,8 +686,10 @@ pattern.style.hide(axis="index")
 #
 # - **The baseline is strong.** A third party's re-run of the published code found the frozen baseline and F2M level
 #   on CIFAR-100. Whatever the tables above say about their difference, the frozen network belongs beside F2M.
-# - **Flatness has a price.** Noise makes the base session a harder problem. With few epochs the
-#   network trained with noise is less accurate from the start, and small gains later do not make up for it.
+# - **Flatness has a price.** Noise makes the base session a harder problem. Compare session 1 of `ncm` and `f2m` in
+#   the live run and in the long one: the gap shrinks with more training.
+# - **The box may never be reached.** Where the rows `f2m` and `f2m unclamped` agree, no weight came to its edge
+#   at the learning rate chosen, and clamping did nothing for good or ill.
 # - **A narrow box limits learning.** With many shots per class a network should move further than $b$ allows.
 # - **One data set, one small network.** The classes of this chapter share their parts: a new pair consists of a garment
 #   and a digit that base classes have shown. That favours every method that keeps its features.
