@@ -146,7 +146,7 @@ for row, positions in zip(axes, rows, strict=True):
     for ax in row:
         ax.set_axis_off()
     for ax, i in zip(row, positions, strict=False):
-        ax.imshow(train.images[i].permute(1, 2, 0).squeeze(), cmap="gray")
+        ax.imshow(train.images[i].permute(1, 2, 0).squeeze().numpy(), cmap="gray")
         ax.set_title(train.class_names[int(train.labels[i])], fontsize=7)
 save_figure(fig, P.run_dir, "images")
 
