@@ -11,8 +11,6 @@ CORES ?=
 BUILD_OPTIONS = --profile $(PROFILE) $(if $(CORES),--cores $(CORES))
 
 export PYTHONPATH := $(CURDIR)
-# Threads that wait must not spin: with two programs on one core, each step would take 20 times as long.
-export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help book plan test lint types env data browser notebooks sweep record lock clean
@@ -27,6 +25,9 @@ book: env ## execute the chapters that need it, and render the book
 plan: env ## show what `make book` would do
 	@$(BUILD) book $(BUILD_OPTIONS) --dry-run
 
+# Several tests share a core: a thread that waits for another must not spin there, else each step takes
+# up to 20 times as long.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: lint types data browser ## run every test
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
 

@@ -26,6 +26,10 @@ NOTEBOOK = "executed.ipynb"
 RECORD = "result.json"
 LOG = "log.txt"
 KERNEL_START_SECONDS = 120
+# Turns (some microseconds) that a thread spins for another before it sleeps. Small networks wait
+# often: sleeping at once costs them all that a second thread brings, and spinning for long costs
+# five times that as soon as another program wants the core.
+SPINS = "10000"
 
 
 class ChapterError(RuntimeError):
@@ -153,12 +157,10 @@ def kernel_environment(threads: int) -> dict[str, str]:
     Equal settings, parameters, versions and kind of processor give equal numbers.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
+    waiting = {"GOMP_SPINCOUNT": SPINS} if "OMP_WAIT_POLICY" not in os.environ else {}
+    return waiting | {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
-        # By default waiting threads spin. As soon as another program wants a core, each step of a
-        # small network then takes 20 times as long and more.
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "PYTHONHASHSEED": "0",
         "KTLIB_PROGRESS": "off",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # read when CUDA starts; for deterministic products
