@@ -1,0 +1,135 @@
+"""The methods that classify by the nearest class mean: ``ncm``, ``f2m`` and ``finetune``."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ktlib.fcl.evaluation import embed
+from ktlib.fcl.f2m import learn_session
+from ktlib.fcl.methods.learner import Learner
+from ktlib.fcl.methods.memory import Exemplars
+from ktlib.fcl.prototypes import class_means, nearest_class_mean, normalise_prototypes
+from ktlib.fcl.region import FlatRegion
+from ktlib.fcl.split import SplitNetwork
+
+
+class NearestMean(Learner):
+    """The frozen network with class means: the baseline ``ncm``.
+
+    Args:
+        split: network trained on the base session.
+        normalise: scale all prototypes to one norm (PN).
+        new_exemplars: images kept per new class; base images are not kept.
+    """
+
+    name: ClassVar[str] = "ncm"
+
+    def __init__(
+        self, split: SplitNetwork, *, normalise: bool = True, new_exemplars: int = 5
+    ) -> None:
+        self.split = split
+        self.normalise = normalise
+        self.kept = Exemplars(per_base_class=0, per_new_class=new_exemplars)
+
+    @override
+    def start(self, images: Tensor, labels: Tensor) -> None:
+        self.base_classes: Tensor = labels.unique()
+        self.classes = self.base_classes
+        self.prototypes = self.base_prototypes = class_means(
+            embed(self.split.network, images), labels
+        )
+
+    @override
+    def learn(self, images: Tensor, labels: Tensor) -> None:
+        shots, shot_labels = self.kept.joined_with(images, labels)
+        self.tune(shots, shot_labels)
+        means = class_means(embed(self.split.network, shots), shot_labels)
+        self.classes = torch.cat([self.base_classes, shot_labels.unique()])
+        self.prototypes = torch.cat([self.base_prototypes, means])
+        self.kept.add_chosen(images, labels, base=False)
+
+    def tune(self, shots: Tensor, labels: Tensor) -> None:
+        """Change the network, given the shots of this session and the exemplars: not at all."""
+
+    @override
+    def predict(self, images: Tensor) -> Tensor:
+        prototypes = normalise_prototypes(self.prototypes) if self.normalise else self.prototypes
+        nearest = nearest_class_mean(embed(self.split.network, images), prototypes)
+        return self.classes.index_select(0, nearest)
+
+
+class Finetune(NearestMean):
+    """Go on training on the few new images, equation (3.7), with nothing to hold the weights.
+
+    Args:
+        split: network trained on the base session.
+        epochs: full-batch steps per session.
+        lr: learning rate of plain SGD.
+        normalise: see :class:`NearestMean`.
+        new_exemplars: see :class:`NearestMean`.
+    """
+
+    name: ClassVar[str] = "finetune"
+
+    def __init__(
+        self,
+        split: SplitNetwork,
+        *,
+        epochs: int,
+        lr: float,
+        normalise: bool = True,
+        new_exemplars: int = 5,
+    ) -> None:
+        super().__init__(split, normalise=normalise, new_exemplars=new_exemplars)
+        self.epochs = epochs
+        self.lr = lr
+        self.region: FlatRegion | None = None
+
+    @override
+    def tune(self, shots: Tensor, labels: Tensor) -> None:
+        learn_session(
+            self.split,
+            self.region,
+            shots,
+            labels,
+            self.base_prototypes,
+            self.base_classes,
+            epochs=self.epochs,
+            lr=self.lr,
+        )
+
+
+class F2M(Finetune):
+    """Fine-tuning that never leaves the box around the base minimum (thesis, algorithm 1).
+
+    The network should have been trained with :func:`ktlib.fcl.f2m_loss`.
+
+    Args:
+        split: network trained on the base session.
+        bound: half-width ``b`` of the box, in units of the weights.
+        epochs: full-batch steps per session.
+        lr: learning rate of plain SGD.
+        normalise: see :class:`NearestMean`.
+        new_exemplars: see :class:`NearestMean`.
+    """
+
+    name: ClassVar[str] = "f2m"
+
+    def __init__(
+        self,
+        split: SplitNetwork,
+        *,
+        bound: float,
+        epochs: int,
+        lr: float,
+        normalise: bool = True,
+        new_exemplars: int = 5,
+    ) -> None:
+        super().__init__(
+            split, epochs=epochs, lr=lr, normalise=normalise, new_exemplars=new_exemplars
+        )
+        self.region = FlatRegion(split.tuned, bound)
