@@ -59,7 +59,8 @@ class NearestMean(Learner):
     def predict(self, images: Tensor) -> Tensor:
         prototypes = normalise_prototypes(self.prototypes) if self.normalise else self.prototypes
         nearest = nearest_class_mean(embed(self.split.network, images), prototypes)
-        return self.classes.index_select(0, nearest)
+        predicted: Tensor = self.classes[nearest]
+        return predicted
 
 
 class Finetune(NearestMean):
