@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from ktlib.data.files import FileFacts
 
-DATA_SETS = ("mnist", "fashion_mnist", "pairs", "digits", "cifar100")
+DATA_SETS = (
+    "mnist",
+    "fashion_mnist",
+    "pairs",
+    "digits",
+    "cifar100",
+    "mini_imagenet",
+    "cub200",
+)
 SPLITS = ("train", "test")
 
 # idx file names begin with these words; "t10k" is the ten thousand images of the test split.
@@ -79,3 +87,8 @@ FASHION_NAMES = (
 PAIR_NAMES = tuple(f"{item} {digit}" for item in FASHION_NAMES for digit in DIGIT_NAMES)
 
 CLASS_NAMES = {"mnist": DIGIT_NAMES, "fashion_mnist": FASHION_NAMES, "pairs": PAIR_NAMES}
+
+# Sets of photographs: data_prep leaves an array and a list of its rows for each split.
+PHOTOGRAPHS = ("mini_imagenet", "cub200")
+PHOTOGRAPH_SPLITS = {split: (f"{split}-images.npy", f"{split}.csv") for split in SPLITS}
+PHOTOGRAPH_FILES = tuple(file for files in PHOTOGRAPH_SPLITS.values() for file in files)

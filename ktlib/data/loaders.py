@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,16 @@ from ktlib.data.idx import decode_idx
 from ktlib.data.labelled import LabelledImages
 from ktlib.data.root import data_root
 
+if TYPE_CHECKING:
+    from ktlib.data.photographs import Listing
+
 
 def load(name: str, split: str, root: Path | None = None) -> LabelledImages:
     """One split of a data set.
 
     Args:
-        name: "mnist", "fashion_mnist", "pairs", "digits" or "cifar100".
+        name: "mnist", "fashion_mnist", "pairs", "digits", "cifar100", "mini_imagenet" or
+            "cub200".
         split: "train" or "test".
         root: The data root; None stands for :func:`data_root`.
 
@@ -33,6 +38,8 @@ def load(name: str, split: str, root: Path | None = None) -> LabelledImages:
         "pairs": load_pairs,
         "digits": load_digits,
         "cifar100": load_cifar100,
+        "mini_imagenet": load_mini_imagenet,
+        "cub200": load_cub200,
     }
     _check_name(name)
     return loaders[name](split, root)
@@ -98,6 +105,40 @@ def load_cifar100(split: str, root: Path | None = None) -> LabelledImages:
         raise data_error("cifar100", problem) from error
 
 
+def load_mini_imagenet(split: str, root: Path | None = None) -> LabelledImages:
+    """miniImageNet: colour photographs, 84x84, 50,000 train and 10,000 test images, 100 classes.
+
+    Classes are named by their WordNet numbers. The images stay on the disk until they are used,
+    and so memory holds only what is used; changes to them never reach the file. Arguments and
+    errors as in :func:`load`.
+    """
+    return _load_photographs("mini_imagenet", split, root)
+
+
+def load_cub200(split: str, root: Path | None = None) -> LabelledImages:
+    """CUB-200-2011: photographs of birds, 5,994 train and 5,794 test images, 200 classes.
+
+    Resized so that the shorter side has 256 pixels, of which the middle 224x224 is kept. As with
+    :func:`load_mini_imagenet` the images stay on the disk until they are used. Arguments and
+    errors as in :func:`load`.
+    """
+    return _load_photographs("cub200", split, root)
+
+
+def image_names(name: str, split: str, root: Path | None = None) -> tuple[str, ...]:
+    """What the authors of miniImageNet or CUB-200-2011 call each image, in the order of `load`.
+
+    Raises:
+        ValueError: another data set, or an unknown split.
+        DataError: the set has not been prepared, or its list is damaged.
+    """
+    if name not in facts.PHOTOGRAPHS:
+        known = ", ".join(facts.PHOTOGRAPHS)
+        raise ValueError(f"name must be one of {known}. Found name={name!r}.")
+    _check_split(split)
+    return _read_listing(name, split, root).names
+
+
 def checksums(name: str, root: Path | None = None) -> dict[str, str]:
     """SHA-256 of each file of a data set, for run records.
 
@@ -106,7 +147,7 @@ def checksums(name: str, root: Path | None = None) -> dict[str, str]:
 
     Raises:
         ValueError: an unknown name.
-        DataError: CIFAR-100 has not been prepared.
+        DataError: CIFAR-100, miniImageNet or CUB-200-2011 has not been prepared.
     """
     _check_name(name)
     if name == "digits":
@@ -115,6 +156,8 @@ def checksums(name: str, root: Path | None = None) -> dict[str, str]:
         return {"scikit-learn digits": SHA256}
     if name == "cifar100":
         expected = _manifest_facts(name, cifar.FILES, root)
+    elif name in facts.PHOTOGRAPHS:
+        expected = _manifest_facts(name, facts.PHOTOGRAPH_FILES, root)
     else:
         expected = facts.IDX_FILES[name]
     return {file: known.sha256 for file, known in expected.items()}
@@ -131,6 +174,30 @@ def _load_idx(name: str, split: str, root: Path | None) -> LabelledImages:
         arrays.append(decode_idx(content))
     images, labels = arrays
     return _labelled(images[:, None], labels.astype(np.int64), facts.CLASS_NAMES[name])
+
+
+def _load_photographs(name: str, split: str, root: Path | None) -> LabelledImages:
+    """One split of a set of photographs, from the arrays that ``data_prep`` made."""
+    from ktlib.data.photographs import map_images  # Pillow, only where it is needed
+
+    _check_split(split)
+    folder = (root or data_root()) / name
+    listing = _read_listing(name, split, root)
+    file = facts.PHOTOGRAPH_SPLITS[split][0]
+    images = map_images(folder / file, _manifest_facts(name, (file,), root)[file], name)
+    if len(images) != len(listing.names):
+        problem = f"{folder / file} holds {len(images)} images for {len(listing.names)} names."
+        raise data_error(name, problem)
+    return _labelled(images, np.array(listing.labels, dtype=np.int64), listing.class_names)
+
+
+def _read_listing(name: str, split: str, root: Path | None) -> Listing:
+    """Names and classes of one split of a set of photographs."""
+    from ktlib.data.photographs import read_listing
+
+    folder = (root or data_root()) / name
+    file = facts.PHOTOGRAPH_SPLITS[split][1]
+    return read_listing(folder / file, _manifest_facts(name, (file,), root)[file], name)
 
 
 def _manifest_facts(name: str, files: tuple[str, ...], root: Path | None) -> dict[str, FileFacts]:

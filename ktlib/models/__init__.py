@@ -1,5 +1,10 @@
 """Backbones: embedding networks that map a batch of images to feature vectors."""
 
-from ktlib.models.resnet import resnet18_features
+from ktlib.models.resnet import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    imagenet_resnet18_features,
+    resnet18_features,
+)
 
-__all__ = ["resnet18_features"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "imagenet_resnet18_features", "resnet18_features"]

@@ -1,0 +1,84 @@
+"""Small sets of JPEG photographs in the exact layouts of miniImageNet and CUB-200-2011."""
+
+import io
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from data_prep.cub200 import CUB200
+from data_prep.mini_imagenet import MINI_IMAGENET
+
+WNIDS = ("n01532829", "n01558993", "n01704323")
+MINI = replace(
+    MINI_IMAGENET, numbers={"train": 12, "test": 6}, classes=3, per_class={"train": 4, "test": 2}
+)
+SPECIES = ("001.Black_footed_Albatross", "002.Laysan_Albatross")
+CUB = replace(CUB200, numbers={"train": 5, "test": 4}, classes=2)
+
+
+def jpeg(height, width, seed, mode="RGB"):
+    """A smooth random picture as a JPEG file."""
+    random = np.random.RandomState(seed)
+    rough = Image.fromarray(random.randint(0, 256, (4, 4, 3)).astype(np.uint8))
+    content = io.BytesIO()
+    picture = rough.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+    picture.save(content, "JPEG", quality=90)
+    return content.getvalue()
+
+
+def mini_files(size=84):
+    """From path in the folder ``miniimagenet`` to content: 4 train and 2 test images a class."""
+    files = {}
+    for split, numbers in (("train", (5, 6, 10, 14)), ("test", (7, 28))):
+        lines = ["filename,label"]
+        for wnid in WNIDS:
+            for number in numbers:
+                name = f"{wnid}{number:08d}.jpg"
+                lines.append(f"{name},{wnid}")
+                files[f"images/{name}"] = jpeg(size, size + 16 * (number % 2), number)
+        files[f"split/{split}.csv"] = ("\n".join(lines) + "\n").encode()
+    return files
+
+
+def cub_files():
+    """From path in the folder ``CUB_200_2011`` to content: 9 photographs of two species."""
+    shapes = [(300, 400), (500, 333), (224, 224), (260, 256), (128, 228)]
+    images, labels, splits = [], [], []
+    files = {"README": b"not needed"}
+    for number in range(1, 10):
+        label = 1 + (number > 5)
+        bird = SPECIES[label - 1][4:]
+        path = f"{SPECIES[label - 1]}/{bird}_{number:04d}_{number * 37}.jpg"
+        mode = "L" if number == 4 else "RGB"
+        files[f"images/{path}"] = jpeg(*shapes[number % len(shapes)], number, mode)
+        images.append(f"{number} {path}")
+        labels.append(f"{number} {label}")
+        splits.append(f"{number} {number % 2}")
+    texts = {
+        "images.txt": images,
+        "image_class_labels.txt": labels,
+        "train_test_split.txt": splits,
+        "classes.txt": [f"{i} {name}" for i, name in enumerate(SPECIES, start=1)],
+    }
+    files.update({name: ("\n".join(lines) + "\n").encode() for name, lines in texts.items()})
+    return files
+
+
+def unpack(files, folder):
+    """Write the files below ``folder``."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def packed(files, folder, mode="w:gz"):
+    """An archive of the files, in a folder of its own."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
