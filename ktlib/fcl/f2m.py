@@ -6,7 +6,7 @@ minima", NeurIPS 2021. Chapter ``chapters/fcl.py`` explains each part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,8 @@ class F2MLoss:
     """The base loss of one batch.
 
     Attributes:
-        total: scalar to call ``backward`` on: the mean over draws of equation (3.6).
+        total: scalar to call ``backward`` on: the mean over draws of equation (3.6), and what was
+            asked for beyond it.
         cross_entropy: ``(draws,)`` classification loss of each draw.
         prototype_shift: ``(draws,)`` mean squared shift of the prototypes, before lambda; zeros
             when lambda is 0, as it is then not computed.
@@ -47,6 +48,9 @@ def f2m_loss(
     prototype_weight: float,
     generator: torch.Generator,
     noise_levels: int = 0,
+    noise_shapes: Sequence[float] = (),
+    spread_weight: float = 0.0,
+    prototype_gradient: bool = True,
 ) -> F2MLoss:
     """Loss of the base session: equations (3.5) and (3.6) on one batch.
 
@@ -59,6 +63,10 @@ def f2m_loss(
     draws: the same gradient, for less work. Batch-norm layers there update their running
     statistics once per batch, those in the tail once per draw.
 
+    The last three arguments reproduce the authors' released code, which differs from the printed
+    text: there the noise is a rounded Beta law, twice the standard deviation of the M losses is
+    added, and the prototype term, turned into a number, contributes no gradient.
+
     Args:
         split: the network, from :func:`ktlib.fcl.split_network`.
         classifier: embeddings ``(batch, dim)`` -> scores ``(batch, classes)``; never perturbed.
@@ -69,18 +77,26 @@ def f2m_loss(
         prototype_weight: ``lambda``; 0 leaves prototype fixing (PF) out.
         generator: source of the noise.
         noise_levels: see :func:`ktlib.fcl.draw_noise`.
+        noise_shapes: see :func:`ktlib.fcl.draw_noise`.
+        spread_weight: times the standard deviation of the M losses (divided by ``M - 1``), which is
+            added to their mean. Released code: 2.
+        prototype_gradient: whether the prototype term has a gradient. Released code: no.
 
     Raises:
-        ValueError: if ``draws < 1``, or ``bound`` or ``prototype_weight`` is negative.
+        ValueError: if ``draws < 1``, ``bound``, ``prototype_weight`` or ``spread_weight`` is
+            negative, or a spread is asked for with one draw.
     """
     require_at_least("draws", draws, 1)
     require_bound("bound", bound)
     require_at_least("prototype_weight", prototype_weight, 0)
+    require_at_least("spread_weight", spread_weight, 0)
+    if spread_weight and draws < 2:
+        raise ValueError(f"spread_weight={spread_weight!r} needs draws >= 2. Found draws={draws}.")
     features = split.prefix(images)
     still = class_means(split.tail_forward(features), labels) if prototype_weight else None
     losses, shifts = [], []
     for _ in range(draws):
-        noise = draw_noise(split.tuned, bound, generator, noise_levels)
+        noise = draw_noise(split.tuned, bound, generator, noise_levels, noise_shapes)
         embeddings = split.tail_forward(features, noise)  # (batch, dim)
         losses.append(F.cross_entropy(classifier(embeddings), labels))
         if still is not None:
@@ -90,7 +106,10 @@ def f2m_loss(
     total = cross_entropy.mean()
     shift = torch.stack(shifts) if shifts else torch.zeros_like(cross_entropy)
     if shifts:
-        total = total + prototype_weight * shift.mean()
+        penalty = prototype_weight * shift.mean()
+        total = total + (penalty if prototype_gradient else penalty.detach())
+    if spread_weight:
+        total = total + spread_weight * cross_entropy.std()
     return F2MLoss(total, cross_entropy, shift)
 
 
@@ -104,6 +123,7 @@ def learn_session(
     *,
     epochs: int,
     lr: float,
+    grid_step: float = 0.0,
 ) -> list[float]:
     """One few-shot session: equation (3.7), then clamping, for a few full-batch steps.
 
@@ -120,16 +140,23 @@ def learn_session(
         base_classes: ``(base,)`` class number of each saved prototype.
         epochs: number of full-batch steps.
         lr: learning rate of plain SGD.
+        grid_step: after each step, round the distance of every tuned weight to ``phi*`` to a
+            multiple of this, in units of the weights; 0 rounds nothing. The authors' released code:
+            a quarter of its bound. Small steps are then lost altogether.
 
     Returns:
         The loss before each step.
 
     Raises:
-        ValueError: if ``epochs < 1``, ``lr <= 0``, or a base class is among ``labels``.
+        ValueError: if ``epochs < 1``, ``lr <= 0``, a base class is among ``labels``, or a grid is
+            asked for without a region.
+        FloatingPointError: at the first loss that is not finite, naming the step.
     """
     require_at_least("epochs", epochs, 1)
     if not lr > 0:
         raise ValueError(f"lr must be above 0. Found lr={lr!r}.")
+    if grid_step and region is None:
+        raise ValueError(f"grid_step={grid_step!r} needs a region, whose centre is the origin.")
     if bool(torch.isin(labels, base_classes).any()):
         raise ValueError(
             "labels must hold new classes only: base data is not kept after session 1. "
@@ -142,16 +169,20 @@ def learn_session(
         features = split.prefix(images)
     optimizer = torch.optim.SGD(split.tuned.values(), lr=lr)
     losses = []
-    for _ in range(epochs):
+    for step in range(1, epochs + 1):
         embeddings = split.tail_forward(features)
         new_prototypes = class_means(embeddings, labels, new_classes)
         loss = few_shot_loss(embeddings, targets, torch.cat([base_prototypes, new_prototypes]))
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower lr={lr!r}.")
         gradients = torch.autograd.grad(loss, list(split.tuned.values()))
         for parameter, gradient in zip(split.tuned.values(), gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
         optimizer.zero_grad()
         if region is not None:
+            if grid_step:
+                region.round_(grid_step)
             region.clamp_()
         losses.append(loss.item())
     return losses

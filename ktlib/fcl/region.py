@@ -22,22 +22,35 @@ class FlatRegion:
             ``dict(module.named_parameters())``. They are held, not copied; their present
             values are copied as the centre.
         bound: half-width ``b``, in units of the weights; 0 freezes the parameters.
+        center: name -> tensor of the parameter's shape to use as ``phi*`` instead of the present
+            values, for example from a checkpoint of the base session.
 
     Attributes:
         center: name -> copy of the parameter at ``phi*``.
         bound: half-width ``b``.
 
     Raises:
-        ValueError: for no parameters, or a bound that is negative or not finite.
+        ValueError: for no parameters, a bound that is negative or not finite, or a centre whose
+            names or shapes are not those of the parameters.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], bound: float) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        bound: float,
+        center: Mapping[str, Tensor] | None = None,
+    ) -> None:
         require_bound("bound", bound)
         if not parameters:
             raise ValueError("parameters must name at least one tensor. Found an empty mapping.")
+        if center is not None:
+            _require_same_shapes(parameters, center)
         self.bound = bound
         self._parameters = dict(parameters)
-        self.center = {name: p.detach().clone() for name, p in parameters.items()}
+        self.center = {
+            name: (p if center is None else center[name]).detach().clone().to(p)
+            for name, p in parameters.items()
+        }
         self._lower = {name: _edge(center, -bound) for name, center in self.center.items()}
         self._upper = {name: _edge(center, bound) for name, center in self.center.items()}
 
@@ -46,6 +59,19 @@ class FlatRegion:
         """Move every parameter to the nearest point of the box, in place."""
         for name, parameter in self._parameters.items():
             parameter.clamp_(self._lower[name], self._upper[name])
+
+    @torch.no_grad()
+    def round_(self, step: float) -> None:
+        """Round every distance to the centre to a multiple of ``step``, in place.
+
+        Raises:
+            ValueError: if ``step`` is not above 0.
+        """
+        if not step > 0:
+            raise ValueError(f"step must be above 0. Found step={step!r}.")
+        for name, parameter in self._parameters.items():
+            center = self.center[name]
+            parameter.copy_(center + step * ((parameter - center) / step).round())
 
     def contains(self) -> bool:
         """Whether every parameter lies in the box now, exactly (no tolerance)."""
@@ -72,6 +98,20 @@ class FlatRegion:
     def _write(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
             parameter.copy_(values[name])
+
+
+def _require_same_shapes(parameters: Mapping[str, Tensor], center: Mapping[str, Tensor]) -> None:
+    if parameters.keys() != center.keys():
+        raise ValueError(
+            f"center must name the parameters {sorted(parameters)}. Found {sorted(center)}."
+        )
+    for name, parameter in parameters.items():
+        if center[name].shape != parameter.shape:
+            raise ValueError(
+                f"center must have the shape of the parameters. {name!r} has "
+                f"{tuple(parameter.shape)}. Found {tuple(center[name].shape)}: "
+                "is it from another architecture?"
+            )
 
 
 def _edge(center: Tensor, offset: float) -> Tensor:

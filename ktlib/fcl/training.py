@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ktlib.fcl.checks import require_at_least
+from ktlib.fcl.sam import sam_optimizer, sam_step
 
 
 def random_crop(
@@ -52,8 +54,14 @@ def train_base(
     weight_decay: float = 5e-4,
     padding: int = 4,
     flip: bool = False,
+    sam_radius: float = 0.0,
+    sam_adaptive: bool = False,
 ) -> list[float]:
     """Minimise ``loss(images, labels)`` with SGD and a cosine schedule down to 0.
+
+    With a ``sam_radius``, by sharpness-aware minimisation (SAM) instead: Foret et al., ICLR 2021,
+    as implemented by ``pytorch_optimizer``. Each step then computes the loss twice, and batch norm
+    keeps the statistics of the first time, which belong to the weights themselves.
 
     Batches are drawn from ``generator`` alone, so two losses trained with equal generators see the
     same images in the same order with the same shifts.
@@ -73,20 +81,38 @@ def train_base(
         weight_decay: of :class:`torch.optim.SGD`.
         padding: see :func:`random_crop`.
         flip: see :func:`random_crop`.
+        sam_radius: ``rho``, the Euclidean length of SAM's step uphill, over all weights together;
+            0 for plain SGD. Usual: 0.05.
+        sam_adaptive: scale the step by the size of each weight (ASAM); wants a radius about ten
+            times as large.
 
     Returns:
-        Mean loss of each epoch.
+        Mean loss of each epoch; with SAM the loss in front of the step uphill.
 
     Raises:
-        ValueError: for ``epochs``, ``batch_size`` below 1, or ``lr`` not above 0.
+        ValueError: for ``epochs``, ``batch_size`` below 1, ``lr`` not above 0, or a radius
+            below 0.
         FloatingPointError: as soon as the loss is no longer finite, naming epoch and value.
     """
     require_at_least("epochs", epochs, 1)
     require_at_least("batch_size", batch_size, 1)
     if not lr > 0:
         raise ValueError(f"lr must be above 0. Found lr={lr!r}.")
+    require_at_least("sam_radius", sam_radius, 0)
     parameters = [*network.parameters(), *classifier.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    sam = None
+    if sam_radius:
+        sam = sam_optimizer(
+            parameters,
+            radius=sam_radius,
+            adaptive=sam_adaptive,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+        )
+        optimizer = sam.base_optimizer
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
     steps = epochs * -(-len(images) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     history = []
@@ -99,7 +125,10 @@ def train_base(
                 value = loss(batch, labels[index])
                 optimizer.zero_grad()
                 value.backward()
-                optimizer.step()
+                if sam is None:
+                    optimizer.step()
+                else:
+                    sam_step(sam, network, partial(loss, batch, labels[index]))
                 losses.append(value.detach())
             schedule.step()
         history.append(float(torch.stack(losses).mean()))
