@@ -130,7 +130,7 @@ rule pages:
     input:
         main_runs("result.json"),
         [f"chapters/{name}.py" for name in CHAPTERS],
-        tracked("results/*.json"),
+        tracked("results/**/*.json"),
         "workflow/pages.py",
     output:
         "book/_generated/execution.md",

@@ -63,10 +63,13 @@ def parameters(chapter: Chapter) -> list[str]:
 
 def parameter_files(chapter: Chapter) -> list[str]:
     """The default values and those of every profile are allowed."""
-    folder = chapter.path.parent / "params"
+    root = chapter.path.parents[1] if chapter.is_proof else chapter.path.parent
+    # chapters/proofs/fcl.py has its values in chapters/params/proofs/
+    folder = root / "params" / chapter.path.parent.relative_to(root)
     files = sorted(folder.glob(f"{chapter.path.stem}.*.yaml"))
     if not files:
-        return [f"there is no parameter file {chapter.path.stem}.<profile>.yaml in {folder.name}/"]
+        where = folder.relative_to(root).as_posix()
+        return [f"there is no parameter file {chapter.path.stem}.<profile>.yaml in {where}/"]
     problems = []
     for path in files:
         try:

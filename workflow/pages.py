@@ -146,7 +146,7 @@ def write_pages(profile: str) -> None:
     """Write both parts from the records of the runs ``main`` and from the chapters."""
     names = chapters()
     live = [load_record(RUNS / name / profile / MAIN_RUN) for name in names]
-    files = sorted((ROOT / "results").glob("*.*.json"))
+    files = sorted((ROOT / "results").rglob("*.*.json"))
     committed = [record for record in map(load_record, files) if record.chapter in names]
     write_text(FOLDER / "execution.md", execution_part(live, committed))
     write_text(FOLDER / "parameters.md", parameters_part(names))

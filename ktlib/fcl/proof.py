@@ -159,8 +159,8 @@ class NoisyQuadratic:
 
     ``L(z; theta) = (1 + u)/2 sum_i h_i (theta_i - t_i)^2 + xi . (theta - t)`` with the batch
     ``z = (u, xi)``: ``u = +-tau`` with equal chance, ``xi`` normal with variance ``sigma^2`` in
-    each coordinate. Uniform noise from ``[-b, b]`` is added to the first coordinates, which stand for
-    ``phi``; the others stand for ``psi``. One gradient is then
+    each coordinate. Uniform noise from ``[-b, b]`` is added to the first coordinates, which stand
+    for ``phi``; the others stand for ``psi``. One gradient is then
     ``g = (1 + u) h * (theta + eps - t) + xi``, with mean ``grad R = h * (theta - t)`` and variance
 
     - batch part ``d sigma^2 + tau^2 ||grad R||^2``,

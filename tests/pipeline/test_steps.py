@@ -12,6 +12,7 @@ import pytest
 
 from ktlib.results import RunRecord
 from workflow import browser, pages, project, stage
+from workflow.check_chapters import Chapter, parameter_files
 from workflow.guard import BuildRunningError, build_lock, move_into_place, partial_folder
 
 SOURCE = """\
@@ -97,6 +98,23 @@ def test_outputs_of_other_code_are_refused(root, executed):
 def test_data_sets_follow_the_header_and_the_profile(root):
     assert project.data_sets("part", "cpu", root) == ["pairs"]
     assert project.data_sets("part", "smoke", root) == ["digits"]
+
+
+def test_chapter_in_a_folder_of_its_own(root):
+    """A proof is a chapter too: its name has the folder, and so have its values."""
+    (root / "chapters/params/proofs").mkdir()
+    (root / "chapters/proofs").mkdir()
+    (root / "chapters/proofs/part.py").write_text(SOURCE)
+    assert project.chapters(root) == ["part", "proofs/part"]
+    with pytest.raises(ValueError, match="whose file chapters/params/proofs/part.cpu.yaml is miss"):
+        project.parameter_file("proofs/part", "cpu", root)
+    chapter = Chapter(project.chapter_source("proofs/part", root))
+    message = "there is no parameter file part.<profile>.yaml in params/proofs/"
+    assert parameter_files(chapter) == [message]
+    values = root / "chapters/params/proofs/part.cpu.yaml"
+    values.write_text("rate: 2.0\n")
+    assert project.parameter_file("proofs/part", "cpu", root) == values
+    assert parameter_files(chapter) != [message]
 
 
 def test_unknown_data_set_is_refused(root):

@@ -1,0 +1,966 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   ktlib:
+#     data: [pairs]
+#     data_parameter: dataset
+# ---
+
+# %% [markdown]
+# (proof-fcl)=
+# # Does training under noise converge? The proof, line by line
+#
+# **The question.** F2M, the method of {ref}`chap-fcl`, adds random noise to the weights at every step of
+# its base training. {prf:ref}`thm-f2m` says that this still converges, in a certain sense. What exactly is
+# proved, from which assumptions, and does every line of the printed proof hold?
+#
+# Not every line does. This page gives a complete proof that holds, checks each step by algebra or by numbers,
+# and says in a box, called an *erratum*, where it departs from the thesis {cite}`shi2025thesis` and why.
+#
+# **After this chapter you can**
+#
+# - name for each assumption of a convergence theorem a case where it holds and one where it fails,
+# - split the variance of a gradient into what the batch and what the noise contributes,
+# - check every step of a standard convergence proof for stochastic gradient descent,
+# - say what such a theorem does *not* promise.
+#
+# **Before you start.** You should know gradients, expectations and infinite series. The proof needs no theorem
+# that is not proved here. The pattern is the one of Bottou, Curtis and Nocedal {cite}`bottou2018optimization`.
+#
+# **Time to run.** Under two minutes on two CPU cores; the [execution page](../../execution.md) has the
+# time of the run that you are reading. To run it again: `make book`.
+
+# %% tags=["parameters"]
+profile = "cpu"  # name of this set of values, noted in the record
+run_dir = ""  # folder for result.json and figures; "" writes nothing
+device = "auto"  # auto, cpu, cuda or mps
+precision = "float32"  # auto, float32 or bfloat16; the measured gradients are float32
+seeds = [0, 1]  # one repetition each: weights, batches, noise; the thesis runs no experiment here
+dataset = "pairs"  # pairs or digits: images of the network
+classes = 10  # classes that the network learns
+images = 40  # training images per class
+width = 16  # channels of the first ResNet18 stage; the thesis: 64
+stem_stride = 3  # stride of the first convolution; the thesis: 1
+tuned_convolutions = 4  # last convolutions that get noise; the thesis: 4 or 8
+epochs = 5  # epochs of training before the second measurement
+batch_size = 16  # images per batch; not stated in the thesis
+lr = 0.05  # first learning rate of the training; not stated in the thesis
+noise_bound = 0.04  # half-width b of the noise, in units of the weights; the thesis: 0.01
+prototype_weight = 0.1  # weight lambda of prototype fixing; not stated in the thesis
+variance_batches = 8  # batches z that a variance is measured over
+variance_draws = 4  # noise draws per batch of the nested sampling
+averaged_draws = [1, 2, 4, 8, 16, 32]  # numbers M of draws per batch; the thesis: 2 to 4
+dimension = 50  # parameters of the noisy quadratic
+steps = 10000  # SGD steps on the noisy quadratic
+repetitions = 100  # simulated paths of the noisy quadratic per seed
+
+# %% tags=["setup"]
+from ktlib.fcl.proof import FclProofParameters
+from ktlib.parameters import check_parameters
+
+P = check_parameters(globals(), FclProofParameters)
+
+# %%
+import matplotlib.pyplot as plt
+import pandas as pd
+import sympy as sp
+import torch
+from myst_nb import glue
+
+from ktlib import data
+from ktlib.device import choose_device
+from ktlib.plotting import save_figure, use_style
+from ktlib.results import RunRecord
+from ktlib.seeding import deterministic, generator
+
+use_style()
+deterministic()
+device = choose_device(P.device)
+record = RunRecord.start("proofs/fcl", P, data=data.checksums(P.dataset))
+
+# %% [markdown]
+# ## What is claimed
+#
+# All parameters together are $\theta=\{\phi,\psi\}$. The noise $\epsilon$ has independent entries from
+# $[-b,b]$ and is added to $\phi$ only. With a random batch $z$ the **smoothed risk** (3.4) is
+#
+# ```{math}
+# R(\theta)=\mathbb E_{z,\epsilon}\,L(z;\phi+\epsilon,\psi).
+# ```
+#
+# One step draws one batch $z_k$ and $M$ noise vectors $\epsilon_1,\dots,\epsilon_M$, and moves against the mean
+# gradient (3.8), with $g(z,\epsilon;\theta)=\nabla L(z;\phi+\epsilon,\psi)$:
+#
+# ```{math}
+# :label: eq-proof-step
+# \theta_{k+1}=\theta_k-\alpha_k\,\bar g_k,\qquad \bar g_k=\frac1M\sum_{j=1}^{M}g(z_k,\epsilon_j;\theta_k).
+# ```
+#
+# Throughout, $F(\theta)=\lVert\nabla R(\theta)\rVert^2$; the variance of a random vector is the number
+# $\mathbb V[X]=\mathbb E\lVert X-\mathbb E X\rVert^2$; $\mathbb E_k$ and $\mathbb V_k$ are taken over the batch and
+# the noise of step $k$ with $\theta_k$ given; steps are counted from $k=0$, and $\theta_0$ is fixed or has
+# $\mathbb E R(\theta_0)<\infty$. The step sizes $\alpha_k>0$ are chosen in advance.
+#
+# ```{prf:theorem} Convergence of F2M, repaired
+# :label: thm-proof-main
+# Under {prf:ref}`ass-smooth` to {prf:ref}`ass-steps`,
+# $\ \sum_k\alpha_k\,\mathbb E F(\theta_k)<\infty\ $ and $\ \liminf_{k}\mathbb E F(\theta_k)=0$.
+# With {prf:ref}`ass-second` as well, $\ \lim_{k}\mathbb E\lVert\nabla R(\theta_k)\rVert^2=0$.
+# ```
+#
+# The thesis states it as Theorem 3.1, and once more under the number 4.1 (a slip of the numbering, part of erratum
+# E3). Here come the six assumptions. For each there is a case where it holds and one where it fails.
+#
+# ## The assumptions
+#
+# ```{prf:assumption} Smooth risk
+# :label: ass-smooth
+# $R$ is differentiable and $\lVert\nabla R(x)-\nabla R(y)\rVert\le L\lVert x-y\rVert$ for all $x,y$.
+# ```
+#
+# *Fails* for the loss $|w|$ of one weight: its slope jumps from $-1$ to $1$. *Holds* after smoothing: the average
+# of $|w|$ over the box of half-width $b$ is a parabola in the middle, and its slope $w/b$ rises by $1/b$ per unit. So
+# $L=1/b$: noise *makes* a kink smooth, the less so the smaller $b$ is.
+
+# %%
+w, t = sp.symbols("w t", real=True)
+b = sp.symbols("b", positive=True)
+inside = (sp.integrate(-t, (t, w - b, 0)) + sp.integrate(t, (t, 0, w + b))) / (2 * b)  # |w| <= b
+outside = sp.integrate(t, (t, w - b, w + b)) / (2 * b)  # w >= b
+[sp.simplify(value) for value in (inside, sp.diff(inside, w), sp.diff(outside, w))]
+
+# %%
+kink_slope = sp.Derivative(sp.Abs(w), w).doit()
+kink_slope.subs(w, sp.Rational(1, 10**9)) - kink_slope.subs(w, -sp.Rational(1, 10**9))
+
+# %% [markdown]
+# The last number is the change of the slope of $|w|$ over a distance of $2\cdot10^{-9}$: no $L$ covers that for all
+# distances.
+#
+# ```{prf:assumption} Bounded below
+# :label: ass-below
+# $R(\theta)\ge R_{\inf}>-\infty$ for all $\theta$.
+# ```
+#
+# *Holds* for F2M: cross-entropy and the squared shift of prototypes are at least zero. *Fails* for $R(w)=w$,
+# which is perfectly smooth: gradient descent falls for ever, and the slope never gets smaller.
+
+# %%
+falling = torch.zeros(1, requires_grad=True)
+for k in range(1000):
+    (slope,) = torch.autograd.grad(falling.sum(), falling)
+    falling.data -= slope / (k + 1)
+falling.item(), slope.item()
+
+# %% [markdown]
+# ```{prf:assumption} Unbiased gradients
+# :label: ass-unbiased
+# $\mathbb E_k[g(z_k,\epsilon_j;\theta_k)]=\nabla R(\theta_k)$ for every $j$, and given $\theta_k$ the draws
+# $z_k,\epsilon_1,\dots,\epsilon_M$ are independent of each other.
+# ```
+#
+# It says two things: the mean of the loss may be differentiated under the expectation, and $R$ is the mean of
+# *the loss that is really used*. *Holds* for $R$ = expected loss **of a batch**. *Fails* for the risk that
+# one may have in mind for the prototype term: the squared shift of the class mean over *all* images. A batch gives a
+# squared mean over few images, and the mean of a square is not the square of a mean. For $n$ numbers with mean
+# $\mu$ and variance $s^2$ it is $\mu^2+s^2/n$. With $\mu=1$, $s^2=4$ and $n=4$:
+
+# %%
+shift = 1 + 2 * torch.randn((200_000, 4), generator=generator(P.seeds[0], "shift"))
+batch_term = shift.mean(dim=1).square()
+print(f"mean over batches {batch_term.mean():.2f}, with all images 1.00, formula {1 + 4 / 4:.2f}")
+
+# %% [markdown]
+# ```{prf:assumption} Bounded variance, in two parts
+# :label: ass-variance
+# There are constants with
+# $\mathbb V_z\big[\mathbb E_\epsilon[g\mid z]\big]\le m_1^z+m_2^z F(\theta)$ and
+# $\mathbb E_z\big[\mathbb V_\epsilon[g\mid z]\big]\le m_1^\epsilon+m_2^\epsilon F(\theta)$ for all $\theta$.
+# Briefly, $m_i(M)=m_i^z+m_i^\epsilon/M$ for $i=1,2$.
+# ```
+#
+# The thesis asks for $\mathbb V[g]\le m_1+m_2F$ of a single draw. That is enough: the two parts add up to $\mathbb V[g]$
+# ({prf:ref}`lem-variance` below with $M=1$), so each of them obeys the same bound. *Holds* with equality for the **noisy quadratic**
+# that will serve as the test bench, because all its constants are known:
+#
+# ```{math}
+# :label: eq-proof-quadratic
+# L(z;\theta)=\frac{1+u}{2}\sum_i h_i(\theta_i-t_i)^2+\xi^{\top}(\theta-t),\qquad z=(u,\xi),
+# ```
+#
+# with $u=\pm\tau$ at equal chance, $\xi$ normal with variance $\sigma^2$ per coordinate, and uniform noise on the first half
+# of the coordinates. Then $\nabla R=h(\theta-t)$, $L=\max h$, $L_2=2L^2$, $m_1^z=d\sigma^2$, $m_2^z=\tau^2$,
+# $m_1^\epsilon=(1+\tau^2)\frac{b^2}{3}\sum_{\phi}h_i^2$ and $m_2^\epsilon=0$.
+
+# %%
+from ktlib.fcl.proof import NoisyQuadratic
+
+h = torch.logspace(0, -1, P.dimension, dtype=torch.float64)
+quadratic = NoisyQuadratic(
+    h, torch.zeros_like(h), P.dimension // 2, bound=0.8, batch_std=0.3, batch_scale=0.5
+)
+start, many = torch.ones_like(h), 20_000
+
+# %%
+rows = []
+for M in (1, 4, 32):
+    stream = generator(P.seeds[0], "assumptions", M)
+    gradients = quadratic.batch_gradient(start, quadratic.draw_batch(many, stream), M, stream)
+    error = (gradients - quadratic.gradient(start)).square().sum(dim=1)
+    m1, m2 = quadratic.constants(M)
+    bound = m1 + m2 * float(quadratic.gradient(start).square().sum())
+    rows.append({"M": M, "measured variance": float(error.mean()), "m1 + m2 F": bound})
+pd.DataFrame(rows).set_index("M").round(3)
+
+# %% [markdown]
+# The same samples show that {prf:ref}`ass-unbiased` holds here: the mean of the gradients differs from $\nabla R$ by no
+# more than chance allows, in each coordinate, measured in standard errors.
+
+# %%
+standard_error = gradients.std(dim=0) / many**0.5
+deviation = (gradients.mean(dim=0) - quadratic.gradient(start)).abs() / standard_error
+print(f"largest of {P.dimension} deviations: {deviation.max():.1f} standard errors")
+
+# %% [markdown]
+# *Fails* for $L(z;w)=\frac12w^2+\frac z3w^3$ with $z=\pm1$. The risk is $\frac12w^2$, as harmless as can be, but
+# $g=w+zw^2$ has variance $w^4=F^2$, and no line $m_1+m_2F$ stays above a parabola. Started at $w=4$, steps of size $1/(k+2)$,
+# which satisfy {prf:ref}`ass-steps`, do not converge: count how many of 1,000 runs leave every bound.
+
+# %%
+sign = torch.randint(2, (60, 1000), generator=generator(P.seeds[0], "cubic")) * 2.0 - 1
+w_k = torch.full((1000,), 4.0, dtype=torch.float64)
+for k, z in enumerate(sign):
+    w_k = (w_k - (w_k + z * w_k**2) / (k + 2)).clamp(-1e12, 1e12)  # 1e12 stands for infinity
+float((w_k.abs() >= 1e6).double().mean())
+
+# %% [markdown]
+# ```{prf:assumption} Step sizes
+# :label: ass-steps
+# $\alpha_k>0$, $\ \sum_k\alpha_k=\infty\ $ and $\ \sum_k\alpha_k^2<\infty$ {cite}`robbins1951stochastic`.
+# ```
+#
+# *Holds* for $1/k$. *Fails* in the first sum for $1/k^2$ (the steps end before the goal is reached), and in the second one
+# for constant steps and for $1/\sqrt k$ (the steps do not calm the noise down fast enough for this proof).
+
+# %%
+n = sp.symbols("n", integer=True, positive=True)
+for rule in (1 / n, 1 / n**2, sp.Integer(1), 1 / sp.sqrt(n)):
+    finite = [bool(sp.Sum(term, (n, 1, sp.oo)).is_convergent()) for term in (rule, rule**2)]
+    print(f"{rule!s:>9}: sum finite {finite[0]!s:>5}, sum of squares finite {finite[1]}")
+
+# %% [markdown]
+# ```{prf:assumption} Smooth squared gradient
+# :label: ass-second
+# $R$ is twice differentiable and $F=\lVert\nabla R\rVert^2$ is $L_2$-smooth.
+# ```
+#
+# *Holds* for the quadratic with $L_2=2L^2$. *Fails* for the smoothed $|w|$ above, although that one is smooth: the
+# slope of $F$ is $2w/b^2$ up to $w=b$ and $0$ from there on. So weight noise does not give
+# {prf:ref}`ass-second` for free. An exercise at the end shows that the theorem can do without it.
+
+# %%
+slope_of_square = [sp.diff(sp.diff(part, w) ** 2, w) for part in (inside, outside)]
+[sp.simplify(part.subs(w, b)) for part in slope_of_square]
+
+# %% [markdown]
+# ## Step 1: the descent lemma
+#
+# ```{prf:lemma} Descent
+# :label: lem-descent
+# Under {prf:ref}`ass-smooth`, $R(y)\le R(x)+\nabla R(x)^{\top}(y-x)+\frac L2\lVert y-x\rVert^2$ for all $x,y$.
+# With {prf:ref}`ass-below` also $F(x)\le 2L\,(R(x)-R_{\inf})$.
+# ```
+#
+# ```{prf:proof}
+# Let $v=y-x$. Then $R(y)-R(x)-\nabla R(x)^\top v=\int_0^1(\nabla R(x+sv)-\nabla R(x))^\top v\,ds$. By Cauchy-Schwarz and
+# **{prf:ref}`ass-smooth`** the integrand is at most $Ls\lVert v\rVert^2$, and $\int_0^1Ls\,ds=\frac L2$. For
+# the second claim take $y=x-\frac1L\nabla R(x)$: the right side becomes $R(x)-\frac1{2L}F(x)$, and the left side is at
+# least $R_{\inf}$ by **{prf:ref}`ass-below`**.
+# ```
+#
+# Check on the smoothed $|w|$ with $b=0.5$, so $L=2$: the smallest gap *right side minus left side* over many pairs
+# of points must not be negative, rounding aside. For $|w|$ itself, with the same $L$, it is.
+
+
+# %%
+def smoothed(x, half=0.5):
+    """Average of |w| over the box, and its slope."""
+    value = torch.where(x.abs() < half, (x**2 + half**2) / (2 * half), x.abs())
+    return value, (x / half).clamp(-1, 1)
+
+
+pairs = 4 * torch.rand((2, 100_000), generator=generator(0, "pairs"), dtype=torch.float64) - 2
+for name, loss in {"smoothed": smoothed, "|w|": lambda x: (x.abs(), x.sign())}.items():
+    (x, y), ((at_x, slope_x), (at_y, _)) = pairs, (loss(pairs[0]), loss(pairs[1]))
+    gap = at_x + slope_x * (y - x) + (y - x) ** 2 - at_y
+    print(f"{name:>8}: smallest gap {gap.min():.1e}")
+
+# %% [markdown]
+# ## Step 2: the variance of the mean of $M$ draws
+#
+# ```{prf:lemma} Variance with a shared batch
+# :label: lem-variance
+# Let $\epsilon_1,\dots,\epsilon_M$ be independent, equally distributed and independent of $z$. Then
+#
+# $$\mathbb V[\bar g]=\mathbb V_z\big[\mathbb E_\epsilon[g\mid z]\big]+\frac1M\,\mathbb E_z\big[\mathbb V_\epsilon[g\mid z]\big].$$
+# ```
+#
+# ```{prf:proof}
+# Write $\bar g-\mathbb E\bar g=A+B$ with $A=\bar g-\mathbb E[\bar g\mid z]$ and $B=\mathbb E[\bar g\mid z]-\mathbb E\bar g$.
+# Since $\mathbb E[A\mid z]=0$ and $B$ depends on $z$ only, $\mathbb E[A^\top B]=\mathbb E\big[\mathbb E[A\mid z]^\top B\big]=0$. Hence
+# $\mathbb V[\bar g]=\mathbb E\lVert B\rVert^2+\mathbb E\lVert A\rVert^2$. All draws have the same law, so
+# $\mathbb E[\bar g\mid z]=\mathbb E_\epsilon[g\mid z]$, which gives the first term. *Given* $z$ the $M$ gradients are independent (**{prf:ref}`ass-unbiased`**),
+# so their mixed terms vanish and $\mathbb E[\lVert A\rVert^2\mid z]=\frac1M\mathbb V_\epsilon[g\mid z]$, which gives the second.
+# ```
+#
+# With **{prf:ref}`ass-variance`** and **{prf:ref}`ass-unbiased`**, for every $k$,
+#
+# ```{math}
+# :label: eq-proof-second-moment
+# \mathbb E_k\lVert\bar g_k\rVert^2=F(\theta_k)+\mathbb V_k[\bar g_k]\le m_1(M)+(1+m_2(M))\,F(\theta_k).
+# ```
+#
+# ````{admonition} Erratum E1: the variance bound (3.19)
+# :class: warning
+# Printed is $\mathbb V[\bar g]\le\frac1M\mathbb V[g]$. That needs $M$ independent *pairs* $(z_j,\epsilon_j)$. In {eq}`eq-proof-step`
+# all $M$ draws share one batch, so only the noise part shrinks, and the batch part is a floor:
+# $\mathbb V[\bar g]\ge\mathbb V_z[\mathbb E_\epsilon[g\mid z]]$ for every $M$. The printed reason, sampling "without replacement", has
+# no meaning for noise with a continuous law; what is needed, and is true, is independence given the batch. *Repair:*
+# {prf:ref}`lem-variance`. The theorem survives, as its proof needs *some* $m_1,m_2$, and those of one
+# draw always do. What does not survive is that many draws make the gradient as good as many batches.
+# ````
+#
+# How large is the floor for a real network? Take the network of {ref}`chap-fcl`, on fewer classes, and measure before and
+# after a short training with the loss of F2M. A batch is a random subset of the training images; batches are
+# drawn independently, so that a batch as a whole is one draw of $z$.
+
+# %%
+from torch import nn
+
+from ktlib.fcl import f2m_loss, last_convolutions, positions_of, split_network, train_base
+from ktlib.models import resnet18_features
+
+train = data.load(P.dataset, "train")
+known = (train.labels < P.classes).nonzero().squeeze(1)
+pixels = train.images[known].float() / 255
+mean, std = float(pixels.mean()), float(pixels.std())
+
+
+# %%
+def training_images(seed):
+    """`images` per class, and their labels."""
+    order = known[torch.randperm(len(known), generator=generator(seed, "images"))]
+    chosen = torch.cat([order[train.labels[order] == c][: P.images] for c in range(P.classes)])
+    labels = positions_of(train.labels[chosen], torch.arange(P.classes))
+    return data.normalised(train.images[chosen], mean, std).to(device), labels.to(device)
+
+
+# %%
+settings = {"bound": P.noise_bound, "prototype_weight": P.prototype_weight}
+
+
+def train_network(seed, split, classifier):
+    """The base session of F2M with two draws per step."""
+    noise = generator(seed, "noise")
+
+    def loss(batch, targets):
+        return f2m_loss(
+            split, classifier, batch, targets, draws=2, generator=noise, **settings
+        ).total
+
+    schedule = {"epochs": P.epochs, "batch_size": P.batch_size, "lr": P.lr, "padding": 0}
+    batches = generator(seed, "batches")
+    train_base(
+        split.network, classifier, *training_images(seed), loss, generator=batches, **schedule
+    )
+
+
+# %% [markdown]
+# `gradient_variance` takes several gradients on each of several batches: their spread *within* batches estimates the
+# noise part, and the spread of their means *between* batches, less what the noise leaves in it, the batch part.
+# Beside it, `measured_variance` knows no formula: it calls the loss of F2M with $M$ draws, once per batch, with new noise,
+# and takes the variance of the gradients of all parameters over the batches. Both use the same batches.
+
+# %%
+from ktlib.fcl.proof import gradient_variance, measured_variance, network_gradient
+
+
+def draw_batches(seed):
+    """Independent random subsets of the training images."""
+    inputs, labels = training_images(seed)
+    stream = generator(seed, "variance batches")
+    picks = [torch.randperm(len(labels), generator=stream) for _ in range(P.variance_batches)]
+    return [(inputs[p[: P.batch_size]], labels[p[: P.batch_size]]) for p in picks]
+
+
+def gradient_of(seed, split, classifier, draws):
+    """Batch -> gradient of the mean of `draws` noise draws, as training would see it."""
+    split.network.train()  # batch norm uses the batch, as in training
+    noise = generator(seed, "variance noise", draws)
+    more = settings | {"draws": draws, "generator": noise}
+    return lambda z: network_gradient(split, classifier, *z, **more)
+
+
+# %%
+from ktlib.progress import progress
+
+parts, direct = {}, []
+
+
+def measure(training, seed, net, batches):
+    """Both parts of the variance, and the variance itself for each M."""
+    one = gradient_of(seed, *net, 1)
+    parts[seed, training] = gradient_variance(one, batches, P.variance_draws)
+    for many_draws in P.averaged_draws:
+        value = measured_variance(gradient_of(seed, *net, many_draws), batches)
+        direct.append((training, seed, many_draws, value))
+
+
+for seed in progress(P.seeds, "variance"):
+    torch.manual_seed(seed)
+    network = resnet18_features(train.images.shape[1], P.width, P.stem_stride).to(device)
+    classifier = nn.Linear(network.feature_dim, P.classes).to(device)
+    split = split_network(network, last_convolutions(network, P.tuned_convolutions))
+    measure("before", seed, (split, classifier), draw_batches(seed))
+    train_network(seed, split, classifier)
+    measure("after", seed, (split, classifier), draw_batches(seed))
+
+# %%
+variance = pd.DataFrame(direct, columns=["training", "seed", "draws", "measured"])
+found = [parts[key] for key in zip(variance["seed"], variance["training"], strict=True)]
+both = list(zip(found, variance["draws"], strict=True))
+variance["repaired"] = [part.repaired(M) for part, M in both]
+variance["printed"] = [part.printed(M) for part, M in both]
+variance["floor"] = [part.batch for part in found]
+record.table("gradient_variance", variance.to_dict("records"))
+average = variance.groupby(["training", "draws"], sort=False).mean().drop(columns="seed")
+average.style.format(precision=3)
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two charts of the variance of the mean gradient against the number of draws, logarithmic axes, before and after training. The measured points follow the repaired formula down to a floor; the line of the printed formula falls far below them.", "classes": "chart"}, "figure": {"name": "fig-proof-variance", "caption": "Variance of the gradient of the mean of $M$ noise draws on one batch, before and after training, mean over seeds. Points: measured directly. Lines: the repaired and the printed formula, from a nested sample with draws of its own."}}
+fig, axes = plt.subplots(1, 2, figsize=(6.4, 3.4))
+for ax, training in zip(axes, ("before", "after"), strict=True):
+    shown = average.loc[training]
+    ax.plot(shown.index, shown["measured"], "o", color="black", label="measured")
+    ax.plot(shown.index, shown["repaired"], label="repaired")
+    ax.plot(shown.index, shown["printed"], linestyle="--", label="printed (3.19)")
+    ax.axhline(shown["floor"].iloc[0], color="gray", linestyle=":", label="batch part")
+    ax.set(xscale="log", yscale="log", xlabel="noise draws M", title=f"{training} training")
+    ax.set_xticks(shown.index, shown.index)
+    ax.minorticks_off()
+axes[0].set_ylabel("variance of the gradient")
+axes[0].legend(loc="lower left")
+save_figure(fig, P.run_dir, "variance")
+
+# %%
+for training, rows in variance[variance["draws"] == max(P.averaged_draws)].groupby("training"):
+    too_small = float((rows["measured"] / rows["printed"]).mean())
+    record.metric(f"printed_too_small_by_{training}", too_small)
+    glue(f"proof-too-small-{training}", too_small, display=False)
+off = float((variance["measured"] / variance["repaired"] - 1).abs().max())
+record.metric("repaired_off_by", off)
+glue("proof-off", 100 * off, display=False)
+glue("proof-most", max(P.averaged_draws), display=False)
+
+# %% [markdown]
+# With {glue:text}`proof-most:.0f` draws the measured variance is {glue:text}`proof-too-small-before:.1f` times what the printed formula
+# says before training, and {glue:text}`proof-too-small-after:.1f` times after it. The repaired formula is off by at most {glue:text}`proof-off:.0f` % for any
+# $M$, seed and state of training, with few batches. How much of the variance is noise, and does {prf:ref}`ass-variance` look plausible? The share depends on the state of the
+# network, so constants that hold *for all* $\theta$ have to cover the worst one:
+
+# %%
+states = [
+    {"seed": seed, "training": when, "batch part": p.batch, "noise part": p.noise,
+     "noise share": p.noise / (p.batch + p.noise), "squared gradient": p.squared_gradient}
+    for (seed, when), p in parts.items()
+]  # fmt: skip
+record.table("variance_parts", states)
+pd.DataFrame(states).style.hide(axis="index").format(precision=3)
+
+# %% [markdown]
+# ## Step 3: expected descent
+#
+# Put $y=\theta_{k+1}$ and $x=\theta_k$ into {prf:ref}`lem-descent` and take $\mathbb E_k$. By **{prf:ref}`ass-unbiased`** the middle
+# term is $-\alpha_kF(\theta_k)$, and {eq}`eq-proof-second-moment`, that is **{prf:ref}`ass-variance`**, bounds the last one:
+#
+# ```{math}
+# :label: eq-proof-one-step
+# \mathbb E_k R(\theta_{k+1})\le R(\theta_k)-\alpha_k\Big(1-\tfrac{L\alpha_k(1+m_2)}2\Big)F(\theta_k)+\tfrac{L\alpha_k^2}2\,m_1 ,
+# ```
+#
+# with $m_i=m_i(M)$. As soon as $\alpha_k\le\frac1{L(1+m_2)}$, the bracket is at least $\frac12$. Taking the mean over $\theta_k$
+# as well gives the inequality in the place of (3.14):
+#
+# ```{math}
+# :label: eq-proof-descent
+# \mathbb E R(\theta_{k+1})\le\mathbb E R(\theta_k)-\tfrac12\alpha_k\,\mathbb E F(\theta_k)+\tfrac L2\,m_1\,\alpha_k^2 .
+# ```
+#
+# All means are finite: if $\mathbb E R(\theta_k)<\infty$, then $\mathbb E F(\theta_k)<\infty$ by the second part of
+# {prf:ref}`lem-descent`, and then $\mathbb E R(\theta_{k+1})<\infty$ by {eq}`eq-proof-one-step`; $\mathbb E R(\theta_0)<\infty$ starts the induction.
+#
+# On the noisy quadratic the means can be computed exactly, by a recursion for the second moment of each
+# coordinate, so {eq}`eq-proof-descent` can be checked at every single step without any sampling. The first step size is the
+# largest allowed; $k_0=20$ delays the decay.
+
+# %%
+draws = 2  # M
+m1, m2 = quadratic.constants(draws)
+largest = 1 / (quadratic.smoothness * (1 + m2))
+k = torch.arange(P.steps, dtype=torch.float64)
+alpha = largest / (1 + k / 20)
+
+# %%
+risk, square = quadratic.expected(start, alpha.tolist(), draws)
+right = risk[:-1] - alpha * square[:-1] / 2 + quadratic.smoothness / 2 * m1 * alpha**2
+slack = right - risk[1:]
+record.metric("descent_smallest_slack", float(slack.min()))
+print(f"{P.steps} steps, smallest right side minus left side: {slack.min():.1e}")
+
+# %% [markdown]
+# The recursion itself is checked against simulated runs, as the largest difference of the two over all steps in
+# units of the standard error of the simulation. Neighbouring steps depend on each other, so values of 3 or 4 are no surprise.
+
+# %%
+paths = torch.cat([
+    quadratic.simulate(start, alpha.tolist(), draws, P.repetitions, generator(seed, "paths"))
+    for seed in P.seeds
+], dim=1)  # fmt: skip
+standard_error = (paths.std(dim=1) / paths.shape[1] ** 0.5)[1:]
+differences = (paths.mean(dim=1) - square)[1:].abs() / standard_error
+print(f"{paths.shape[1]} runs, largest difference {differences.max():.1f} standard errors")
+
+# %% [markdown]
+# And E1 once more, now as a false inequality. If all curvatures are equal, {eq}`eq-proof-one-step` is an equality, so there is no
+# room for a smaller variance. With $m_i/M$ of (3.19) in place of $m_i(M)$ and many draws, it fails at
+# some steps:
+
+# %%
+equal = torch.ones_like(h)
+tight = NoisyQuadratic(
+    equal, 0 * equal, P.dimension // 2, bound=0.8, batch_std=0.3, batch_scale=0.5
+)
+tight_risk, tight_square = tight.expected(equal, alpha.tolist(), 32)
+for name in ("constants", "printed_constants"):
+    m1_, m2_ = getattr(tight, name)(32)
+    bracket = 1 - tight.smoothness * alpha * (1 + m2_) / 2
+    gap = -alpha * bracket * tight_square[:-1] + alpha**2 / 2 * m1_ - tight_risk.diff()
+    print(f"{name:>17}: false at {float((gap < -1e-12).double().mean()):.0%} of the steps")
+
+# %% [markdown]
+# ## Step 4: the sum, and the lower limit (3.22)
+#
+# By **{prf:ref}`ass-steps`** $\alpha_k\to0$, so {eq}`eq-proof-descent` holds from some index $K$ on. Add it up from $K$ to $n$. The risks
+# telescope, and **{prf:ref}`ass-below`** bounds the last one:
+#
+# ```{math}
+# :label: eq-proof-sum
+# \tfrac12\sum_{k=K}^{n}\alpha_k\,\mathbb E F(\theta_k)\le\mathbb E R(\theta_K)-\mathbb E R(\theta_{n+1})+\tfrac L2m_1\sum_{k=K}^{n}\alpha_k^2
+# \le\mathbb E R(\theta_K)-R_{\inf}+\tfrac L2m_1\sum_{k=K}^{\infty}\alpha_k^2 .
+# ```
+#
+# The right side is finite and does not depend on $n$; the terms before $K$ are finitely many finite numbers. Hence
+# $\sum_k\alpha_k\mathbb E F(\theta_k)<\infty$. If $\mathbb E F(\theta_k)\ge\delta>0$ held for all $k$ from some index on, this sum would be at
+# least $\delta\sum_k\alpha_k=\infty$, up to finitely many terms. So it does not, for any $\delta$:
+#
+# ```{math}
+# :label: eq-proof-liminf
+# \liminf_{k\to\infty}\mathbb E\lVert\nabla R(\theta_k)\rVert^2=0 .
+# ```
+#
+# This is the first half of {prf:ref}`thm-proof-main`, the thesis's (3.22). As a by-product, the mean of $\mathbb E F$ with
+# weights $\alpha_k$, and so the smallest of them, is at most twice the right side of {eq}`eq-proof-sum` divided by $\sum\alpha_k$: a speed.
+#
+# ````{admonition} Erratum E3: indices in (3.24) to (3.28)
+# :class: warning
+# The printed sums mix starts at $\theta_0$ and at $\theta_1$ and their lower limits. What telescopes is
+# $\sum_{k=K}^{n}\big(R(\theta_k)-R(\theta_{k+1})\big)=R(\theta_K)-R(\theta_{n+1})$: the first index of the sum on the left is the index of the
+# first risk on the right. The limit does not depend on where the sum starts, so nothing else changes. The
+# theorem also appears twice, as 3.1 and as 4.1.
+# ````
+#
+# A check of both, and of {eq}`eq-proof-sum`, on the exact means. With the sum from 0 on the left, $\theta_0$ on the right is exact,
+# and $\theta_1$ is off:
+
+# %%
+falls = risk[:-1] - risk[1:]
+from_0, from_1 = (float((falls.sum() - (risk[i] - risk[-1])).abs()) for i in (0, 1))
+print(f"telescoping error: {from_0:.1e} with theta_0, {from_1:.1e} with theta_1")
+
+# %%
+weighted = torch.cumsum(alpha * square[:-1], dim=0)
+bounds = 2 * (risk[0] - quadratic.lowest_risk) + quadratic.smoothness * m1 * torch.cumsum(
+    alpha**2, 0
+)
+record.metric("weighted_sum", float(weighted[-1]))
+print(
+    f"sum of alpha F {weighted[-1]:.1f}, bound {bounds[-1]:.1f}, holds: {bool((weighted <= bounds).all())}"
+)
+
+# %% [markdown]
+# ## Step 5: the increments of $F$
+#
+# A lower limit of zero still allows $\mathbb E F$ to come back to large values for ever. To exclude that, look at how much it can rise
+# in one step. **{prf:ref}`ass-second`** lets us use {prf:ref}`lem-descent` for $F$ in place of $R$, with
+# $\nabla F=2\nabla^2R\,\nabla R$:
+#
+# ```{math}
+# :label: eq-proof-increment
+# \begin{aligned}
+# \mathbb E_kF(\theta_{k+1})-F(\theta_k)
+# &\le-2\alpha_k\nabla R^{\top}\nabla^2R\,\nabla R+\tfrac{L_2}2\alpha_k^2\,\mathbb E_k\lVert\bar g_k\rVert^2\\
+# &\le2\alpha_k\lVert\nabla^2R\rVert\,\lVert\nabla R\rVert^2+\tfrac{L_2}2\alpha_k^2\,\mathbb E_k\lVert\bar g_k\rVert^2\\
+# &\le2L\,\alpha_kF(\theta_k)+\tfrac{L_2}2\alpha_k^2\big(m_1+(1+m_2)F(\theta_k)\big),
+# \end{aligned}
+# ```
+#
+# all derivatives at $\theta_k$. The first line uses **{prf:ref}`ass-unbiased`**, the second that $|v^\top Hv|\le\lVert H\rVert\lVert v\rVert^2$, the third
+# $\lVert\nabla^2R\rVert\le L$ from **{prf:ref}`ass-smooth`**, and **{prf:ref}`ass-variance`**. Taking the mean, $a_k=\mathbb E F(\theta_k)$ obeys
+#
+# ```{math}
+# :label: eq-proof-summable
+# a_{k+1}\le a_k+b_k,\qquad b_k=2L\,\alpha_ka_k+\tfrac{L_2}2\alpha_k^2\big(m_1+(1+m_2)a_k\big)\ge0,\qquad\sum_kb_k<\infty .
+# ```
+#
+# The sum is finite term by term: $\sum\alpha_ka_k<\infty$ by step 4, $\sum\alpha_k^2<\infty$ by **{prf:ref}`ass-steps`**, and
+# $\sum\alpha_k^2a_k\le(\max_k\alpha_k)\sum\alpha_ka_k$.
+#
+# ````{admonition} Erratum E2: (3.31) and (3.35)
+# :class: warning
+# Printed is $F=\lVert R\rVert^2$. It must be $F=\lVert\nabla R\rVert^2$: only then is $\nabla F=2\nabla^2R\,\nabla R$, and only then does the
+# limit of $F$ say something about gradients. The fourth line of (3.35) also has one norm too many. Right is
+# $-2\alpha\nabla R^\top\nabla^2R\,\nabla R\le2\alpha\lVert\nabla^2R\rVert\lVert\nabla R\rVert^2\le2\alpha L\lVert\nabla R\rVert^2$.
+# ````
+#
+# The derivative, by algebra, for a general function of two variables:
+
+# %%
+x1, x2 = sp.symbols("x1 x2", real=True)
+R = sp.Function("R")(x1, x2)
+grad = sp.Matrix([R.diff(x1), R.diff(x2)])
+hessian = sp.hessian(R, (x1, x2))
+right_zero = sp.Matrix([(grad.T * grad)[0].diff(v) for v in (x1, x2)]) - 2 * hessian * grad
+wrong_zero = sp.Matrix([(R**2).diff(v) for v in (x1, x2)]) - 2 * hessian * grad
+print(
+    "F = |grad R|^2:",
+    sp.simplify(right_zero).T,
+    " F = R^2:",
+    sp.simplify(wrong_zero) == sp.zeros(2, 1),
+)
+
+# %% [markdown]
+# The inequality with the right number of norms, and with one more factor $\lVert\nabla R\rVert$ or $\lVert\nabla^2R\rVert$, on random symmetric matrices
+# and vectors of all lengths. The left side is of second order in $\nabla R$ and of first order in $\nabla^2R$; a bound of another
+# order cannot hold for both short and long vectors.
+
+# %%
+stream = generator(0, "norms")
+H = torch.randn((20_000, 4, 4), generator=stream, dtype=torch.float64)
+H = (H + H.mT) * 10 ** (2 * torch.rand((20_000, 1, 1), generator=stream) - 1)
+v = torch.randn((20_000, 4), generator=stream, dtype=torch.float64)
+v = v * 10 ** (2 * torch.rand((20_000, 1), generator=stream) - 1)
+
+# %%
+left = -torch.einsum("ni,nij,nj->n", v, H, v)
+size_h, size_v = torch.linalg.matrix_norm(H, ord=2), v.norm(dim=1)
+for p, q in ((1, 2), (1, 3), (2, 2)):
+    false = left > (1 + 1e-9) * size_h**p * size_v**q
+    print(f"|H|^{p} |grad R|^{q}: false in {float(false.double().mean()):.1%} of the cases")
+
+# %% [markdown]
+# ## Step 6: the limit exists and is zero
+#
+# ```{prf:lemma} Almost decreasing sequences
+# :label: lem-sequence
+# Let $a_k\ge0$, $b_k\ge0$, $a_{k+1}\le a_k+b_k$ for all $k$, and $\sum_kb_k<\infty$. Then $a_k$ converges.
+# ```
+#
+# ```{prf:proof}
+# Let $s_k=\sum_{i<k}b_i$ and $c_k=a_k-s_k$. Then $c_{k+1}=a_{k+1}-s_k-b_k\le a_k-s_k=c_k$, so $c_k$ does not increase, and
+# $c_k\ge-\sum_ib_i$, so it is bounded below. A bounded monotone sequence converges, hence $c_k$ does; $s_k$ converges by
+# assumption; so does their sum $a_k$.
+# ```
+#
+# It is the case without randomness of a theorem of Robbins and Siegmund {cite}`robbins1971convergence`. Here
+# it is enough, because $a_k=\mathbb E F(\theta_k)$ are numbers.
+#
+# ```{prf:proof} End of the proof
+# Of {prf:ref}`thm-proof-main`, second half. By {eq}`eq-proof-summable` and {prf:ref}`lem-sequence`, $\lim_k\mathbb E F(\theta_k)$ exists. A sequence that has a limit has it as its
+# lower limit too, and that is $0$ by {eq}`eq-proof-liminf`. So $\lim_k\mathbb E\lVert\nabla R(\theta_k)\rVert^2=0$.
+# ```
+#
+# Why is "small increments" not enough? The sequence $1+\sin\sqrt{\log k}$ has increments that go to zero and a lower limit of zero, and
+# wanders between 0 and 2 for ever. What it lacks is a finite sum of its *rises*. The check on the quadratic
+# compares each rise with $b_k$, and adds the $b_k$:
+
+# %%
+b_k = 2 * quadratic.smoothness * alpha * square[:-1]
+second_moment = m1 + (1 + m2) * square[:-1]
+b_k = b_k + quadratic.gradient_smoothness / 2 * alpha**2 * second_moment
+rises = square.diff()
+print(f"every rise at most b_k: {bool((rises <= b_k).all())}; sum of b_k: {b_k.sum():.1f}")
+print(f"sum of the first half: {b_k[: P.steps // 2].sum():.1f}")
+
+# %% [markdown]
+# ## The theorem at work, and without its step sizes
+#
+# Five rules for the step size on the same problem, exact means, all starting with the largest step that {eq}`eq-proof-descent`
+# allows, or a tenth of it: $1/k$, for which the theorem is made; constant; constant with two drops to a tenth, as networks are
+# trained in practice; $1/k^2$, which breaks $\sum\alpha_k=\infty$; and $1/\sqrt k$, which breaks $\sum\alpha_k^2<\infty$.
+
+# %%
+constant = torch.full_like(alpha, largest / 10)
+drops = constant * 0.1 ** ((k >= P.steps / 2).double() + (k >= 3 * P.steps / 4).double())
+rules = {"1/k": alpha, "constant": constant, "step decay": drops}
+rules |= {"1/k²": largest / (1 + k) ** 2, "1/√k": largest / torch.sqrt(1 + k)}
+curves = {name: quadratic.expected(start, rule.tolist(), draws)[1] for name, rule in rules.items()}
+simulated = paths.mean(dim=1)
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Five curves of the expected squared gradient norm against the step, both axes logarithmic. The one for 1/k falls steadily, the constant one levels off, step decay levels off in three stairs, the one for 1/k squared stays high, the one for 1/root k falls slowly.", "classes": "chart"}, "figure": {"name": "fig-proof-steps", "caption": "Expected squared gradient norm of the noisy quadratic under five rules for the step size, computed exactly. Dots: mean of simulated runs for $1/k$, all seeds. Dotted line: the floor of constant steps."}}
+fig, ax = plt.subplots()
+for (name, curve), line in zip(curves.items(), ("-", "--", "-.", ":", "-"), strict=True):
+    ax.plot(range(1, len(curve)), curve[1:], linestyle=line, label=name)
+places = sorted({int(x) for x in torch.logspace(0.3, torch.log10(k[-1]).item(), 14)})
+ax.plot(places, simulated[places], "o", color="black", label="1/k, simulated")
+ax.axhline(quadratic.floor(float(constant[0]), draws), color="gray", linestyle=":", zorder=0)
+ax.set(xscale="log", yscale="log", xlabel="step k", ylabel=r"$E\,\|\nabla R(\theta_k)\|^2$")
+ax.legend(ncols=2)
+save_figure(fig, P.run_dir, "steps")
+
+# %%
+half = P.steps // 2
+ends = pd.DataFrame(
+    [{"rule": name, "half": float(c[half]), "end": float(c[-1])} for name, c in curves.items()]
+)
+record.table("step_rules", ends.to_dict("records"))
+ends.style.hide(axis="index").format("{:.2e}", subset=["half", "end"])
+
+# %%
+lowest = quadratic.floor(float(constant[0]), draws)
+record.metric("constant_step_floor", lowest)
+glue("proof-floor", lowest, display=False)
+glue("proof-constant-end", float(curves["constant"][-1]), display=False)
+glue("proof-end", float(curves["1/k"][-1]), display=False)
+glue("proof-ratio", float(curves["1/k"][half] / curves["1/k"][-1]), display=False)
+glue("proof-square", float(curves["1/k²"][-1]), display=False)
+
+# %% [markdown]
+# - **$1/k$**: the mean falls to {glue:text}`proof-end:.1e`. From the half to the end of the run it falls by a factor of
+#   {glue:text}`proof-ratio:.2f`, so about like $1/k$ itself.
+# - **Constant**: it stops at {glue:text}`proof-constant-end:.1e`. The recursion's fixed point is {glue:text}`proof-floor:.1e`; it is
+#   proportional to the step size when that is small. The theorem says nothing here, and its conclusion is false.
+# - **Step decay**: a staircase of such floors. Each is lower, none is zero.
+# - **$1/k^2$**: it stalls at {glue:text}`proof-square:.1e`, having used up its steps.
+# - **$1/\sqrt k$**: it falls, although $\sum\alpha_k^2=\infty$. {prf:ref}`ass-steps` is sufficient, not necessary.
+#
+# ## What the theorem does not say
+#
+# ````{admonition} Erratum E4: neither a minimum, nor flat, nor the steps used in practice
+# :class: warning
+# The theorem is about *stationary points of the smoothed risk, in the mean over runs*. It does not show that
+# the limit is a local minimum, that it is $b$-flat in the sense of {prf:ref}`def-flat`, or anything for
+# constant or step-decayed $\alpha$, with which the networks of the thesis are trained. Besides, the second condition of Definition 3.1,
+# that the loss rises beyond the box, constrains only points with *all* coordinates beyond the box.
+# ````
+#
+# One weight is enough to see it. The loss $L(w)=\frac12w^2+A\cos(\pi w/b)$ has a ripple with a period of exactly the width of the
+# box. Averaging over the box removes the ripple entirely:
+
+# %%
+A = sp.symbols("A", positive=True)
+ripple = w**2 / 2 + A * sp.cos(sp.pi * w / b)
+sp.simplify(sp.integrate(ripple.subs(w, t), (t, w - b, w + b)) / (2 * b))
+
+# %% [markdown]
+# So $w=0$ is not just stationary for the smoothed loss, it is its *unique global minimum*, for every $A$. But at that point $L$ has
+# a local *maximum* as soon as $A\pi^2>b^2$, within the box it varies by about $2A$, and its slope reaches about $A\pi/b$: as far from
+# $b$-flat as one likes. SGD with noise finds exactly this point:
+
+# %%
+height, half_width = 0.3, 0.5
+w_k = torch.full((500,), 2.0, dtype=torch.float64)
+stream = generator(P.seeds[0], "ripple")
+for step in range(2000):
+    at = w_k + half_width * (2 * torch.rand(500, generator=stream) - 1)
+    slope = at - height * torch.pi / half_width * torch.sin(torch.pi * at / half_width)
+    w_k = w_k - slope / (step + 5)
+print(f"mean {w_k.mean():.3f}, mean squared slope of the smoothed loss {w_k.square().mean():.1e}")
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Left: a parabola with strong ripples and, smooth through its middle, its average over the box; at zero the loss has a hill and the average its minimum. Right: a plane with a flat square in the middle; two of the four corners lead up, two lead down.", "classes": "chart"}, "figure": {"name": "fig-proof-ripple", "caption": "Left: the minimum of the smoothed loss (dashed) is a hilltop of the loss; the shaded box has the half-width of the noise. Right: a loss that satisfies Definition 3.1 at the origin, and falls beyond two corners of the box (dashed square). Formulas, not measurements."}}
+fig, (ax, plane) = plt.subplots(1, 2, figsize=(6.4, 3.0))
+grid = torch.linspace(-1.6, 1.6, 400)
+ax.plot(grid, grid**2 / 2 + 0.3 * torch.cos(torch.pi * grid / 0.5), label="loss")
+ax.plot(grid, grid**2 / 2 + 0.5**2 / 6, linestyle="--", label="smoothed loss")
+ax.axvspan(-0.5, 0.5, alpha=0.12, color="black")
+ax.set(xlabel="weight w", ylabel="loss", ylim=(-0.5, 1.6))
+ax.legend(loc="upper center")
+edge = grid.sign() * (grid.abs() - 0.5).clamp(min=0)
+image = plane.contourf(grid, grid, edge[None, :] * edge[:, None], levels=15, cmap="PuOr_r")
+plane.plot([-0.5, 0.5, 0.5, -0.5, -0.5], [-0.5, -0.5, 0.5, 0.5, -0.5], "k--", linewidth=1)
+plane.set(xlabel="weight 1", ylabel="weight 2", aspect="equal")
+plane.grid(visible=False)
+fig.colorbar(image, ax=plane, label="loss", shrink=0.8)
+save_figure(fig, P.run_dir, "ripple")
+
+# %% [markdown]
+# On the right is the gap in Definition 3.1: $L(w)=p(w_1)\,p(w_2)$, where $p$ is zero within the box and grows beyond it with the
+# sign of its argument. Within the box the loss is constant. Where all coordinates are above the box, or all below
+# it, the loss is higher, as the definition demands. Where one is above and one is below, the definition demands
+# nothing, and the loss falls without end. In $d$ dimensions only 2 of the $2^d$ corners are looked at.
+
+
+# %%
+def beyond(x, half=0.5):
+    return x.sign() * (x.abs() - half).clamp(min=0)
+
+
+corners = torch.tensor([[2.0, 2.0], [-2.0, -2.0], [2.0, -2.0], [0.4, -0.4]])
+beyond(corners).prod(dim=1).tolist()
+
+# %% [markdown]
+# ````{admonition} Erratum E5: the assumptions and the networks in use
+# :class: warning
+# - *ReLU and max-pooling have kinks*, so $L(z;\cdot)$ is not smooth. Noise smooths kinks in $\phi$, and only there: $\psi$ and the layers
+#   without noise get none.
+# - *Batch norm* makes the loss of an image depend on the other images. Then $R$ has to be the expected loss *of a batch*.
+# - *The prototype term* is not linear in the batch, as seen at {prf:ref}`ass-unbiased`. So (3.10), the unbiasedness, holds for the
+#   expected batch loss only, and the risk that is minimised depends on the batch size.
+# - *One global $L$* for all $\theta$ is more than networks with several layers have: their curvature grows with the weights.
+# ````
+#
+# Two of these points in one cell. A ReLU unit $r(w)=\max(w,0)$ whose weight gets noise has a smooth average with slope
+# $(w+b)/2b$ in the box. A second weight $v$ without noise, behind another ReLU, keeps its kink: the average of $r(w)+r(v)$ over noise in $w$
+# still has a jump of its slope in $v$. And the same image has another loss in another batch:
+
+# %%
+relu_average = sp.integrate(t, (t, 0, w + b)) / (2 * b)  # for |w| <= b
+print("slope of the averaged ReLU:", sp.factor(sp.diff(relu_average, w)))
+relu_v = sp.Max(t, 0).diff(t)
+print("slope in v, left and right of 0:", [relu_v.subs(t, value) for value in (-1, 1)])
+
+# %%
+inputs, labels = training_images(P.seeds[-1])
+with torch.no_grad():
+    split.network.train()
+    alone = [classifier(split.network(inputs[i : i + 8])) for i in (0, 1)]
+    losses = [
+        nn.functional.cross_entropy(scores[1 - i], labels[1]) for i, scores in enumerate(alone)
+    ]
+[round(float(value), 3) for value in losses]
+
+# %% [markdown]
+# The two numbers are the loss of *one* image, seen in two batches that differ in one image.
+#
+# The theorem also says nothing about single runs (it is about means), about speed beyond the by-product of step 4, about
+# accuracy, or about the few-shot sessions: these clamp the weights, which is another algorithm.
+#
+# ## Exercises
+#
+# ```{exercise}
+# :label: ex-proof-second
+# *On paper.* Show that {prf:ref}`ass-second` is not needed: under {prf:ref}`ass-smooth` to {prf:ref}`ass-steps` alone,
+# $\lim_k\mathbb E F(\theta_k)=0$. Hint: let $r_k=\sqrt{\mathbb E F(\theta_k)}$ and show $|r_{k+1}-r_k|\le C\alpha_k$. Then check the bound on the
+# noisy quadratic.
+# ```
+#
+# ```{solution-start} ex-proof-second
+# :class: dropdown
+# ```
+#
+# $r_k$ is a norm of the random vector $\nabla R(\theta_k)$, the one that belongs to $\mathbb E[X^\top Y]$. By the triangle inequality and
+# **{prf:ref}`ass-smooth`**, $|r_{k+1}-r_k|\le\sqrt{\mathbb E\lVert\nabla R(\theta_{k+1})-\nabla R(\theta_k)\rVert^2}\le L\alpha_k\sqrt{\mathbb E\lVert\bar g_k\rVert^2}\le
+# L\alpha_k\sqrt{m_1+(1+m_2)r_k^2}$. By {eq}`eq-proof-descent` $\mathbb E R(\theta_k)$ is bounded, so $r_k$ is by {prf:ref}`lem-descent`, and
+# $|r_{k+1}-r_k|\le C\alpha_k$.
+#
+# Suppose $\limsup r_k>2\delta>0$. As $\liminf r_k=0$, there are infinitely many disjoint stretches $p<k<q$ with $r_p\le\delta$,
+# $r_k>\delta$ in between, and $r_q\ge2\delta$. On each, $\delta\le r_q-r_p\le C\sum_{k=p}^{q-1}\alpha_k$, so
+# $\sum_{k=p+1}^{q-1}\alpha_kr_k^2\ge\delta^2\big(\frac\delta C-\alpha_p\big)$, which is at least $\frac{\delta^3}{2C}$ once $\alpha_p$ is small.
+# Infinitely many such stretches contradict $\sum_k\alpha_kr_k^2<\infty$ from step 4. (It also shows $q>p+1$ for late stretches.) So $r_k\to0$.
+
+# %%
+r = square.sqrt()
+allowed = quadratic.smoothness * alpha * torch.sqrt(m1 + (1 + m2) * square[:-1])
+print(f"largest |r_(k+1) - r_k| over its bound: {float((r.diff().abs() / allowed).max()):.2f}")
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+#
+# ```{exercise}
+# :label: ex-proof-floor
+# *Predict, then run.* One step may cost 32 gradients. Either one batch with $M=32$ noise draws, or 32 independent pairs
+# of a batch and a draw. Which floor do constant steps have on the noisy quadratic in each case?
+# ```
+#
+# ```{solution-start} ex-proof-floor
+# :class: dropdown
+# ```
+
+# %%
+pairs_of_32 = NoisyQuadratic(
+    h, quadratic.optimum, quadratic.perturbed, bound=quadratic.bound,
+    batch_std=quadratic.batch_std / 32**0.5, batch_scale=quadratic.batch_scale / 32**0.5,
+)  # fmt: skip
+step = float(constant[0])
+shared, separate = quadratic.floor(step, 32), pairs_of_32.floor(step, 32)
+print(
+    f"one draw {quadratic.floor(step, 1):.1e}, shared batch {shared:.1e}, 32 pairs {separate:.1e}"
+)
+
+# %% [markdown]
+# More draws on one batch remove the noise part and leave the batch part. Pairs divide all of it by 32, which is what (3.19)
+# promises. (The mean of 32 independent values of $u$ is not $\pm\tau/\sqrt{32}$, but has that variance, and only the
+# variance enters. A small cross term, noise times $u$, is taken at $1+\tau^2/32$ in place of $1+\tau^2$.) In practice this is an argument for a larger batch with few draws.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise}
+# :label: ex-proof-code
+# *Write code.* Find a step-size rule with $\sum\alpha_k=\infty$ and $\sum\alpha_k^2<\infty$ for which the quadratic converges more slowly than
+# with $1/\sqrt k$ at the last step of this run. What does that say about reading a rate out of {prf:ref}`thm-proof-main`?
+# ```
+#
+# ```{solution-start} ex-proof-code
+# :class: dropdown
+# ```
+
+# %%
+slow = 0.05 * largest / (1 + k)
+end = float(quadratic.expected(start, slow.tolist(), draws)[1][-1])
+print(f"0.05/k: {end:.1e}, 1/sqrt k: {float(curves['1/√k'][-1]):.1e}")
+
+# %% [markdown]
+# Both sums are as they should be, and the theorem promises a limit of zero. But $\sum_{k\le n}\alpha_k$ grows so slowly, like
+# $0.05\log n$, that the start is hardly forgotten. The theorem has no rate; the by-product of step 4 has one, and there $\sum\alpha_k$ stands in
+# the denominator.
+#
+# ```{solution-end}
+# ```
+#
+# ## Summary
+#
+# - The conclusion of Theorem 3.1 holds under its assumptions. Its printed proof needs repairs at the variance (E1), at the function $F$
+#   (E2) and at the indices (E3), and none of them changes the conclusion.
+# - Noise draws that share a batch do not replace batches: the batch part of the variance is a floor.
+# - Smoothness of $\lVert\nabla R\rVert^2$ can be dropped.
+# - A stationary point of the smoothed risk need be neither a minimum of the loss nor flat (E4), and the assumptions do not
+#   hold for the networks in use (E5). That the minima found *are* flat is shown by measuring, in {ref}`chap-fcl`, not by this theorem.
+#
+# ## Further reading
+#
+# Bottou, Curtis and Nocedal {cite}`bottou2018optimization` prove theorems of this kind with all details. Robbins and
+# Monro {cite}`robbins1951stochastic` introduced the two sums. Robbins and Siegmund {cite}`robbins1971convergence` give the random
+# version of {prf:ref}`lem-sequence`, which leads from means to almost every single run.
+
+# %%
+path = record.save(P.run_dir)
+print(
+    f"Record with {len(record.tables)} tables and {len(record.metrics)} metrics; saved: {path is not None}"
+)
