@@ -107,7 +107,7 @@ class EWCInBox(F2M):
         with torch.no_grad():
             features = self.split.prefix(shots)
         optimizer = torch.optim.SGD(tuned.values(), lr=self.lr)
-        for step in range(self.epochs):
+        for step in range(1, self.epochs + 1):
             embeddings = self.split.tail_forward(features)
             prototypes = torch.cat(
                 [self.base_prototypes, class_means(embeddings, labels, new_classes)]

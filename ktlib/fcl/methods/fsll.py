@@ -103,7 +103,7 @@ class FSLL(NearestMean):
         self.split.network.eval()
         with torch.no_grad():
             features = self.split.prefix(shots)
-        for step in range(self.epochs):
+        for step in range(1, self.epochs + 1):
             embeddings = self.split.tail_forward(features)
             new_prototypes = class_means(embeddings, labels, new_classes)
             loss = (

@@ -138,7 +138,7 @@ class IDLVQC(Learner):
         self.split.network.eval()
         with torch.no_grad():
             features = self.split.prefix(shots)
-        for step in range(self.epochs):
+        for step in range(1, self.epochs + 1):
             embeddings = self.split.tail_forward(features)
             loss = (
                 assignment_loss(embeddings, targets, references, self.width)

@@ -25,8 +25,9 @@ Simplifications:
 - a kept image counts as an exemplar: only ``base_exemplars`` nodes per base class have one, and an
   anchor. The paper keeps one for each node;
 - variances are bounded from below by a tenth of their mean, as a node that won few images has none;
-- the anchor loss is averaged over nodes, and the min-max loss over shots and pairs of neighbours,
-  so that their weights do not depend on numbers of nodes;
+- the anchor loss is averaged over nodes and entries, and the min-max loss over shots and pairs of
+  neighbours, so that their weights depend neither on the number of nodes nor on the width of the
+  network (with a sum over entries, weight 0.5 diverges at learning rates that suit the rest);
 - the centroid of a new node is the mean of its shots, with gradients; old centroids stay.
 """
 
@@ -340,7 +341,7 @@ class TOPIC(Learner):
         self.split.network.eval()
         with torch.no_grad():
             features = self.split.prefix(images)
-        for step in range(self.epochs):
+        for step in range(1, self.epochs + 1):
             embeddings = self.split.tail_forward(features)
             loss = F.cross_entropy(F.linear(embeddings[shots], weight, bias), targets)
             loss = loss + self.anchor_weight * anchor_loss(
@@ -409,7 +410,9 @@ class TOPIC(Learner):
 
 
 def anchor_loss(now: Tensor, anchors: Tensor, variances: Tensor) -> Tensor:
-    """Mean over nodes of the squared Mahalanobis distance from where they were.
+    """Mean over nodes and entries of the squared shift over the variance.
+
+    Per node this is the squared Mahalanobis distance over the number of entries.
 
     Args:
         now: ``(nodes, dim)`` embeddings of the nodes' images.
@@ -419,7 +422,7 @@ def anchor_loss(now: Tensor, anchors: Tensor, variances: Tensor) -> Tensor:
     Returns:
         A scalar; 0 for no nodes.
     """
-    squared = ((now - anchors).square() / variances).sum(dim=1)
+    squared = ((now - anchors).square() / variances).mean(dim=1)
     return squared.sum() / max(len(now), 1)
 
 
@@ -438,6 +441,6 @@ def min_max_loss(
     Returns:
         Mean distance of the shots, plus the mean of ``max(0, margin - distance)`` over the pairs.
     """
-    pull = (embeddings - own).norm(dim=1).mean()
-    push = (margin - (nodes - neighbours).norm(dim=1)).relu().sum() / max(len(nodes), 1)
+    pull: Tensor = (embeddings - own).norm(dim=1).mean()
+    push: Tensor = (margin - (nodes - neighbours).norm(dim=1)).relu().sum() / max(len(nodes), 1)
     return pull + push

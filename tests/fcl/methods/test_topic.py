@@ -95,9 +95,9 @@ def test_every_class_has_a_node_at_first_and_none_is_made_up():
 
 
 def test_anchor_loss_by_hand():
-    """Shift (3, 4) over variances (9, 4): 1 + 4 = 5; the other node did not move."""
+    """Shift (3, 4) over variances (9, 4): mean of 1 and 4; the other node did not move."""
     before, now = torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    assert anchor_loss(now, before, torch.tensor([[9.0, 4.0], [1.0, 1.0]])).item() == 2.5
+    assert anchor_loss(now, before, torch.tensor([[9.0, 4.0], [1.0, 1.0]])).item() == 1.25
     assert anchor_loss(now[:0], before[:0], before[:0]).item() == 0.0
 
 
@@ -195,7 +195,7 @@ def test_anchors_hold_the_embedding(problem, learner):
         now = embed(method.split.network, kept)[method.anchor_rows[:count]]
         return float((now - method.anchors[:count]).norm())
 
-    assert 0 < drift(0.05) < drift(0.0)
+    assert 0 < drift(1.0) < drift(0.0)
 
 
 @pytest.mark.parametrize("settings", [{"base_exemplars": 0}, {"new_exemplars": 0}])

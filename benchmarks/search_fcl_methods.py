@@ -1,0 +1,192 @@
+"""Settings of the methods that F2M is compared with: ``python -m benchmarks.search_fcl_methods``.
+
+Every method gets the same care as F2M: the data, seeds and validation images of the search in
+``search_fcl.py``, and a grid of its own over what its paper leaves to the data. Chosen is the best
+mean validation accuracy over all sessions, mean over seeds. Constants that a paper does state are
+left at the defaults of ``ktlib.fcl.methods``. The test images play no part.
+
+The record ``results/fcl.methods.json`` holds every setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.search_fcl import EPOCHS, Bench
+from ktlib import data
+from ktlib.chapter_source import parameters_cell
+from ktlib.fcl import (
+    FclParameters,
+    SplitNetwork,
+    last_convolutions,
+    split_network,
+    train_base,
+)
+from ktlib.fcl.methods import (
+    F2M,
+    FSLL,
+    IDLVQC,
+    LUCIR,
+    TOPIC,
+    ClassifierRetraining,
+    CosineClassifier,
+    EWCInBox,
+    Finetune,
+    ICaRL,
+    Joint,
+    Learner,
+    NearestMean,
+    run_learner,
+)
+from ktlib.models import resnet18_features
+from ktlib.results import RunRecord
+from ktlib.seeding import generator
+
+RATES = (0.005, 0.02, 0.1)
+GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
+    "ncm": {},
+    "finetune": {"lr": RATES},
+    "fsll": {"lr": (0.0005, 0.002, 0.01)},  # its shift penalty wants small steps
+    "idlvq": {"lr": RATES, "forgetting_weight": (1.0, 10.0)},
+    "ewc_wide": {"lr": (0.02, 0.1), "penalty": (1.0, 100.0, 10000.0)},
+    "icarl": {"lr": RATES},
+    "lucir": {"lr": RATES},
+    "topic": {"lr": RATES},
+    "joint": {"lr": RATES},
+    "crt": {"lr": RATES},
+    "sam": {"radius": (0.05, 0.1, 0.2), "lr": (0.02,)},
+}
+UPPER_BOUND_EPOCHS = 2
+WIDER = 4  # times the half-width of F2M, for ewc_wide
+
+Trained = tuple[SplitNetwork, nn.Module]
+
+
+def make_learner(name: str, trained: Trained, bench: Bench, setting: dict[str, float]) -> Learner:
+    """The method with one setting, on a network of its own."""
+    p = bench.p
+    split, head = copy.deepcopy(trained)
+    classes = bench.sessions[0].classes
+    noise = generator(bench.seed, name)
+    steps: dict[str, Any] = {"epochs": p.session_epochs, **setting}
+    batches: dict[str, Any] = {"batch_size": p.batch_size, "generator": noise}
+    everything: dict[str, Any] = batches | {"epochs": UPPER_BOUND_EPOCHS, **setting}
+    kinds: dict[str, Callable[[], Learner]] = {
+        "ncm": lambda: NearestMean(split),
+        "finetune": lambda: Finetune(split, **steps),
+        "sam": lambda: F2M(split, bound=p.noise_bound, epochs=p.session_epochs, lr=setting["lr"]),
+        "fsll": lambda: FSLL(split, **steps),
+        "idlvq": lambda: IDLVQC(split, **steps),
+        "ewc_wide": lambda: EWCInBox(split, bound=WIDER * p.noise_bound, generator=noise, **steps),
+        "icarl": lambda: ICaRL(split, head, classes, **steps, **batches),
+        "lucir": lambda: LUCIR(split, head, classes, **steps, **batches),
+        "topic": lambda: TOPIC(split, head, classes, generator=noise, base_exemplars=0, **steps),
+        "joint": lambda: Joint(split, head, classes, **everything),
+        "crt": lambda: ClassifierRetraining(split, head, classes, **everything),
+    }
+    return kinds[name]()
+
+
+def train(bench: Bench, radius: float = 0.0, cosine: bool = False) -> Trained:
+    """Base training by cross-entropy, with SAM or under a cosine classifier if asked for."""
+    p = bench.p
+    torch.manual_seed(bench.seed)
+    network = resnet18_features(bench.images.shape[1], p.width, p.stem_stride)
+    network = network.to(memory_format=torch.channels_last)
+    head: nn.Module = nn.Linear(network.feature_dim, p.base_classes)
+    if cosine:
+        rows = generator(bench.seed, "cosine classifier")
+        head = CosineClassifier(network.feature_dim, p.base_classes, generator=rows)
+    train_base(
+        network, head, *bench.base_data, lambda x, y: F.cross_entropy(head(network(x)), y),
+        epochs=p.epochs, batch_size=p.batch_size, lr=p.lr,
+        generator=generator(bench.seed, "batches"), padding=p.crop_padding, flip=p.flip,
+        sam_radius=radius,
+    )  # fmt: skip
+    return split_network(network, last_convolutions(network, p.tuned_convolutions)), head
+
+
+def settings(grid: dict[str, tuple[float, ...]]) -> Iterator[dict[str, float]]:
+    """Every combination of the values of a grid."""
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def search(parameters: FclParameters, seed: int) -> list[dict[str, Any]]:
+    """Validation accuracies of every setting of every method."""
+    torch.set_num_threads(1)
+    bench = Bench(parameters, seed)
+    plain, cosine = train(bench), train(bench, cosine=True)
+    held_out = bench.images[bench.held_out], bench.labels[bench.held_out]
+    rows = []
+    for name, grid in GRIDS.items():
+        for setting in settings(grid):
+            started = time.monotonic()
+            if name == "sam":
+                trained = train(bench, radius=setting["radius"])
+            else:
+                trained = cosine if name == "lucir" else plain
+            learner = make_learner(name, trained, bench, setting)
+            found = run_learner(learner, bench.sessions, bench.images, bench.labels, *held_out)
+            values = [row["accuracy"] for row in found.rows]
+            rows.append(
+                {
+                    "method": name,
+                    "seed": seed,
+                    "setting": ", ".join(f"{key} {value:g}" for key, value in setting.items()),
+                    "first_accuracy": values[0],
+                    "mean_accuracy": sum(values) / len(values),
+                    "last_accuracy": values[-1],
+                    "last_base_accuracy": found.rows[-1]["base_accuracy"],
+                    "last_new_accuracy": found.rows[-1]["new_accuracy"],
+                    "seconds": time.monotonic() - started,
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def choose(table: pd.DataFrame) -> dict[str, str]:
+    """The setting of each method with the best mean accuracy over sessions and seeds."""
+    mean = table.groupby(["method", "setting"])["mean_accuracy"].mean().reset_index()
+    best = mean.loc[mean.groupby("method")["mean_accuracy"].idxmax()]
+    return dict(zip(best["method"], best["setting"], strict=True))
+
+
+def main() -> None:
+    """Search, then write the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101])
+    parser.add_argument("--out", type=Path, default=Path("results/fcl.methods.json"))
+    arguments = parser.parse_args()
+    values = {line.name: line.value for line in parameters_cell("chapters/fcl.py")}
+    given = {"seeds": arguments.seeds, "profile": "methods", "epochs": EPOCHS}
+    parameters = FclParameters(**values | given)
+    record = RunRecord.start("fcl", parameters, data=data.checksums(parameters.dataset))
+    with ProcessPoolExecutor(len(arguments.seeds)) as pool:  # one process and thread per seed
+        rows = [
+            r for found in pool.map(partial(search, parameters), arguments.seeds) for r in found
+        ]
+    record.table("methods", rows)
+    with tempfile.TemporaryDirectory(dir=arguments.out.parent) as folder:
+        record.save(folder)
+        Path(folder, "result.json").replace(arguments.out)
+    print(f"chosen: {choose(record.frame('methods'))}; written: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
