@@ -180,7 +180,7 @@ class TOPIC(Learner):
     Args:
         split: network trained on the base session.
         classifier: linear layer that it was trained with; copied.
-        classes: ``(k,)`` class number of each row of the classifier.
+        base_classes: ``(k,)`` class number of each row of the classifier.
         epochs: full-batch steps per session.
         lr: learning rate of plain SGD, for the tuned weights and the classifier.
         generator: draws the gas and the rows of new classes.
@@ -199,11 +199,12 @@ class TOPIC(Learner):
 
     Attributes:
         gas: the neural gas, set by :meth:`start`.
+        classes: ``(k,)`` classes seen so far.
         weight: ``(k, dim)`` of the present classifier; row ``i`` belongs to ``classes[i]``.
         bias: ``(k,)`` of the present classifier.
 
     Raises:
-        ValueError: if ``classes`` and ``classifier`` do not fit, ``epochs`` is below 1, ``lr`` is
+        ValueError: if ``base_classes`` and ``classifier`` do not fit, ``epochs`` is below 1, ``lr`` is
             not above 0, or a weight is negative.
     """
 
@@ -213,7 +214,7 @@ class TOPIC(Learner):
         self,
         split: SplitNetwork,
         classifier: nn.Linear,
-        classes: Tensor,
+        base_classes: Tensor,
         *,
         epochs: int,
         lr: float,
@@ -234,10 +235,10 @@ class TOPIC(Learner):
         require_at_least("min_max_weight", min_max_weight, 0)
         if not lr > 0:
             raise ValueError(f"lr must be above 0. Found lr={lr!r}.")
-        if len(classes) != classifier.out_features:
+        if len(base_classes) != classifier.out_features:
             raise ValueError(
-                "classes must name one class per row of the classifier. "
-                f"Found {len(classes)} classes and {classifier.out_features} rows."
+                "base_classes must name one class per row of the classifier. "
+                f"Found {len(base_classes)} classes and {classifier.out_features} rows."
             )
         self.split = split
         self.weight = classifier.weight.detach().clone()
@@ -246,7 +247,7 @@ class TOPIC(Learner):
             if classifier.bias is None
             else classifier.bias.detach().clone()
         )
-        self.classes: Tensor = classes.to(self.weight.device)
+        self.classes: Tensor = base_classes.to(self.weight.device)
         self.base_classes = self.classes
         self.epochs = epochs
         self.lr = lr
