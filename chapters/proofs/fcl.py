@@ -274,12 +274,19 @@ slope_of_square = [sp.diff(sp.diff(part, w) ** 2, w) for part in (inside, outsid
 #
 # ```{prf:lemma} Descent
 # :label: lem-descent
-# Under {prf:ref}`ass-smooth`, $R(y)\le R(x)+\nabla R(x)^{\top}(y-x)+\frac L2\lVert y-x\rVert^2$ for all $x,y$.
+# Under {prf:ref}`ass-smooth`, for all $x,y$,
+#
+# $$R(y)\le R(x)+\nabla R(x)^{\top}(y-x)+\tfrac L2\lVert y-x\rVert^2 .$$
+#
 # With {prf:ref}`ass-below` also $F(x)\le 2L\,(R(x)-R_{\inf})$.
 # ```
 #
 # ```{prf:proof}
-# Let $v=y-x$. Then $R(y)-R(x)-\nabla R(x)^\top v=\int_0^1(\nabla R(x+sv)-\nabla R(x))^\top v\,ds$. By Cauchy-Schwarz and
+# Let $v=y-x$. Then
+#
+# $$R(y)-R(x)-\nabla R(x)^\top v=\int_0^1(\nabla R(x+sv)-\nabla R(x))^\top v\,ds .$$
+#
+# By Cauchy-Schwarz and
 # **{prf:ref}`ass-smooth`** the integrand is at most $Ls\lVert v\rVert^2$, and $\int_0^1Ls\,ds=\frac L2$. For
 # the second claim take $y=x-\frac1L\nabla R(x)$: the right side becomes $R(x)-\frac1{2L}F(x)$, and the left side is at
 # least $R_{\inf}$ by **{prf:ref}`ass-below`**.
@@ -472,7 +479,8 @@ glue("proof-most", max(P.averaged_draws), display=False)
 # With {glue:text}`proof-most:.0f` draws the measured variance is {glue:text}`proof-too-small-before:.1f` times what the printed formula
 # says before training, and {glue:text}`proof-too-small-after:.1f` times after it. The repaired formula is off by at most {glue:text}`proof-off:.0f` % for any
 # $M$, seed and state of training, with few batches. How much of the variance is noise, and does {prf:ref}`ass-variance` look plausible? The share depends on the state of the
-# network, so constants that hold *for all* $\theta$ have to cover the worst one:
+# network, so constants that hold *for all* $\theta$ have to cover the worst one. (The squared gradient is an unbiased estimate
+# too; where the true value is small beside the variance, it can fall below zero.)
 
 # %%
 states = [
@@ -580,7 +588,10 @@ for name in ("constants", "printed_constants"):
 # ````{admonition} Erratum E3: indices in (3.24) to (3.28)
 # :class: warning
 # The printed sums mix starts at $\theta_0$ and at $\theta_1$ and their lower limits. What telescopes is
-# $\sum_{k=K}^{n}\big(R(\theta_k)-R(\theta_{k+1})\big)=R(\theta_K)-R(\theta_{n+1})$: the first index of the sum on the left is the index of the
+#
+# $$\sum_{k=K}^{n}\big(R(\theta_k)-R(\theta_{k+1})\big)=R(\theta_K)-R(\theta_{n+1}):$$
+#
+# the first index of the sum on the left is the index of the
 # first risk on the right. The limit does not depend on where the sum starts, so nothing else changes. The
 # theorem also appears twice, as 3.1 and as 4.1.
 # ````
@@ -635,7 +646,8 @@ print(
 # :class: warning
 # Printed is $F=\lVert R\rVert^2$. It must be $F=\lVert\nabla R\rVert^2$: only then is $\nabla F=2\nabla^2R\,\nabla R$, and only then does the
 # limit of $F$ say something about gradients. The fourth line of (3.35) also has one norm too many. Right is
-# $-2\alpha\nabla R^\top\nabla^2R\,\nabla R\le2\alpha\lVert\nabla^2R\rVert\lVert\nabla R\rVert^2\le2\alpha L\lVert\nabla R\rVert^2$.
+#
+# $$-2\alpha\nabla R^\top\nabla^2R\,\nabla R\le2\alpha\lVert\nabla^2R\rVert\lVert\nabla R\rVert^2\le2\alpha L\lVert\nabla R\rVert^2 .$$
 # ````
 #
 # The derivative, by algebra, for a general function of two variables:
@@ -690,8 +702,8 @@ for p, q in ((1, 2), (1, 3), (2, 2)):
 # It is the case without randomness of a theorem of Robbins and Siegmund {cite}`robbins1971convergence`. Here
 # it is enough, because $a_k=\mathbb E F(\theta_k)$ are numbers.
 #
-# ```{prf:proof} End of the proof
-# Of {prf:ref}`thm-proof-main`, second half. By {eq}`eq-proof-summable` and {prf:ref}`lem-sequence`, $\lim_k\mathbb E F(\theta_k)$ exists. A sequence that has a limit has it as its
+# ```{prf:proof}
+# Now the second half of {prf:ref}`thm-proof-main`. By {eq}`eq-proof-summable` and {prf:ref}`lem-sequence`, $\lim_k\mathbb E F(\theta_k)$ exists. A sequence that has a limit has it as its
 # lower limit too, and that is $0$ by {eq}`eq-proof-liminf`. So $\lim_k\mathbb E\lVert\nabla R(\theta_k)\rVert^2=0$.
 # ```
 #
@@ -801,7 +813,8 @@ ax.axvspan(-0.5, 0.5, alpha=0.12, color="black")
 ax.set(xlabel="weight w", ylabel="loss", ylim=(-0.5, 1.6))
 ax.legend(loc="upper center")
 edge = grid.sign() * (grid.abs() - 0.5).clamp(min=0)
-image = plane.contourf(grid, grid, edge[None, :] * edge[:, None], levels=15, cmap="PuOr_r")
+levels = torch.arange(-1.3, 1.4, 0.2)  # zero in the middle of one
+image = plane.contourf(grid, grid, edge[None, :] * edge[:, None], levels=levels, cmap="PuOr_r")
 plane.plot([-0.5, 0.5, 0.5, -0.5, -0.5], [-0.5, -0.5, 0.5, 0.5, -0.5], "k--", linewidth=1)
 plane.set(xlabel="weight 1", ylabel="weight 2", aspect="equal")
 plane.grid(visible=False)
@@ -874,8 +887,11 @@ with torch.no_grad():
 # ```
 #
 # $r_k$ is a norm of the random vector $\nabla R(\theta_k)$, the one that belongs to $\mathbb E[X^\top Y]$. By the triangle inequality and
-# **{prf:ref}`ass-smooth`**, $|r_{k+1}-r_k|\le\sqrt{\mathbb E\lVert\nabla R(\theta_{k+1})-\nabla R(\theta_k)\rVert^2}\le L\alpha_k\sqrt{\mathbb E\lVert\bar g_k\rVert^2}\le
-# L\alpha_k\sqrt{m_1+(1+m_2)r_k^2}$. By {eq}`eq-proof-descent` $\mathbb E R(\theta_k)$ is bounded, so $r_k$ is by {prf:ref}`lem-descent`, and
+# **{prf:ref}`ass-smooth`**,
+#
+# $$|r_{k+1}-r_k|\le\sqrt{\mathbb E\lVert\nabla R(\theta_{k+1})-\nabla R(\theta_k)\rVert^2}\le L\alpha_k\sqrt{\mathbb E\lVert\bar g_k\rVert^2}\le L\alpha_k\sqrt{m_1+(1+m_2)r_k^2} .$$
+#
+# By {eq}`eq-proof-descent` $\mathbb E R(\theta_k)$ is bounded, so $r_k$ is by {prf:ref}`lem-descent`, and
 # $|r_{k+1}-r_k|\le C\alpha_k$.
 #
 # Suppose $\limsup r_k>2\delta>0$. As $\liminf r_k=0$, there are infinitely many disjoint stretches $p<k<q$ with $r_p\le\delta$,

@@ -73,7 +73,7 @@ def test_run_folder_is_complete(smoke_book, chapter):
 def test_executed_notebook_gives_the_same_outputs_again(smoke_book, chapter, tmp_path):
     executed = smoke_book.root / "runs" / chapter / "smoke" / "main" / "executed.ipynb"
     text = executed.read_text(encoding="utf-8")
-    again = smoke_book.root / f"again-{chapter}.ipynb"
+    again = smoke_book.root / f"again-{chapter.replace('/', '-')}.ipynb"
     elsewhere = re.sub(r'run_dir = \\"runs/[^"]*\\"', r'run_dir = \\"again\\"', text)
     assert elsewhere != text
     again.write_text(elsewhere)
