@@ -70,6 +70,23 @@ def test_hard_old_outputs_make_distillation_a_classification():
     )
 
 
+def test_both_terms_are_one_cross_entropy_of_mixed_targets(trained, problem):
+    """As in the authors' code: labels, with the columns of old classes overwritten."""
+    split, classifier, classes = trained
+    learner = ICaRL(split, classifier, classes, **SETTINGS, generator=drawn())
+    learner.start(*shown_in(problem, 1))
+    learner.learn(*shown_in(problem, 2))
+    images = torch.cat([shown_in(problem, 1)[0][:2], shown_in(problem, 2)[0][:2]])
+    targets = torch.tensor([0, 2, 3, 4], device=images.device)
+    old_scores = torch.randn(4, 3, generator=drawn()).to(images)
+    wanted = F.one_hot(targets, 5).to(images)
+    wanted[:, :3] = old_scores.sigmoid()
+    scores = learner.classifier(split.network(images))
+    expected = F.binary_cross_entropy_with_logits(scores, wanted) * 5
+    terms = learner.loss_terms(learner.trainer.inputs(images), targets, old_scores)
+    torch.testing.assert_close(terms["classification"] + terms["distillation"], expected)
+
+
 def test_both_terms_reach_what_is_trained(trained, problem):
     split, classifier, classes = trained
     learner = ICaRL(split, classifier, classes, **SETTINGS, generator=drawn())
@@ -113,6 +130,7 @@ def test_session_1_is_the_nearest_mean_of_exemplars(trained, problem):
     for label in classes.tolist():
         own = features[labels == label]
         means.append(F.normalize(own[herding(own, 2)].mean(dim=0), dim=0))
+    torch.testing.assert_close(learner.means, torch.stack(means))
     tested = F.normalize(embed(split.network, problem[3]))
     expected = classes.to(labels)[nearest_class_mean(tested, torch.stack(means))]
     assert torch.equal(learner.predict(problem[3]), expected)
