@@ -95,7 +95,7 @@ record = RunRecord.start("proofs/fcl", P, data=data.checksums(P.dataset))
 # R(\theta)=\mathbb E_{z,\epsilon}\,L(z;\phi+\epsilon,\psi).
 # ```
 #
-# One step draws one batch $z_k$ and $M$ noise vectors $\epsilon_1,\dots,\epsilon_M$, and moves against the mean
+# One step draws one batch $z_k$ and $M$ noise vectors $\epsilon_1,\dots,\epsilon_M$ of one law, and moves against the mean
 # gradient (3.8), with $g(z,\epsilon;\theta)=\nabla L(z;\phi+\epsilon,\psi)$:
 #
 # ```{math}
@@ -546,8 +546,8 @@ print(f"{paths.shape[1]} runs, largest difference {differences.max():.1f} standa
 
 # %% [markdown]
 # And E1 once more, now as a false inequality. If all curvatures are equal, {eq}`eq-proof-one-step` is an equality, so there is no
-# room for a smaller variance. With $m_i/M$ of (3.19) in place of $m_i(M)$ and many draws, it fails at
-# some steps:
+# room for a smaller variance. With $m_i/M$ of (3.19) in place of $m_i(M)$ and 32 draws, count the steps at
+# which it fails:
 
 # %%
 equal = torch.ones_like(h)
@@ -569,8 +569,11 @@ for name in ("constants", "printed_constants"):
 #
 # ```{math}
 # :label: eq-proof-sum
-# \tfrac12\sum_{k=K}^{n}\alpha_k\,\mathbb E F(\theta_k)\le\mathbb E R(\theta_K)-\mathbb E R(\theta_{n+1})+\tfrac L2m_1\sum_{k=K}^{n}\alpha_k^2
-# \le\mathbb E R(\theta_K)-R_{\inf}+\tfrac L2m_1\sum_{k=K}^{\infty}\alpha_k^2 .
+# \begin{aligned}
+# \tfrac12\sum_{k=K}^{n}\alpha_k\,\mathbb E F(\theta_k)
+# &\le\mathbb E R(\theta_K)-\mathbb E R(\theta_{n+1})+\tfrac L2m_1\sum_{k=K}^{n}\alpha_k^2\\
+# &\le\mathbb E R(\theta_K)-R_{\inf}+\tfrac L2m_1\sum_{k=K}^{\infty}\alpha_k^2 .
+# \end{aligned}
 # ```
 #
 # The right side is finite and does not depend on $n$; the terms before $K$ are finitely many finite numbers. Hence
@@ -847,7 +850,7 @@ beyond(corners).prod(dim=1).tolist()
 # - *One global $L$* for all $\theta$ is more than networks with several layers have: their curvature grows with the weights.
 # ````
 #
-# Two of these points in one cell. A ReLU unit $r(w)=\max(w,0)$ whose weight gets noise has a smooth average with slope
+# Two of these points in numbers. A ReLU unit $r(w)=\max(w,0)$ whose weight gets noise has a smooth average with slope
 # $(w+b)/2b$ in the box. A second weight $v$ without noise, behind another ReLU, keeps its kink: the average of $r(w)+r(v)$ over noise in $w$
 # still has a jump of its slope in $v$. And the same image has another loss in another batch:
 
