@@ -204,8 +204,8 @@ class TOPIC(Learner):
         bias: ``(k,)`` of the present classifier.
 
     Raises:
-        ValueError: if ``base_classes`` and ``classifier`` do not fit, ``epochs`` is below 1, ``lr`` is
-            not above 0, or a weight is negative.
+        ValueError: if ``base_classes`` and ``classifier`` do not fit, ``epochs`` is below 1,
+            ``lr`` is not above 0, or a weight is negative.
     """
 
     name: ClassVar[str] = "topic"

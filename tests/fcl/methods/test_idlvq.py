@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ktlib.fcl import class_means
+from ktlib.fcl.evaluation import embed
 from ktlib.fcl.methods import NearestMean, run_learner
 from ktlib.fcl.methods.idlvq import (
     IDLVQC,
@@ -145,6 +146,22 @@ def test_less_forgetting_holds_the_old_references(problem, split):
         return float((method.references[:3] - old).norm())
 
     assert 0 < shift(5.0) < 0.9 * shift(0.0)
+
+
+def test_old_references_follow_the_embedding(problem, split):
+    sessions, images, labels, *_ = problem
+    base, new = sessions[0].train, sessions[1].train
+    methods = [IDLVQC(copy.deepcopy(split), **SETTINGS, calibrate=on) for on in (True, False)]
+    for method in methods:
+        method.start(images[base], labels[base])
+        old = method.references
+        method.learn(images[new], labels[new])
+    calibrated, plain = methods
+    drift = [embed(s.network, images[new]) for s in (split, plain.split)]
+    shift = calibration_shift(*drift, old, plain.width)
+    assert torch.allclose(calibrated.references[:3], plain.references[:3] + shift, atol=1e-6)
+    assert torch.equal(calibrated.references[3:], plain.references[3:])
+    assert float(shift.abs().max()) > 1e-4
 
 
 def test_no_base_image_is_kept(problem, split):

@@ -198,6 +198,28 @@ def test_anchors_hold_the_embedding(problem, learner):
     assert 0 < drift(1.0) < drift(0.0)
 
 
+def test_kept_base_images_serve_the_anchor_loss_alone(problem, learner):
+    methods = [learner(anchor_weight=0.0, base_exemplars=count) for count in (0, 2)]
+    for method in methods:
+        run_learner(method, *problem)
+    assert torch.allclose(methods[0].weight, methods[1].weight, atol=1e-5)
+    assert torch.allclose(methods[0].bias, methods[1].bias, atol=1e-5)
+
+
+def test_new_nodes_end_at_the_class_means_and_min_max_moves_them(problem, learner):
+    sessions, images, labels, *_ = problem
+    base, new = sessions[0].train, sessions[1].train
+    centroids = []
+    for weight in (0.0, 1.0):
+        method = learner(min_max_weight=weight)
+        method.start(images[base], labels[base])
+        method.learn(images[new], labels[new])
+        means = class_means(embed(method.split.network, images[new]), labels[new])
+        assert torch.allclose(method.gas.centroids[-2:], means)
+        centroids.append(means)
+    assert not torch.allclose(*centroids)
+
+
 @pytest.mark.parametrize("settings", [{"base_exemplars": 0}, {"new_exemplars": 0}])
 def test_without_exemplars_there_are_no_anchors(problem, learner, settings):
     method = learner(**settings)
