@@ -44,6 +44,50 @@ def at_session(rows: Rows, method: str, session: int) -> str:
     return format_mean_std(float(values.mean()), float(values.std()), 1)
 
 
+def comparison_summary(rows: Rows, upper_bound: str = "crt") -> pd.DataFrame:
+    """One row a method: accuracies after the last session, the drop, the gap to the upper bound.
+
+    Args:
+        rows: with ``method``, ``seed``, ``session``, ``accuracy``, ``base_accuracy`` and
+            ``new_accuracy``, in percent.
+        upper_bound: the method that the gap is measured to, seed by seed.
+
+    Returns:
+        Columns ``first session``, ``all classes``, ``base classes``, ``new classes``, ``drop``
+        (first minus last session) and ``behind <upper_bound>``, mean ± standard deviation over
+        seeds, the mean alone for one seed.
+
+    Raises:
+        ValueError: if ``upper_bound`` has no rows.
+    """
+    table = pd.DataFrame(list(rows))
+    if upper_bound not in set(table["method"]):
+        found = list(table["method"].unique())
+        raise ValueError(f"upper_bound must be one of {found}. Found {upper_bound!r}.")
+    keys = ["method", "seed"]
+    last = table[table["session"] == table["session"].max()].set_index(keys)
+    first = table[table["session"] == table["session"].min()].set_index(keys)
+    bound = last.loc[upper_bound]["accuracy"]
+    columns = {
+        "first session": first["accuracy"],
+        "all classes": last["accuracy"],
+        "base classes": last["base_accuracy"],
+        "new classes": last["new_accuracy"],
+        "drop": first["accuracy"] - last["accuracy"],
+        f"behind {upper_bound}": bound.reindex(last.index, level="seed") - last["accuracy"],
+    }
+    shown = {}
+    for name, values in columns.items():
+        spread = mean_and_spread(values.rename("value").reset_index(), ["method"], "value")
+        shown[name] = {
+            method: format_mean_std(mean, std, 1)
+            for method, mean, std in zip(
+                spread["method"], spread["mean"], spread["std"], strict=True
+            )
+        }
+    return pd.DataFrame(shown).loc[list(table["method"].unique())]
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """Accuracy of one method minus that of another at the last session, paired by seed.

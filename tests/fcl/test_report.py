@@ -6,6 +6,7 @@ import pytest
 
 from ktlib.fcl.report import (
     at_session,
+    comparison_summary,
     flatness_ratios,
     flatness_summary,
     paired_difference,
@@ -86,3 +87,17 @@ def test_flatness_ratio_is_taken_seed_by_seed():
     ratios = flatness_ratios(flatness_rows())
     assert ratios["ratio"].tolist() == [4.0, 6.0]
     assert flatness_summary(flatness_rows())["ncm / f2m"].tolist() == ["5.0 ± 1.4"]
+
+
+def test_comparison_by_hand():
+    """f2m: 80 to 73 is a drop of 7; ncm as upper bound: 71 - 73 = -2, seed by seed -1 and -3."""
+    rows = [row | {"base_accuracy": 1.0} for row in ROWS]
+    table = comparison_summary(rows, upper_bound="ncm")
+    assert list(table.index) == ["ncm", "f2m"]
+    assert table.loc["f2m", "drop"] == "7.0 ± 1.4"
+    assert table.loc["f2m", "behind ncm"] == "-2.0 ± 1.4"
+    assert table.loc["ncm", "new classes"] == "42.0 ± 2.8"
+    one = comparison_summary([row for row in rows if row["seed"] == 0], upper_bound="ncm")
+    assert one.loc["f2m", "all classes"] == "71.0"
+    with pytest.raises(ValueError, match="upper_bound must be one of .* Found 'crt'"):
+        comparison_summary(rows)
