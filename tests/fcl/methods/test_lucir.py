@@ -18,6 +18,7 @@ from ktlib.fcl.methods.lucir import (
 from ktlib.testing import assert_gradient_flow, assert_step_updates
 
 SETTINGS = {"epochs": 8, "lr": 0.02, "batch_size": 8}
+TRAINED = []  # the base session runs once; every test gets a copy
 
 
 def drawn(seed=0):
@@ -27,15 +28,17 @@ def drawn(seed=0):
 @pytest.fixture
 def trained(problem, split, device):
     """Network, cosine classifier and its classes after a short base session."""
-    sessions, images, labels, *_ = problem
-    base, classes = sessions[0].train, sessions[0].classes
-    classifier = CosineClassifier(32, 3, generator=drawn()).to(device)
-    train_base(
-        split.network, classifier, images[base], positions_of(labels[base], classes),
-        lambda x, y: F.cross_entropy(classifier(split.network(x)), y),
-        epochs=15, batch_size=9, lr=0.05, padding=0, generator=drawn(),
-    )  # fmt: skip
-    return split, classifier, classes
+    if not TRAINED:
+        sessions, images, labels, *_ = problem
+        base, classes = sessions[0].train, sessions[0].classes
+        classifier = CosineClassifier(32, 3, generator=drawn()).to(device)
+        train_base(
+            split.network, classifier, images[base], positions_of(labels[base], classes),
+            lambda x, y: F.cross_entropy(classifier(split.network(x)), y),
+            epochs=15, batch_size=9, lr=0.05, padding=0, generator=drawn(),
+        )  # fmt: skip
+        TRAINED.append((split, classifier, classes))
+    return copy.deepcopy(TRAINED[0])
 
 
 def shown_in(problem, number):

@@ -18,6 +18,7 @@ from ktlib.fcl.methods.upper_bounds import (
 from ktlib.testing import assert_gradient_flow, assert_step_updates
 
 SETTINGS = {"epochs": 4, "lr": 0.01, "batch_size": 8}
+TRAINED = []  # the base session runs once; every test gets a copy
 
 
 def drawn(seed=0):
@@ -27,14 +28,16 @@ def drawn(seed=0):
 @pytest.fixture
 def trained(problem, split, classifier):
     """Network, classifier and its classes after a short base session."""
-    sessions, images, labels, *_ = problem
-    base, classes = sessions[0].train, sessions[0].classes
-    train_base(
-        split.network, classifier, images[base], positions_of(labels[base], classes),
-        lambda x, y: F.cross_entropy(classifier(split.network(x)), y),
-        epochs=15, batch_size=9, lr=0.05, padding=0, generator=drawn(),
-    )  # fmt: skip
-    return split, classifier, classes
+    if not TRAINED:
+        sessions, images, labels, *_ = problem
+        base, classes = sessions[0].train, sessions[0].classes
+        train_base(
+            split.network, classifier, images[base], positions_of(labels[base], classes),
+            lambda x, y: F.cross_entropy(classifier(split.network(x)), y),
+            epochs=15, batch_size=9, lr=0.05, padding=0, generator=drawn(),
+        )  # fmt: skip
+        TRAINED.append((split, classifier, classes))
+    return copy.deepcopy(TRAINED[0])
 
 
 def state_of(module):
