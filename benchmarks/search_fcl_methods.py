@@ -100,7 +100,7 @@ def make_learner(name: str, trained: Trained, bench: Bench, setting: dict[str, f
         "ewc_wide": lambda: EWCInBox(split, bound=WIDER * p.noise_bound, generator=noise, **steps),
         "icarl": lambda: ICaRL(split, head, classes, **steps, **batches),
         "lucir": lambda: LUCIR(split, head, classes, **steps, **batches),
-        "topic": lambda: TOPIC(split, head, classes, generator=noise, base_exemplars=0, **steps),
+        "topic": lambda: TOPIC(split, head, classes, generator=noise, base_exemplars=2, **steps),
         "joint": lambda: Joint(split, head, classes, **everything),
         "crt": lambda: ClassifierRetraining(split, head, classes, **everything),
     }

@@ -110,3 +110,15 @@ def test_embed_keeps_the_mode_and_needs_no_gradient():
     assert module.training
     assert not found.requires_grad
     torch.testing.assert_close(found, module[0](images))
+
+
+def test_embedding_with_a_half_leaves_the_layers_of_the_network_in_their_mode(split, batch):
+    """The halves share layers with the network, and a mode of their own."""
+    split.network.eval()
+    embed(split.tail, embed(split.prefix, batch[0]))
+    assert not any(layer.training for layer in split.network.modules())
+    split.network.train()
+    split.network.bn1.eval()
+    embed(split.network, batch[0])
+    assert split.network.layer1.training
+    assert not split.network.bn1.training
