@@ -680,7 +680,7 @@ pattern.style.hide(axis="index")
 # does not say that the point is a minimum, nor that it is $b$-flat in the sense of {prf:ref}`def-flat`,
 # nor anything about the step sizes used in practice, which do not have these two sums. Its printed
 # proof also treats the $M$ draws as if they had independent batches; they share one, so only the noise
-# part of the variance shrinks with $M$.
+# part of the variance shrinks with $M$. {ref}`proof-fcl` goes through the proof line by line and repairs it.
 #
 # ## Where it stops
 #

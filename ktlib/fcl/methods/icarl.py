@@ -29,7 +29,7 @@ from ktlib.fcl.checks import require_at_least
 from ktlib.fcl.evaluation import embed
 from ktlib.fcl.methods.learner import Learner
 from ktlib.fcl.methods.memory import Exemplars
-from ktlib.fcl.methods.upper_bounds import (
+from ktlib.fcl.methods.session_training import (
     SessionTrainer,
     TrainedPart,
     extend_linear,
@@ -85,11 +85,11 @@ class ICaRL(Learner):
         split: network trained on the base session.
         classifier: the linear classifier trained with it; left as it is.
         base_classes: ``(k,)`` class number of each row of ``classifier``.
-        epochs: see :class:`~ktlib.fcl.methods.upper_bounds.SessionTrainer`.
+        epochs: see :class:`~ktlib.fcl.methods.session_training.SessionTrainer`.
         lr: see there.
         batch_size: see there.
         generator: source of the batches and of the new rows.
-        train: see :class:`~ktlib.fcl.methods.upper_bounds.SessionTrainer`.
+        train: see :class:`~ktlib.fcl.methods.session_training.SessionTrainer`.
         momentum: see there.
         weight_decay: see there.
         base_exemplars: images kept per base class.

@@ -27,7 +27,7 @@ from ktlib.fcl.checks import require_at_least, require_bound
 from ktlib.fcl.evaluation import embed
 from ktlib.fcl.methods.learner import Learner
 from ktlib.fcl.methods.memory import Exemplars
-from ktlib.fcl.methods.upper_bounds import (
+from ktlib.fcl.methods.session_training import (
     SessionTrainer,
     TrainedPart,
     require_base_classes,
@@ -151,11 +151,11 @@ class LUCIR(Learner):
         split: network trained on the base session with ``classifier``.
         classifier: left as it is.
         base_classes: ``(k,)`` class number of each row of ``classifier``.
-        epochs: see :class:`~ktlib.fcl.methods.upper_bounds.SessionTrainer`.
+        epochs: see :class:`~ktlib.fcl.methods.session_training.SessionTrainer`.
         lr: see there.
         batch_size: see there.
         generator: source of the batches.
-        train: see :class:`~ktlib.fcl.methods.upper_bounds.SessionTrainer`.
+        train: see :class:`~ktlib.fcl.methods.session_training.SessionTrainer`.
         momentum: see there.
         weight_decay: see there; not applied to the rows of old classes.
         less_forget: ``lambda_base`` of :func:`less_forget_weight`.

@@ -7,14 +7,13 @@ from torch.nn import functional as F
 
 from ktlib.fcl import embed, positions_of, train_base
 from ktlib.fcl.methods import run_learner
-from ktlib.fcl.methods.upper_bounds import (
-    ClassifierRetraining,
-    Joint,
+from ktlib.fcl.methods.session_training import (
     SessionTrainer,
     class_balanced_chances,
     extend_linear,
     new_linear,
 )
+from ktlib.fcl.methods.upper_bounds import ClassifierRetraining, Joint
 from ktlib.testing import assert_gradient_flow, assert_step_updates
 
 SETTINGS = {"epochs": 4, "lr": 0.01, "batch_size": 8}
