@@ -122,8 +122,10 @@ def _execute(chapter: str, values: dict[str, Any], folder: Path, cell_seconds: i
                 progress_bar=sys.stderr.isatty(),
                 log_output=True,
                 shutdown_kernel="immediate",
-                # Two runs that start together can pick the same network port; files cannot collide.
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                # Two runs that start together can pick the same network port. Files in a folder of
+                # this run cannot collide; by default they would lie in the working folder, which
+                # all runs share, and a run would talk to the kernel of another.
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
             )
         except PapermillExecutionError as error:
             raise ChapterError(_cell_error(notebook, error)) from None
