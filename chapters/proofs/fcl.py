@@ -310,7 +310,7 @@ for name, loss in {"smoothed": smoothed, "|w|": lambda x: (x.abs(), x.sign())}.i
     print(f"{name:>8}: smallest gap {gap.min():.1e}")
 
 # %% [markdown]
-# ## Step 2: the variance of the mean of $M$ draws
+# ## Step 2: the variance of the mean of several draws
 #
 # ```{prf:lemma} Variance with a shared batch
 # :label: lem-variance
@@ -618,7 +618,7 @@ print(
 )
 
 # %% [markdown]
-# ## Step 5: the increments of $F$
+# ## Step 5: the increments of the squared gradient
 #
 # A lower limit of zero still allows $\mathbb E F$ to come back to large values for ever. To exclude that, look at how much it can rise
 # in one step. **{prf:ref}`ass-second`** lets us use {prf:ref}`lem-descent` for $F$ in place of $R$, with
