@@ -11,6 +11,8 @@ CORES ?=
 BUILD_OPTIONS = --profile $(PROFILE) $(if $(CORES),--cores $(CORES))
 
 export PYTHONPATH := $(CURDIR)
+# Trust the certificates that the machine trusts, as pip does: behind a company's proxy there are others.
+export UV_SYSTEM_CERTS ?= true
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help book plan test lint types env data browser notebooks sweep record lock clean

@@ -1,4 +1,4 @@
-"""The search for the settings of the few-shot chapter: ``python benchmarks/search_fcl.py``.
+"""The search for the settings of the few-shot chapter: ``python -m benchmarks.search_fcl``.
 
 Held-out training images (never the test files), seeds that no table of the chapter uses, the sizes
 of the chapter's default but for the epochs. First the learning rate of plain training is chosen by

@@ -601,7 +601,7 @@ Markdown(f"F2M at the last session of the {'long' if full else 'live'} run:\n\n"
 # ### How the settings were chosen
 #
 # The box half-width $b$, the weight $\lambda$ of prototype fixing and the learning rate of the sessions were
-# searched with `python benchmarks/search_fcl.py` on held-out *training* images, with seeds that no other table
+# searched with `python -m benchmarks.search_fcl` on held-out *training* images, with seeds that no other table
 # uses. The test images played no part.
 #
 # The search did not go straight. Its first rule was the best mean accuracy over all sessions, and its

@@ -122,7 +122,7 @@ def _state(record: RunRecord) -> str:
 def _command(record: RunRecord) -> str:
     if record.profile in PROFILES:
         return f"`make record CHAPTER={record.chapter} PROFILE={record.profile}`"
-    return f"`python benchmarks/{record.profile}_{record.chapter}.py`"
+    return f"`python -m benchmarks.{record.profile}_{record.chapter}`"
 
 
 def _versions(records: Sequence[RunRecord]) -> str:

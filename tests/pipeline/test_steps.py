@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -10,7 +11,7 @@ import jupytext
 import nbformat
 import pytest
 
-from ktlib.results import RunRecord
+from ktlib.results import RunRecord, load_record
 from workflow import browser, pages, project, stage
 from workflow.check_chapters import Chapter, parameter_files
 from workflow.guard import BuildRunningError, build_lock, move_into_place, partial_folder
@@ -170,9 +171,19 @@ def test_execution_part_tells_time_device_and_versions():
     assert "| 60.0 min |" in text
     assert "`0123456789`" in text
     assert "`make record CHAPTER=part PROFILE=full`" in text
-    assert "`python benchmarks/search_part.py`" in pages.execution_part(
+    assert "`python -m benchmarks.search_part`" in pages.execution_part(
         [record()], [record(profile="search")]
     )
+
+
+@pytest.mark.parametrize("path", sorted((project.ROOT / "results").glob("*.json")))
+def test_the_command_named_for_a_committed_record_is_there(path):
+    text = pages.execution_part([record()], [load_record(path)])
+    scripts = re.findall(r"`python -m benchmarks\.(\w+)`", text)
+    named = scripts or re.findall(r"`make record CHAPTER=(\S+) PROFILE", text)
+    assert len(named) == 1
+    folder = "benchmarks" if scripts else "chapters"
+    assert (project.ROOT / folder / f"{named[0]}.py").is_file()
 
 
 def test_versions_are_told_apart_where_they_differ():

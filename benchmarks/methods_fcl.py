@@ -1,4 +1,4 @@
-"""Settings of the methods that F2M is compared with: ``python -m benchmarks.search_fcl_methods``.
+"""Settings of the methods that F2M is compared with: ``python -m benchmarks.methods_fcl``.
 
 Every method gets the same care as F2M: the data, seeds and validation images of the search in
 ``search_fcl.py``, and a grid of its own over what its paper leaves to the data. Chosen is the best
