@@ -8,9 +8,12 @@ test images play no part.
 
 How it went: a first grid of 0.005, 0.02 and 0.1 for all showed that FSLL and IDLVQ-C want much
 smaller rates (FSLL fell to 3 % at 0.01, IDLVQ-C diverged at 0.02), and that the weight of
-IDLVQ-C's forgetting term, 1 or 10, changes nothing; the grids below are the second ones.
+IDLVQ-C's forgetting term, 1 or 10, changes nothing. Of the second grids the best values of several
+methods lay at an edge (cRT, joint and LUCIR at the largest rate, FSLL and IDLVQ-C at the smallest),
+and TOPIC learned no new class at all in 6 steps: so those were widened, TOPIC by 50 steps.
 
-The record ``results/fcl.methods.json`` holds every setting.
+The record ``results/fcl.methods.json`` holds every setting. Settings that it already holds are not
+computed again.
 """
 
 from __future__ import annotations
@@ -59,22 +62,27 @@ from ktlib.fcl.methods import (
     run_learner,
 )
 from ktlib.models import resnet18_features
-from ktlib.results import RunRecord
+from ktlib.results import RunRecord, load_record
 from ktlib.seeding import generator
 
 RATES = (0.0005, 0.002, 0.005, 0.02, 0.1)
-GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
-    "ncm": {},
-    "finetune": {"lr": RATES[1:]},
-    "fsll": {"lr": (0.0001, *RATES[:2])},
-    "idlvq": {"lr": RATES[:3]},
-    "ewc_wide": {"lr": (0.02, 0.1), "penalty": (1.0, 100.0)},
-    "icarl": {"lr": RATES[1:]},
-    "lucir": {"lr": RATES[1:]},
-    "topic": {"lr": RATES[:3]},
-    "joint": {"lr": RATES[2:]},
-    "crt": {"lr": RATES[2:]},
-    "sam": {"radius": (0.05, 0.2), "lr": (0.02,)},
+Grid = dict[str, tuple[float, ...]]
+GRIDS: dict[str, tuple[Grid, ...]] = {
+    "ncm": ({},),
+    "finetune": ({"lr": RATES},),
+    "fsll": ({"lr": (0.00001, 0.00003, 0.0001, *RATES[:2])},),
+    "idlvq": ({"lr": (0.00005, 0.0002, *RATES[:3])},),
+    "ewc_wide": (
+        {"lr": (0.02, 0.1), "penalty": (1.0, 100.0)},
+        {"lr": (0.005,), "penalty": (100.0, 10000.0)},
+        {"lr": (0.02,), "penalty": (10000.0,)},
+    ),
+    "icarl": ({"lr": RATES},),
+    "lucir": ({"lr": (*RATES[1:], 0.2, 0.5)},),
+    "topic": ({"lr": RATES[:3]}, {"epochs": (50,), "lr": RATES[2:]}),
+    "joint": ({"lr": (*RATES[2:], 0.3)},),
+    "crt": ({"lr": (*RATES[2:], 0.3)},),
+    "sam": ({"radius": (0.01, 0.05, 0.2), "lr": (0.02,)},),
 }
 UPPER_BOUND_EPOCHS = 2
 WIDER = 4  # times the half-width of F2M, for ewc_wide
@@ -126,21 +134,32 @@ def train(bench: Bench, radius: float = 0.0, cosine: bool = False) -> Trained:
     return split_network(network, last_convolutions(network, p.tuned_convolutions)), head
 
 
-def settings(grid: dict[str, tuple[float, ...]]) -> Iterator[dict[str, float]]:
-    """Every combination of the values of a grid."""
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
+def settings(name: str) -> Iterator[dict[str, float]]:
+    """Every combination of the values of each grid of a method."""
+    for grid in GRIDS[name]:
+        for values in itertools.product(*grid.values()):
+            yield dict(zip(grid, values, strict=True))
 
 
-def search(parameters: FclParameters, seed: int) -> list[dict[str, Any]]:
-    """Validation accuracies of every setting of every method."""
+def shown(setting: dict[str, float]) -> str:
+    """The setting as the record writes it."""
+    return ", ".join(f"{key} {value:g}" for key, value in setting.items())
+
+
+def search(
+    parameters: FclParameters, seed: int, known: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Validation accuracies of every setting of every method that is not among the known rows."""
     torch.set_num_threads(1)
+    done = {(row["method"], row["setting"]) for row in known if row["seed"] == seed}
     bench = Bench(parameters, seed)
     plain, cosine = train(bench), train(bench, cosine=True)
     held_out = bench.images[bench.held_out], bench.labels[bench.held_out]
     rows = []
-    for name, grid in GRIDS.items():
-        for setting in settings(grid):
+    for name in GRIDS:
+        for setting in settings(name):
+            if (name, shown(setting)) in done:
+                continue
             started = time.monotonic()
             if name == "sam":
                 trained = train(bench, radius=setting["radius"])
@@ -162,7 +181,7 @@ def search(parameters: FclParameters, seed: int) -> list[dict[str, Any]]:
                 {
                     "method": name,
                     "seed": seed,
-                    "setting": ", ".join(f"{key} {value:g}" for key, value in setting.items()),
+                    "setting": shown(setting),
                     "first_accuracy": values[0],
                     "mean_accuracy": sum(values) / len(values),
                     "last_accuracy": values[-1],
@@ -193,10 +212,12 @@ def main() -> None:
     given = {"seeds": arguments.seeds, "profile": "methods", "epochs": EPOCHS}
     parameters = FclParameters(**values | given)
     record = RunRecord.start("fcl", parameters, data=data.checksums(parameters.dataset))
+    rows = load_record(arguments.out).tables["methods"] if arguments.out.exists() else []
     with ProcessPoolExecutor(len(arguments.seeds)) as pool:  # one process and thread per seed
-        rows = [
-            r for found in pool.map(partial(search, parameters), arguments.seeds) for r in found
-        ]
+        searches = pool.map(partial(search, parameters, known=rows), arguments.seeds)
+        rows = rows + [row for found in searches for row in found]
+    order = list(GRIDS)
+    rows.sort(key=lambda row: (order.index(row["method"]), row["setting"], row["seed"]))
     record.table("methods", rows)
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as folder:
         record.save(folder)
