@@ -19,11 +19,10 @@ computed again.
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,39 +30,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
-from torch.nn import functional as F
 
-from benchmarks.search_fcl import EPOCHS, Bench
+from benchmarks.search_fcl import EPOCHS, Experiment, accuracies, new_experiment
 from ktlib import data
 from ktlib.chapter_source import parameters_cell
-from ktlib.fcl import (
-    FclParameters,
-    SplitNetwork,
-    last_convolutions,
-    split_network,
-    train_base,
-)
-from ktlib.fcl.methods import (
-    F2M,
-    FSLL,
-    IDLVQC,
-    LUCIR,
-    TOPIC,
-    ClassifierRetraining,
-    CosineClassifier,
-    EWCInBox,
-    Finetune,
-    ICaRL,
-    Joint,
-    Learner,
-    NearestMean,
-    SessionResults,
-    run_learner,
-)
-from ktlib.models import resnet18_features
+from ktlib.fcl import FclParameters
+from ktlib.fcl.experiment import STARTS_FROM, Trained
+from ktlib.fcl.methods import SessionResults
 from ktlib.results import RunRecord, load_record
-from ktlib.seeding import generator
 
 RATES = (0.0005, 0.002, 0.005, 0.02, 0.1)
 Grid = dict[str, tuple[float, ...]]
@@ -82,66 +56,30 @@ GRIDS: dict[str, tuple[Grid, ...]] = {
     "topic": ({"lr": RATES[:3]}, {"epochs": (50,), "lr": RATES[2:]}),
     "joint": ({"lr": (*RATES[2:], 0.3)},),
     "crt": ({"lr": (*RATES[2:], 0.3)},),
-    "sam": ({"radius": (0.01, 0.05, 0.2), "lr": (0.02,)},),
+    "sam": (
+        {"radius": (0.01, 0.05, 0.2), "lr": (0.02,)},
+        {"radius": (0.05,), "lr": (0.002, 0.005)},
+    ),
 }
 UPPER_BOUND_EPOCHS = 2
 WIDER = 4  # times the half-width of F2M, for ewc_wide
 
-Trained = tuple[SplitNetwork, nn.Module]
+
+def train(experiment: Experiment, base: str, seed: int, radius: float = 0.0) -> Trained:
+    """Base training as a method wants it, see :data:`ktlib.fcl.experiment.STARTS_FROM`."""
+    if base == "f2m":
+        return experiment.train_f2m(seed)
+    return experiment.train_plain(seed, cosine=base == "cosine", sam_radius=radius)
 
 
-def make_learner(name: str, trained: Trained, bench: Bench, setting: dict[str, float]) -> Learner:
-    """The method with one setting, on a network of its own."""
-    p = bench.p
-    split, head = copy.deepcopy(trained)
-    classes = bench.sessions[0].classes
-    noise = generator(bench.seed, name)
-    steps: dict[str, Any] = {"epochs": p.session_epochs, **setting}
-    batches: dict[str, Any] = {"batch_size": p.batch_size, "generator": noise}
-    everything: dict[str, Any] = batches | {"epochs": UPPER_BOUND_EPOCHS, **setting}
-    kinds: dict[str, Callable[[], Learner]] = {
-        "ncm": lambda: NearestMean(split),
-        "finetune": lambda: Finetune(split, **steps),
-        "sam": lambda: F2M(split, bound=p.noise_bound, epochs=p.session_epochs, lr=setting["lr"]),
-        "fsll": lambda: FSLL(split, **steps),
-        "idlvq": lambda: IDLVQC(split, **steps),
-        "ewc_wide": lambda: EWCInBox(split, bound=WIDER * p.noise_bound, generator=noise, **steps),
-        "icarl": lambda: ICaRL(split, head, classes, **steps, **batches),
-        "lucir": lambda: LUCIR(split, head, classes, **steps, **batches),
-        "topic": lambda: TOPIC(split, head, classes, generator=noise, base_exemplars=2, **steps),
-        "joint": lambda: Joint(split, head, classes, **everything),
-        "crt": lambda: ClassifierRetraining(split, head, classes, **everything),
-    }
-    return kinds[name]()
-
-
-def train(bench: Bench, radius: float = 0.0, cosine: bool = False) -> Trained:
-    """Base training by cross-entropy, with SAM or under a cosine classifier if asked for."""
-    p = bench.p
-    torch.manual_seed(bench.seed)
-    network = resnet18_features(bench.images.shape[1], p.width, p.stem_stride)
-    network = network.to(memory_format=torch.channels_last)
-    head: nn.Module = nn.Linear(network.feature_dim, p.base_classes)
-    if cosine:
-        rows = generator(bench.seed, "cosine classifier")
-        head = CosineClassifier(network.feature_dim, p.base_classes, generator=rows)
-    train_base(
-        network, head, *bench.base_data, lambda x, y: F.cross_entropy(head(network(x)), y),
-        epochs=p.epochs, batch_size=p.batch_size, lr=p.lr,
-        generator=generator(bench.seed, "batches"), padding=p.crop_padding, flip=p.flip,
-        sam_radius=radius,
-    )  # fmt: skip
-    return split_network(network, last_convolutions(network, p.tuned_convolutions)), head
-
-
-def settings(name: str) -> Iterator[dict[str, float]]:
+def settings(name: str) -> Iterator[dict[str, Any]]:
     """Every combination of the values of each grid of a method."""
     for grid in GRIDS[name]:
         for values in itertools.product(*grid.values()):
             yield dict(zip(grid, values, strict=True))
 
 
-def shown(setting: dict[str, float]) -> str:
+def shown(setting: dict[str, Any]) -> str:
     """The setting as the record writes it."""
     return ", ".join(f"{key} {value:g}" for key, value in setting.items())
 
@@ -152,41 +90,35 @@ def search(
     """Validation accuracies of every setting of every method that is not among the known rows."""
     torch.set_num_threads(1)
     done = {(row["method"], row["setting"]) for row in known if row["seed"] == seed}
-    bench = Bench(parameters, seed)
-    plain, cosine = train(bench), train(bench, cosine=True)
-    held_out = bench.images[bench.held_out], bench.labels[bench.held_out]
+    experiment = new_experiment(parameters)
+    networks: dict[tuple[str, float], Trained] = {}
     rows = []
     for name in GRIDS:
         for setting in settings(name):
             if (name, shown(setting)) in done:
                 continue
             started = time.monotonic()
-            if name == "sam":
-                trained = train(bench, radius=setting["radius"])
-            else:
-                trained = cosine if name == "lucir" else plain
-            learner = make_learner(name, trained, bench, setting)
+            own = dict(setting)
+            start = STARTS_FROM.get(name, "plain"), own.pop("radius", 0.0)
+            if start not in networks:
+                networks[start] = train(experiment, start[0], seed, start[1])
+            if name in ("joint", "crt"):
+                own["epochs"] = UPPER_BOUND_EPOCHS
+            if name == "ewc_wide":
+                own["bound"] = WIDER * parameters.noise_bound
             found = SessionResults()
             try:
-                run_learner(
-                    learner, bench.sessions, bench.images, bench.labels, *held_out, results=found
-                )
+                learner = experiment.learner(name, networks[start], seed, **own)
+                experiment.play(learner, seed, found)
                 diverged = False
             except FloatingPointError:
                 diverged = True
-            played, last = len(found.rows), found.rows[-1]
-            values = [row["accuracy"] for row in found.rows]
-            values += [0.0] * (len(bench.sessions) - played)
             rows.append(
                 {
                     "method": name,
                     "seed": seed,
                     "setting": shown(setting),
-                    "first_accuracy": values[0],
-                    "mean_accuracy": sum(values) / len(values),
-                    "last_accuracy": values[-1],
-                    "last_base_accuracy": 0.0 if diverged else last["base_accuracy"],
-                    "last_new_accuracy": 0.0 if diverged else last["new_accuracy"],
+                    **accuracies(found, parameters.sessions + 1),
                     "diverged": diverged,
                     "seconds": time.monotonic() - started,
                 }

@@ -23,35 +23,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from ktlib import data
 from ktlib.chapter_source import parameters_cell
-from ktlib.fcl import (
-    FclParameters,
-    FlatRegion,
-    SplitNetwork,
-    f2m_loss,
-    few_shot_sessions,
-    flatness,
-    last_convolutions,
-    learn_session,
-    positions_of,
-    run_sessions,
-    split_network,
-    train_base,
-)
-from ktlib.models import resnet18_features
+from ktlib.fcl import FclParameters
+from ktlib.fcl.experiment import FewShotExperiment, Trained
+from ktlib.fcl.methods import SessionResults
 from ktlib.results import RunRecord, load_record
-from ktlib.seeding import generator
 
 EPOCHS = 12
 VALIDATION_IMAGES = 20  # held out of every class
@@ -62,95 +46,50 @@ FLATTER = 3.0  # how many times, at least, inside the own box
 SESSION_LEARNING_RATES = (0.0025, 0.005, 0.01, 0.02)
 
 
-class Bench:
-    """Data of one seed and the two trainings."""
+Experiment = FewShotExperiment[FclParameters]
 
-    def __init__(self, parameters: FclParameters, seed: int) -> None:
-        self.p, self.seed = parameters, seed
-        train = data.load(parameters.dataset, "train")
-        self.labels = train.labels
-        self.sessions = few_shot_sessions(
-            train.labels,
-            base_classes=parameters.base_classes,
-            sessions=parameters.sessions,
-            ways=parameters.ways,
-            shots=parameters.shots,
-            class_seed=parameters.class_seed,
-            seed=seed,
-            base_images=parameters.base_images,
-            validation_images=VALIDATION_IMAGES,
-        )
-        base = self.sessions[0]
-        pixels = train.images[base.train].float() / 255
-        self.images = data.normalised(train.images, float(pixels.mean()), float(pixels.std()))
-        self.base_data = (
-            self.images[base.train],
-            positions_of(self.labels[base.train], base.classes),
-        )
-        self.held_out = torch.cat([session.validation for session in self.sessions])
 
-    def train(
-        self, lr: float, bound: float = 0.0, weight: float = 0.0
-    ) -> tuple[SplitNetwork, nn.Linear]:
-        """Plain training for ``bound`` 0, F2M otherwise."""
-        p = self.p
-        torch.manual_seed(self.seed)
-        network = resnet18_features(self.images.shape[1], p.width, p.stem_stride)
-        network = network.to(memory_format=torch.channels_last)
-        classifier = nn.Linear(network.feature_dim, p.base_classes)
-        split = split_network(network, last_convolutions(network, p.tuned_convolutions))
-        noise = generator(self.seed, "noise")
+def new_experiment(parameters: FclParameters) -> Experiment:
+    """The chapter's experiment on held-out training images."""
+    return FewShotExperiment(parameters, "cpu", validation_images=VALIDATION_IMAGES)
 
-        def loss(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            if not bound:
-                return F.cross_entropy(classifier(network(images)), labels)
-            return f2m_loss(
-                split, classifier, images, labels, bound=bound, draws=p.noise_draws,
-                prototype_weight=weight, generator=noise,
-            ).total  # fmt: skip
 
-        train_base(
-            network, classifier, *self.base_data, loss, epochs=p.epochs, batch_size=p.batch_size,
-            lr=lr, generator=generator(self.seed, "batches"), padding=p.crop_padding, flip=p.flip,
-        )  # fmt: skip
-        return split, classifier
+def accuracies(found: SessionResults, sessions: int) -> dict[str, float]:
+    """Validation accuracies; sessions that a method did not live to see count as 0."""
+    values = [row["accuracy"] for row in found.rows]
+    diverged = len(values) < sessions
+    values += [0.0] * (sessions - len(values))
+    last = found.rows[-1]
+    return {
+        "first_accuracy": values[0],
+        "mean_accuracy": sum(values) / len(values),
+        "last_accuracy": values[-1],
+        "last_base_accuracy": 0.0 if diverged else last["base_accuracy"],
+        "last_new_accuracy": 0.0 if diverged else last["new_accuracy"],
+    }
 
-    def accuracies(
-        self, split: SplitNetwork, learn: Callable[..., object] | None = None
-    ) -> dict[str, float]:
-        """Validation accuracies over the sessions."""
-        rows = run_sessions(
-            split, self.sessions, self.images, self.labels,
-            self.images[self.held_out], self.labels[self.held_out], learn=learn,
-        )  # fmt: skip
-        values = [row["accuracy"] for row in rows]
-        return {
-            "mean_accuracy": sum(values) / len(values),
-            "last_accuracy": values[-1],
-            "last_base_accuracy": rows[-1]["base_accuracy"],
-            "last_new_accuracy": rows[-1]["new_accuracy"],
-        }
 
-    def flatness(self, split: SplitNetwork, classifier: nn.Linear, bound: float) -> float:
-        """Indicator on held-out images of the base classes, 100 draws."""
-        base = self.sessions[0]
-        held = base.validation[:: VALIDATION_IMAGES // 2]
-        found = flatness(
-            split, classifier, self.images[held], positions_of(self.labels[held], base.classes),
-            bound=bound, draws=100, generator=generator(self.seed, "flatness"),
-        )  # fmt: skip
-        return found.indicator
+def indicators(experiment: Experiment, trained: Trained, seed: int) -> dict[str, float]:
+    """Flatness on held-out images of the base classes at every half-width, 100 draws."""
+    images = experiment.parameters.base_classes * 10
+    return {
+        f"flatness at {bound}": experiment.flatness(
+            trained, seed, "test", bound=bound, draws=100, images=images
+        ).indicator
+        for bound in NOISE_BOUNDS
+    }
 
 
 def search_baseline(parameters: FclParameters, seed: int) -> list[dict[str, float]]:
     """Every learning rate of plain training."""
     torch.set_num_threads(1)
-    bench = Bench(parameters, seed)
     rows = []
     for lr in LEARNING_RATES:
-        split, classifier = bench.train(lr)
-        flat = {f"flatness at {b}": bench.flatness(split, classifier, b) for b in NOISE_BOUNDS}
-        rows.append({"seed": seed, "lr": lr, **bench.accuracies(split), **flat})
+        experiment = new_experiment(parameters).changed(lr=lr)
+        trained = experiment.train_plain(seed)
+        found = experiment.play(experiment.learner("ncm", trained, seed), seed)
+        flat = indicators(experiment, trained, seed)
+        rows.append({"seed": seed, "lr": lr, **accuracies(found, len(found.rows)), **flat})
         print(rows[-1], flush=True)
     return rows
 
@@ -160,22 +99,20 @@ def search_f2m(
 ) -> list[dict[str, float]]:
     """Every setting of F2M that is not among the known rows."""
     torch.set_num_threads(1)
-    bench = Bench(parameters, seed)
-    steps = parameters.session_epochs
+    experiment = new_experiment(parameters).changed(lr=lr)
     done = {(row["seed"], row["noise_bound"], row["prototype_weight"]) for row in known}
     rows = []
     for bound, weight in itertools.product(NOISE_BOUNDS, PROTOTYPE_WEIGHTS):
         if (seed, bound, weight) in done:
             continue
-        split, classifier = bench.train(lr, bound, weight)
-        setting = {"seed": seed, "noise_bound": bound, "prototype_weight": weight}
-        flat = {f"flatness at {b}": bench.flatness(split, classifier, b) for b in NOISE_BOUNDS}
-        region = FlatRegion(split.tuned, bound)
+        setting = {"noise_bound": bound, "prototype_weight": weight}
+        trial = experiment.changed(**setting)
+        trained = trial.train_f2m(seed)
+        flat = indicators(trial, trained, seed)
         for session_lr in SESSION_LEARNING_RATES:
-            learn = partial(learn_session, split, region, epochs=steps, lr=session_lr)
-            with region.at_center():
-                found = bench.accuracies(split, learn)
-            rows.append({**setting, "session_lr": session_lr, **found, **flat})
+            found = trial.play(trial.learner("f2m", trained, seed, lr=session_lr), seed)
+            row = {"seed": seed, **setting, "session_lr": session_lr}
+            rows.append(row | accuracies(found, len(found.rows)) | flat)
             print(rows[-1], flush=True)
     return rows
 
