@@ -25,6 +25,9 @@ def _in_words(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return "one of " + ", ".join(repr(choice) for choice in schema["enum"])
     if schema.get("type") == "array":
         return _array_in_words(schema, definitions)
+    if isinstance(schema.get("additionalProperties"), dict):
+        values = _in_words(schema["additionalProperties"], definitions)
+        return f"mapping from names to ({values})"
     words = {"integer": "integer", "boolean": "True or False", "string": "text", "null": "None"}
     text = words.get(str(schema.get("type")), str(schema.get("type", "value")))
     return " and ".join([text, *_bounds(schema)]).replace(" and ", " ", 1)

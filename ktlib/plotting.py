@@ -22,7 +22,20 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINESTYLES = ("-", "--", "-.", ":")
 # Names whose style is fixed, in the order of the styles; the others get one from their letters.
-FIXED = ("f2m", "ncm", "fine-tuning", "joint", "crt", "icarl", "lucir")
+FIXED = (
+    "f2m",
+    "ncm",
+    "finetune",
+    "joint",
+    "crt",
+    "icarl",
+    "lucir",
+    "sam",
+    "ewc_wide",
+    "topic",
+    "fsll",
+    "idlvq",
+)
 
 
 class Style(TypedDict):
@@ -78,10 +91,12 @@ def style_for(name: str) -> Style:
     # A variant never gets the marker or the line of the method itself.
     marker_shift = 1 + _number(variant) % (len(MARKERS) - 1) if variant else 0
     line = 1 + _number(variant) % (len(LINESTYLES) - 1) if variant else 0
+    # Names that share a colour because there are more names than colours differ in both as well.
+    turn = place // len(PALETTE)
     return Style(
         color=PALETTE[place % len(PALETTE)],
-        marker=MARKERS[(place + marker_shift) % len(MARKERS)],
-        linestyle=LINESTYLES[line],
+        marker=MARKERS[(place + turn + marker_shift) % len(MARKERS)],
+        linestyle=LINESTYLES[(turn + line) % len(LINESTYLES)],
     )
 
 

@@ -1,5 +1,6 @@
 """The look of charts: stable, distinct, repeatable."""
 
+import itertools
 import math
 
 import matplotlib as mpl
@@ -32,9 +33,18 @@ def test_no_colour_vanishes_on_white():
     assert min(map(contrast_with_white, plotting.PALETTE)) > 2.1
 
 
-def test_methods_of_the_book_differ_in_colour():
+def test_methods_of_the_book_differ_in_colour_as_far_as_there_are_colours():
     colours = [plotting.style_for(name)["color"] for name in plotting.FIXED]
-    assert len(set(colours)) == len(plotting.FIXED) <= len(plotting.PALETTE)
+    first = colours[: len(plotting.PALETTE)]
+    assert len(set(first)) == len(plotting.PALETTE)
+
+
+def test_methods_that_share_a_colour_differ_in_marker_and_line():
+    styles = [plotting.style_for(name) for name in plotting.FIXED]
+    for one, other in itertools.combinations(styles, 2):
+        if one["color"] == other["color"]:
+            assert one["marker"] != other["marker"]
+            assert one["linestyle"] != other["linestyle"]
 
 
 def test_a_method_keeps_its_style():
