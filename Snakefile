@@ -135,6 +135,7 @@ rule pages:
     output:
         "book/_generated/execution.md",
         "book/_generated/parameters.md",
+        "book/_generated/claims.md",
     params:
         # Whether a committed record is older than the code it came from
         digests=lambda wildcards: [digest_of(name, PROFILE) for name in CHAPTERS],
@@ -147,6 +148,7 @@ rule render:
         expand("book/chapters/{chapter}.ipynb", chapter=CHAPTERS),
         "book/_generated/execution.md",
         "book/_generated/parameters.md",
+        "book/_generated/claims.md",
         tracked("book/*.*", "book/_static/**/*", "book/_ext/*.py"),
         "workflow/render.py",
     output:

@@ -1,4 +1,4 @@
-"""Write the parts of the book that list runs and parameters: ``python -m workflow.pages cpu``.
+"""Write the parts of the book that list runs, parameters, claims: ``python -m workflow.pages cpu``.
 
 They go into ``book/_generated`` and are included by the pages of the same name.
 """
@@ -6,17 +6,21 @@ They go into ``book/_generated`` and are included by the pages of the same name.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ktlib.atomic import write_text
+from ktlib.claims import VERDICTS, Claim, claim_rows
 from ktlib.parameters import describe_parameters
 from ktlib.results import RunRecord, is_stale, load_record
 from workflow.guard import end_with_build
 from workflow.project import MAIN_RUN, PROFILES, ROOT, RUNS, chapter_source, chapters
 
 FOLDER = ROOT / "book" / "_generated"
+LONG = ("full", "gpu", "paper")  # profiles whose committed verdicts count, the first one most
 
 
 def execution_part(live: Sequence[RunRecord], committed: Sequence[RunRecord]) -> str:
@@ -62,6 +66,112 @@ def parameters_part(names: Iterable[str]) -> str:
         parts.append(f"Source: `chapters/{name}.py`. To the chapter: [](<{link}>).")
         parts.append(_table(["Parameter", "Default", "Allowed", "Meaning"], rows))
     return "\n\n".join(parts) + "\n"
+
+
+def claims_part(live: Sequence[RunRecord], committed: Sequence[RunRecord]) -> str:
+    """One table per chapter: the claims of the thesis, what the runs found, the verdicts.
+
+    Args:
+        live: the records of the runs that this copy of the book shows, one per chapter.
+        committed: the records kept with the project; those of profiles in ``LONG`` count.
+
+    Raises:
+        ValueError: a row of a record is not a claim, or a live one names a place that its chapter
+            does not have.
+    """
+    parts = []
+    for shown in live:
+        long = [r for r in committed if r.chapter == shown.chapter and r.profile in LONG]
+        long.sort(key=lambda record: LONG.index(record.profile))
+        records = [(r.profile, r) for r in long] + [(f"{shown.profile}, this copy", shown)]
+        found = {label: _claims(record) for label, record in records}
+        if any(found.values()):
+            parts.append(_claims_of_chapter(dict(records), found))
+    return "\n\n".join(parts or ["No run has noted a claim yet."]) + "\n"
+
+
+def _claims(record: RunRecord) -> dict[str, Claim]:
+    """The claims that a run noted, by their words."""
+    try:
+        rows = claim_rows(record.tables.get("claims", []))
+    except ValueError as error:
+        raise ValueError(f"Record {record.chapter}, profile {record.profile}: {error}") from None
+    return {row["claim"]: Claim.from_row(row) for row in rows}
+
+
+def _claims_of_chapter(
+    records: Mapping[str, RunRecord], found: Mapping[str, Mapping[str, Claim]]
+) -> str:
+    """A heading, the runs, and a table with one row per claim.
+
+    Args:
+        records: label of a run -> its record; the most trusted run first, the live one last.
+        found: label of a run -> claim in words -> claim.
+    """
+    live = list(records)[-1]
+    chapter = records[live].chapter
+    # The live run is made from the present chapter: its order and its words come first.
+    claims: dict[str, Claim] = {}
+    for label in (live, *records):
+        claims = {**claims, **{w: c for w, c in found[label].items() if w not in claims}}
+    rows, counts = ["* - Claim of the thesis\n  - What was found\n  - Verdict"], Counter[str]()
+    for words, claim in claims.items():
+        own = [(label, found[label][words]) for label in records if words in found[label]]
+        first, decisive = own[0]
+        counts[decisive.verdict] += 1
+        place = _place(claim, chapter, must=words in found[live])
+        rows.append(
+            f"* - {_plain(words)} ({_plain(claim.printed_in)})\n\n"
+            f"    *Printed:* {_plain(claim.thesis)}\n\n    [Where it is examined]({place})\n"
+            "  - " + "\n\n    ".join(_finding(*pair) for pair in own) + "\n"
+            f"  - **{decisive.verdict}**\n\n    ({first})"
+        )
+    table = "\n".join(["```{list-table}", ":header-rows: 1", ":widths: 40 40 20", "", *rows, "```"])
+    runs = "\n".join(
+        f"- **{label}**: {_origin(records[label])}" for label in records if found[label]
+    )
+    total = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    return "\n\n".join(
+        [f"## {_title(chapter_source(chapter))}", runs, f"Verdicts: {total}.", table]
+    )
+
+
+def _finding(label: str, claim: Claim) -> str:
+    return (
+        f"**{label}:** {_plain(claim.found)}. *Set-up:* {_plain(claim.difference)}. "
+        f"*Verdict:* {claim.verdict}."
+    )
+
+
+def _origin(record: RunRecord) -> str:
+    seeds = "1 seed" if len(record.seeds) == 1 else f"{len(record.seeds)} seeds"
+    facts = [seeds, _when(record)[:10], f"commit {_commit(record)}"]
+    return ", ".join([*facts, f"code since then: {_state(record)}"])
+
+
+def _place(claim: Claim, chapter: str, must: bool) -> str:
+    """Where a link to a claim leads: its place in the chapter.
+
+    A record that is kept may name a place that the chapter no longer has: then the chapter. With
+    ``must`` that is an error.
+    """
+    name = re.escape(claim.anchor)
+    places = rf"^# \({name}\)=|^# :(label|name): {name}$|\"name\": \"{name}\""
+    source = chapter_source(chapter)
+    if re.search(places, source.read_text(encoding="utf-8"), re.MULTILINE):
+        return f"#{claim.anchor}"
+    if must:
+        raise ValueError(
+            f"chapters/{chapter}.py: the claim {claim.claim!r} must name a place of the chapter, "
+            "such as `(sec-pilot)=` in front of a heading. "
+            f"Found {claim.anchor!r}, which is not there."
+        )
+    return f"</chapters/{chapter}.ipynb>"
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing is taken for Markdown, without the full stop at its end."""
+    return re.sub(r"([\\`*_{}\[\]<>&$|~#])", r"\\\1", " ".join(text.split())).removesuffix(".")
 
 
 def _title(source: Path) -> str:
@@ -143,13 +253,14 @@ def _versions(records: Sequence[RunRecord]) -> str:
 
 
 def write_pages(profile: str) -> None:
-    """Write both parts from the records of the runs ``main`` and from the chapters."""
+    """Write all parts from the records of the runs ``main`` and from the chapters."""
     names = chapters()
     live = [load_record(RUNS / name / profile / MAIN_RUN) for name in names]
     files = sorted((ROOT / "results").rglob("*.*.json"))
     committed = [record for record in map(load_record, files) if record.chapter in names]
     write_text(FOLDER / "execution.md", execution_part(live, committed))
     write_text(FOLDER / "parameters.md", parameters_part(names))
+    write_text(FOLDER / "claims.md", claims_part(live, committed))
 
 
 def main(arguments: list[str] | None = None) -> int:

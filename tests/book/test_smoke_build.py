@@ -146,6 +146,17 @@ def test_parameters_page_lists_every_parameter(smoke_book):
         assert [name for name in record.parameters if name not in text] == []
 
 
+def test_claims_page_lists_every_claim(smoke_book):
+    def words(text):  # the page has other quotation marks and dashes
+        return " ".join(re.findall(r"\w+", text))
+
+    text = words(smoke_book.page("claims"))
+    runs = [smoke_book.root / "runs" / chapter / "smoke" / "main" for chapter in CHAPTERS]
+    rows = [row for run in runs for row in load_record(run).tables.get("claims", [])]
+    assert [row["claim"] for row in rows if words(row["claim"]) not in text] == []
+    assert rows or "No run has noted a claim yet" in text
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_offered_notebook_is_whole_and_clean(smoke_book, chapter):
     path = smoke_book.html / "_sources" / "chapters" / f"{chapter}.ipynb"

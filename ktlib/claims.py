@@ -1,0 +1,206 @@
+"""Claims of the thesis beside what was found, with a verdict that follows from a fixed rule.
+
+A chapter makes one :class:`Claim` for each claim that it examines and notes them in its record::
+
+    record.table("claims", claim_rows(claims))
+
+The book's list of claims is made from these tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Verdict = Literal["reproduced", "partly", "not reproduced", "not testable here"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+ANCHOR = re.compile(r"[a-z][a-z0-9-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One claim of the thesis and what became of it. The texts are plain, without Markdown.
+
+    Attributes:
+        claim: what is claimed, in a sentence. The same words in every run: they tell claims apart.
+        printed_in: where it is printed, such as ``"Table 3.1"``.
+        thesis: the number printed there, or the words where there is no number.
+        found: our number with its spread and the number of seeds.
+        difference: in what our set-up differs from that of the thesis.
+        verdict: from a rule of this module, never typed.
+        anchor: name of the place in the chapter, such as ``"sec-pilot"`` for ``(sec-pilot)=``
+            in front of a heading, or the name of a figure.
+
+    Raises:
+        ValueError: a text is empty, the verdict is none of ``VERDICTS``, or the anchor is no name
+            of a place.
+    """
+
+    claim: str
+    printed_in: str
+    thesis: str
+    found: str
+    difference: str
+    verdict: Verdict
+    anchor: str
+
+    def __post_init__(self) -> None:
+        for field in COLUMNS:
+            value = getattr(self, field)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"`{field}` of a claim must be text. Found {value!r}.")
+        if self.verdict not in VERDICTS:
+            raise ValueError(
+                f"`verdict` must be one of {', '.join(map(repr, VERDICTS))}. "
+                f"Found {self.verdict!r}."
+            )
+        if not ANCHOR.fullmatch(self.anchor):
+            raise ValueError(
+                "`anchor` must be small letters, digits and hyphens, as in `sec-pilot`. "
+                f"Found {self.anchor!r}."
+            )
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Claim:
+        """The claim in a row of a record.
+
+        Raises:
+            ValueError: a column is missing or unknown, or a value is not allowed.
+        """
+        missing = [name for name in COLUMNS if name not in row]
+        unknown = [name for name in row if name not in COLUMNS]
+        if missing or unknown:
+            raise ValueError(
+                f"A claim must have the columns {', '.join(COLUMNS)}. "
+                f"Missing: {', '.join(missing) or 'none'}. Unknown: {', '.join(unknown) or 'none'}."
+            )
+        return cls(**row)
+
+    def row(self) -> dict[str, str]:
+        """The claim as a row of a record."""
+        return dataclasses.asdict(self)
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Claim))
+
+
+def claim_rows(claims: Iterable[Claim | Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Claims as the rows of a record's table ``claims``, every one checked.
+
+    Raises:
+        ValueError: a claim is not allowed, or stands twice; the message gives its row.
+    """
+    rows: list[dict[str, str]] = []
+    for number, item in enumerate(claims):
+        try:
+            row = (item if isinstance(item, Claim) else Claim.from_row(item)).row()
+        except ValueError as error:
+            raise ValueError(f"Table `claims`, row {number}: {error}") from None
+        if row["claim"] in [earlier["claim"] for earlier in rows]:
+            raise ValueError(
+                f"Table `claims`, row {number}: every claim may stand once. "
+                f"Found again: {row['claim']!r}."
+            )
+        rows.append(row)
+    return rows
+
+
+def claims_table(claims: Iterable[Claim | Mapping[str, Any]]) -> pd.DataFrame:
+    """Claims as a chapter shows them: claim, thesis, this run, difference in set-up, verdict.
+
+    In a notebook ``claims_table(claims).style.hide(axis="index")`` wraps the long texts.
+
+    Args:
+        claims: claims, or the rows of a record's table ``claims``.
+
+    Raises:
+        ValueError: as :func:`claim_rows`.
+    """
+    import pandas as pd
+
+    rows = claim_rows(claims)
+    return pd.DataFrame(
+        {
+            "claim": [row["claim"] for row in rows],
+            "thesis": [f"{row['thesis']} ({row['printed_in']})" for row in rows],
+            "this run": [row["found"] for row in rows],
+            "difference in set-up": [row["difference"] for row in rows],
+            "verdict": [row["verdict"] for row in rows],
+        }
+    )
+
+
+def verdict_of_difference(low: float, high: float, expected: Literal["above", "below"]) -> Verdict:
+    """Verdict on a claim that something is larger, or smaller, than something else.
+
+    Reproduced when the interval lies wholly on the claimed side of 0, not reproduced when it lies
+    wholly on the other side. An interval that contains 0 shows no clear difference: partly.
+
+    Args:
+        low: lower end of the 95 % confidence interval of the difference.
+        high: upper end. Both are NaN where there is one seed only, and so no interval: nothing was
+            tested then.
+        expected: the side of 0 on which the thesis puts the difference.
+
+    Raises:
+        ValueError: one end only is NaN, the ends are exchanged, or the side is unknown.
+    """
+    if expected not in ("above", "below"):
+        raise ValueError(f"expected must be 'above' or 'below'. Found {expected!r}.")
+    if math.isnan(low) and math.isnan(high):
+        return "not testable here"
+    if not low <= high:
+        raise ValueError(f"low must be at most high. Found low={low}, high={high}.")
+    above, below = low > 0, high < 0
+    if not above and not below:
+        return "partly"
+    return "reproduced" if above == (expected == "above") else "not reproduced"
+
+
+def verdict_of_share(hits: int, total: int) -> Verdict:
+    """Verdict on a claim about several cases, such as "in every session".
+
+    Reproduced when it holds in all cases, partly when in some, not reproduced when in none.
+
+    Args:
+        hits: number of cases in which it holds.
+        total: number of cases that were tried.
+
+    Raises:
+        ValueError: no case was tried, or ``hits`` is not between 0 and ``total``.
+    """
+    if total < 1:
+        raise ValueError(f"total must be at least 1. Found {total}.")
+    if not 0 <= hits <= total:
+        raise ValueError(f"hits must be between 0 and total={total}. Found {hits}.")
+    if hits == total:
+        return "reproduced"
+    return "partly" if hits else "not reproduced"
+
+
+class NotTestable(TypedDict):
+    """The fields of a claim that could not be tested."""
+
+    found: str
+    difference: str
+    verdict: Verdict
+
+
+def not_testable(reason: str) -> NotTestable:
+    """The fields of a claim that cannot be tested here: ``Claim(..., **not_testable(reason))``.
+
+    Args:
+        reason: what is missing, such as the data or the time on a GPU.
+
+    Raises:
+        ValueError: there is no reason.
+    """
+    if not reason.strip():
+        raise ValueError(f"reason must be text. Found {reason!r}.")
+    return {"found": "not measured", "difference": reason, "verdict": "not testable here"}
