@@ -10,7 +10,7 @@ A few lines on a network of your own::
     learn_session(split, region, shots, shot_labels, prototypes, base_labels, epochs=6, lr=0.01)
 """
 
-from ktlib.fcl.evaluation import embed, run_sessions
+from ktlib.fcl.evaluation import embed
 from ktlib.fcl.f2m import F2MLoss, f2m_loss, learn_session
 from ktlib.fcl.flatness import Flatness, flatness
 from ktlib.fcl.noise import draw_noise, noise_variance
@@ -47,7 +47,6 @@ __all__ = [
     "normalise_prototypes",
     "positions_of",
     "random_crop",
-    "run_sessions",
     "split_network",
     "train_base",
 ]

@@ -1,8 +1,11 @@
-"""Argument checks shared by the few-shot methods."""
+"""Checks of arguments and losses, shared by the few-shot methods."""
 
 from __future__ import annotations
 
 import math
+
+import torch
+from torch import Tensor
 
 
 def require_bound(name: str, value: float) -> None:
@@ -15,3 +18,20 @@ def require_at_least(name: str, value: float, least: float) -> None:
     """Refuse a number below ``least``."""
     if not value >= least:
         raise ValueError(f"{name} must be at least {least}. Found {name}={value!r}.")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Refuse a number that is not above 0."""
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0. Found {name}={value!r}.")
+
+
+def require_finite(loss: Tensor, step: int) -> Tensor:
+    """The loss, if it is finite.
+
+    Raises:
+        FloatingPointError: naming the step and the value.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower the lr.")
+    return loss

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ktlib.fcl.checks import require_at_least, require_bound
+from ktlib.fcl.checks import require_at_least, require_bound, require_finite, require_positive
 from ktlib.fcl.noise import draw_noise
 from ktlib.fcl.prototypes import class_means, few_shot_loss
 from ktlib.fcl.region import FlatRegion
@@ -124,6 +124,7 @@ def learn_session(
     epochs: int,
     lr: float,
     grid_step: float = 0.0,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> list[float]:
     """One few-shot session: equation (3.7), then clamping, for a few full-batch steps.
 
@@ -143,9 +144,11 @@ def learn_session(
         grid_step: after each step, round the distance of every tuned weight to ``phi*`` to a
             multiple of this, in units of the weights; 0 rounds nothing. The authors' released code:
             a quarter of its bound. Small steps are then lost altogether.
+        penalty: a scalar added to the loss at every step, computed anew from the tuned weights;
+            ``None`` adds nothing.
 
     Returns:
-        The loss before each step.
+        The loss before each step, penalty included.
 
     Raises:
         ValueError: if ``epochs < 1``, ``lr <= 0``, a base class is among ``labels``, or a grid is
@@ -153,8 +156,7 @@ def learn_session(
         FloatingPointError: at the first loss that is not finite, naming the step.
     """
     require_at_least("epochs", epochs, 1)
-    if not lr > 0:
-        raise ValueError(f"lr must be above 0. Found lr={lr!r}.")
+    require_positive("lr", lr)
     if grid_step and region is None:
         raise ValueError(f"grid_step={grid_step!r} needs a region, whose centre is the origin.")
     if bool(torch.isin(labels, base_classes).any()):
@@ -173,9 +175,9 @@ def learn_session(
         embeddings = split.tail_forward(features)
         new_prototypes = class_means(embeddings, labels, new_classes)
         loss = few_shot_loss(embeddings, targets, torch.cat([base_prototypes, new_prototypes]))
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower lr={lr!r}.")
-        gradients = torch.autograd.grad(loss, list(split.tuned.values()))
+        if penalty is not None:
+            loss = loss + penalty()
+        gradients = torch.autograd.grad(require_finite(loss, step), list(split.tuned.values()))
         for parameter, gradient in zip(split.tuned.values(), gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()

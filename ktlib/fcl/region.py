@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ktlib.fcl.checks import require_bound
+from ktlib.fcl.checks import require_bound, require_positive
 
 
 class FlatRegion:
@@ -67,8 +67,7 @@ class FlatRegion:
         Raises:
             ValueError: if ``step`` is not above 0.
         """
-        if not step > 0:
-            raise ValueError(f"step must be above 0. Found step={step!r}.")
+        require_positive("step", step)
         for name, parameter in self._parameters.items():
             center = self.center[name]
             parameter.copy_(center + step * ((parameter - center) / step).round())

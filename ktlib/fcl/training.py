@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ktlib.fcl.checks import require_at_least
+from ktlib.fcl.checks import require_at_least, require_positive
 from ktlib.fcl.sam import sam_optimizer, sam_step
 
 
@@ -96,8 +96,7 @@ def train_base(
     """
     require_at_least("epochs", epochs, 1)
     require_at_least("batch_size", batch_size, 1)
-    if not lr > 0:
-        raise ValueError(f"lr must be above 0. Found lr={lr!r}.")
+    require_positive("lr", lr)
     require_at_least("sam_radius", sam_radius, 0)
     parameters = [*network.parameters(), *classifier.parameters()]
     sam = None

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ktlib.fcl import embed, few_shot_sessions, run_sessions, split_network
+from ktlib.fcl import embed, few_shot_sessions, split_network
+from ktlib.fcl.methods import Finetune, NearestMean, nearest_mean, run_learner
 
 NAMES = ["session", "accuracy", "base_accuracy", "new_accuracy"]
 
@@ -22,9 +23,16 @@ def line():
     return split_network(network, ["0"]), sessions, images, labels
 
 
-def play(line, test=None, **options):
+@pytest.fixture
+def learn_as(monkeypatch):
+    """Put a function in the place of what `Finetune` does to the network in a session."""
+    return lambda learn: monkeypatch.setattr(nearest_mean, "learn_session", learn)
+
+
+def play(line, test=None, method=NearestMean, **options):
     split, sessions, images, labels = line
-    return run_sessions(split, sessions, images, labels, *(test or (images, labels)), **options)
+    learner = method(split, **options)
+    return run_learner(learner, sessions, images, labels, *(test or (images, labels))).rows
 
 
 def test_one_row_a_session(line):
@@ -35,9 +43,13 @@ def test_one_row_a_session(line):
     assert [row["accuracy"] for row in rows] == [100.0] * 3
 
 
-def test_normalisation_is_used(line):
+@pytest.mark.parametrize(
+    ("method", "options"), [(NearestMean, {}), (Finetune, {"epochs": 1, "lr": 1e-30})]
+)
+def test_normalisation_is_used(line, method, options):
     """On a line all positive prototypes have one direction: normalised, they are one point."""
-    assert play(line, normalise=True)[0]["accuracy"] == 50.0
+    assert play(line, method=method, **options)[0]["accuracy"] == 50.0
+    assert play(line, method=method, **options, normalise=False)[0]["accuracy"] == 100.0
 
 
 def test_counts_by_hand(line):
@@ -63,33 +75,40 @@ def test_test_images_of_unseen_classes_do_not_count(line):
     assert play(line, (changed, labels), normalise=False)[0]["accuracy"] == 100.0
 
 
-def test_later_sessions_see_new_shots_alone(line):
+def test_later_sessions_see_new_shots_alone(line, learn_as):
     """No base image after session 1, no test image ever."""
     _, sessions, images, labels = line
     seen = []
 
-    def learn(shots, shot_labels, prototypes, base_classes):
-        seen.append((shots, shot_labels))
-        assert torch.equal(base_classes, sessions[0].classes)
-        assert len(prototypes) == 2
+    def learn(split, region, shots, shot_labels, prototypes, base_classes, **options):
+        seen.append((shots, shot_labels, prototypes))
+        assert torch.equal(base_classes, sessions[0].classes.sort().values)
 
-    play(line, (images + 0.05, labels), learn=learn, normalise=False)
+    learn_as(learn)
+    test = images + 0.05, labels
+    play(line, test, method=Finetune, epochs=1, lr=0.1, normalise=False)
     kept = [torch.cat([s.train for s in sessions[1:n]]) for n in (2, 3)]
-    for (shots, shot_labels), positions in zip(seen, kept, strict=True):
-        assert torch.equal(shots, images[positions])
-        assert torch.equal(shot_labels, labels[positions])
+    base = images[sessions[0].train], labels[sessions[0].train]
+    means = [base[0][base[1] == label].mean() for label in sessions[0].classes.sort().values]
+    for (shots, shot_labels, prototypes), positions in zip(seen, kept, strict=True):
+        # No two images are equal here. Exemplars come in the order of their classes.
+        order, expected = shots[:, 0].argsort(), positions[images[positions, 0].argsort()]
+        assert torch.equal(shots[order], images[expected])
+        assert torch.equal(shot_labels[order], labels[expected])
         assert not torch.isin(shot_labels, sessions[0].classes).any()
+        torch.testing.assert_close(prototypes, torch.stack(means)[:, None])
 
 
-def test_base_prototypes_are_the_saved_ones_and_new_ones_follow_the_network(line):
+def test_base_prototypes_are_the_saved_ones_and_new_ones_follow_the_network(line, learn_as):
     """Doubling the weight moves every embedding; base images then miss the saved prototypes."""
     split, *_ = line
 
-    def double(*_):
+    def double(*_, **options):
         with torch.no_grad():
             split.network[0].weight.fill_(2.0)
 
-    rows = play(line, learn=double, normalise=False)
+    learn_as(double)
+    rows = play(line, method=Finetune, epochs=1, lr=0.1, normalise=False)
     assert rows[0]["base_accuracy"] == 100.0
     assert rows[-1]["base_accuracy"] < 100.0
     assert rows[1]["new_accuracy"] == 100.0

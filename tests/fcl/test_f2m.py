@@ -203,7 +203,34 @@ def test_session_refuses_base_images(split, shots, base):
         learn_session(split, None, images, labels, *base, epochs=1, lr=0.1)
 
 
-@pytest.mark.parametrize(("epochs", "lr"), [(0, 0.1), (1, 0.0), (1, -1.0)])
+def test_penalty_adds_its_value_and_its_gradient(split, shots, base):
+    """With 3 times the sum of one weight tensor, every entry of it moves by 3 lr more."""
+    plain = copy.deepcopy(split)
+    name, weight = next(iter(split.tuned.items()))
+    value = 3 * weight.sum().item() + 100
+    first = learn_session(plain, None, *shots, *base, epochs=1, lr=0.1)
+    second = learn_session(
+        split, None, *shots, *base, epochs=1, lr=0.1, penalty=lambda: 3 * weight.sum() + 100
+    )
+    assert second[0] - first[0] == pytest.approx(value, rel=1e-5)
+    moved = plain.tuned[name] - split.tuned[name]
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.3), rtol=0, atol=1e-6)
+    for other in list(split.tuned)[1:]:
+        assert torch.equal(plain.tuned[other], split.tuned[other])
+
+
+def test_a_penalty_of_0_changes_nothing(split, shots, base):
+    plain = copy.deepcopy(split)
+    weight = next(iter(split.tuned.values()))
+    first = learn_session(plain, None, *shots, *base, epochs=3, lr=0.1)
+    second = learn_session(
+        split, None, *shots, *base, epochs=3, lr=0.1, penalty=lambda: 0 * weight.square().sum()
+    )
+    assert first == second
+    assert all(torch.equal(plain.tuned[name], split.tuned[name]) for name in split.tuned)
+
+
+@pytest.mark.parametrize(("epochs", "lr"), [(0, 0.1), (1, 0.0), (1, -1.0), (1, float("nan"))])
 def test_session_refuses_wrong_numbers(split, shots, base, epochs, lr):
     with pytest.raises(ValueError, match=r"epochs must be at least 1|lr must be above 0"):
         learn_session(split, None, *shots, *base, epochs=epochs, lr=lr)

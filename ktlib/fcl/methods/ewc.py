@@ -23,10 +23,9 @@ from typing_extensions import override
 
 from ktlib.fcl.checks import require_at_least
 from ktlib.fcl.evaluation import embed
-from ktlib.fcl.methods.learner import require_finite
+from ktlib.fcl.f2m import learn_session
 from ktlib.fcl.methods.nearest_mean import F2M
-from ktlib.fcl.prototypes import class_means, few_shot_loss
-from ktlib.fcl.region import FlatRegion
+from ktlib.fcl.prototypes import few_shot_loss
 from ktlib.fcl.split import SplitNetwork
 
 
@@ -44,7 +43,7 @@ class EWCInBox(F2M):
         generator: draws the images and the labels that the Fisher information is estimated with.
         fisher_images: base images to estimate it with, drawn at random; all if there are fewer.
         normalise: see :class:`~ktlib.fcl.methods.nearest_mean.NearestMean`.
-        new_exemplars: see :class:`~ktlib.fcl.methods.nearest_mean.NearestMean`.
+        new_exemplars: see :class:`~ktlib.fcl.methods.nearest_mean.TunedNearestMean`.
 
     Attributes:
         fisher: name -> diagonal of the Fisher information, set by :meth:`start`.
@@ -78,11 +77,7 @@ class EWCInBox(F2M):
             new_exemplars=new_exemplars,
         )
         require_at_least("penalty", penalty, 0)
-        require_at_least("epochs", epochs, 1)
         require_at_least("fisher_images", fisher_images, 1)
-        if not lr > 0:
-            raise ValueError(f"lr must be above 0. Found lr={lr!r}.")
-        self.region = self.box = FlatRegion(split.tuned, bound)
         self.penalty = penalty
         self.generator = generator
         self.fisher_images = fisher_images
@@ -100,26 +95,21 @@ class EWCInBox(F2M):
 
     @override
     def tune(self, shots: Tensor, labels: Tensor) -> None:
-        tuned, center = self.split.tuned, self.box.center
-        self.split.network.eval()
-        new_classes = labels.unique()
-        targets = len(self.base_classes) + torch.searchsorted(new_classes, labels)
-        with torch.no_grad():
-            features = self.split.prefix(shots)
-        optimizer = torch.optim.SGD(tuned.values(), lr=self.lr)
-        for step in range(1, self.epochs + 1):
-            embeddings = self.split.tail_forward(features)
-            prototypes = torch.cat(
-                [self.base_prototypes, class_means(embeddings, labels, new_classes)]
-            )
-            loss = few_shot_loss(embeddings, targets, prototypes)
-            loss = loss + self.penalty * ewc_penalty(tuned, center, self.fisher)
-            gradients = torch.autograd.grad(require_finite(loss, step), list(tuned.values()))
-            for parameter, gradient in zip(tuned.values(), gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-            optimizer.zero_grad()
-            self.box.clamp_()
+        learn_session(
+            self.split,
+            self.region,
+            shots,
+            labels,
+            self.base_prototypes,
+            self.base_classes,
+            epochs=self.epochs,
+            lr=self.lr,
+            penalty=self.weighted_penalty,
+        )
+
+    def weighted_penalty(self) -> Tensor:
+        """What is added to the loss, a scalar with gradients to the tuned weights."""
+        return self.penalty * ewc_penalty(self.split.tuned, self.region.center, self.fisher)
 
 
 def ewc_penalty(
@@ -175,7 +165,7 @@ def mean_squared_gradients(
         targets: ``(n,)`` rows of ``prototypes``.
         prototypes: ``(k, dim)``, held still.
     """
-    split.network.eval()  # `embed` of a half may have left its layers in `train` mode
+    split.network.eval()
     total = {name: torch.zeros_like(p) for name, p in split.tuned.items()}
     for feature, target in zip(features.split(1), targets.split(1), strict=True):
         loss = few_shot_loss(split.tail_forward(feature), target, prototypes)

@@ -30,14 +30,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ktlib.fcl.checks import require_at_least
-from ktlib.fcl.methods.learner import require_finite
-from ktlib.fcl.methods.nearest_mean import NearestMean
+from ktlib.fcl.checks import require_at_least, require_finite, require_positive
+from ktlib.fcl.methods.nearest_mean import TunedNearestMean
 from ktlib.fcl.prototypes import class_means
 from ktlib.fcl.split import SplitNetwork
 
 
-class FSLL(NearestMean):
+class FSLL(TunedNearestMean):
     """Few trainable weights of low magnitude, re-selected each session.
 
     Args:
@@ -51,7 +50,7 @@ class FSLL(NearestMean):
         penalty_weight: weight of the shift penalty. With plain SGD the gradient of an L1 norm has
             this size however small the shift: keep ``lr * penalty_weight`` small.
         normalise: see :class:`~ktlib.fcl.methods.nearest_mean.NearestMean`.
-        new_exemplars: see :class:`~ktlib.fcl.methods.nearest_mean.NearestMean`.
+        new_exemplars: see :class:`~ktlib.fcl.methods.nearest_mean.TunedNearestMean`.
 
     Attributes:
         selected: name -> mask of the weights that the last session could change.
@@ -81,8 +80,7 @@ class FSLL(NearestMean):
         require_at_least("margin", margin, 0)
         require_at_least("separation_weight", separation_weight, 0)
         require_at_least("penalty_weight", penalty_weight, 0)
-        if not lr > 0:
-            raise ValueError(f"lr must be above 0. Found lr={lr!r}.")
+        require_positive("lr", lr)
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must be between 0 and 1. Found fraction={fraction!r}.")
         self.epochs = epochs

@@ -18,7 +18,7 @@ Simplified, and different from the paper:
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from ktlib.fcl.methods.learner import Learner
 from ktlib.fcl.methods.memory import Exemplars
 from ktlib.fcl.methods.session_training import (
     SessionTrainer,
-    TrainedPart,
+    TrainingOptions,
     extend_linear,
     require_base_classes,
     require_rows,
@@ -85,15 +85,10 @@ class ICaRL(Learner):
         split: network trained on the base session.
         classifier: the linear classifier trained with it; left as it is.
         base_classes: ``(k,)`` class number of each row of ``classifier``.
-        epochs: see :class:`~ktlib.fcl.methods.session_training.SessionTrainer`.
-        lr: see there.
-        batch_size: see there.
-        generator: source of the batches and of the new rows.
-        train: see :class:`~ktlib.fcl.methods.session_training.SessionTrainer`.
-        momentum: see there.
-        weight_decay: see there.
         base_exemplars: images kept per base class.
         new_exemplars: images kept per new class.
+        training: see :class:`~ktlib.fcl.methods.session_training.SessionTrainer`; the generator is
+            the source of the new rows, too.
 
     Raises:
         ValueError: if a class would have no exemplar, and so no mean.
@@ -107,29 +102,14 @@ class ICaRL(Learner):
         classifier: nn.Linear,
         base_classes: Tensor,
         *,
-        epochs: int,
-        lr: float,
-        batch_size: int,
-        generator: torch.Generator,
-        train: TrainedPart = "tail",
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
         base_exemplars: int = 2,
         new_exemplars: int = 2,
+        **training: Unpack[TrainingOptions],
     ) -> None:
         require_rows(classifier.out_features, base_classes)
         require_at_least("base_exemplars", base_exemplars, 1)
         require_at_least("new_exemplars", new_exemplars, 1)
-        self.trainer = SessionTrainer(
-            split,
-            epochs=epochs,
-            lr=lr,
-            batch_size=batch_size,
-            generator=generator,
-            train=train,
-            momentum=momentum,
-            weight_decay=weight_decay,
-        )
+        self.trainer = SessionTrainer(split, **training)
         self.classifier = classifier
         self.classes = base_classes
         self.kept = Exemplars(base_exemplars, new_exemplars)
@@ -176,17 +156,23 @@ class ICaRL(Learner):
 
     def remember(self, images: Tensor, labels: Tensor, *, base: bool) -> None:
         """Choose exemplars of these classes, then compute the means of all classes anew."""
-        self.kept.add_chosen(images, labels, self.features(images), base=base, choice="herding")
+        embeddings = self.unit_embeddings(images)
+        self.kept.add_chosen(images, labels, embeddings, base=base, choice="herding")
         kept, kept_labels = self.kept.all()
-        self.means = F.normalize(class_means(self.features(kept), kept_labels, self.classes))
+        self.means = F.normalize(class_means(self.unit_embeddings(kept), kept_labels, self.classes))
 
-    def features(self, images: Tensor) -> Tensor:
+    def unit_embeddings(self, images: Tensor) -> Tensor:
         """Embeddings ``(n, dim)`` of norm 1."""
         return F.normalize(embed(self.trainer.split.network, images))
 
     @override
-    def predict(self, images: Tensor) -> Tensor:
-        return self.classes[nearest_class_mean(self.features(images), self.means)]
+    def features(self, images: Tensor) -> Tensor:
+        return self.trainer.inputs(images)
+
+    @override
+    def classify(self, features: Tensor) -> Tensor:
+        embeddings = F.normalize(self.trainer.embed(features))
+        return self.classes[nearest_class_mean(embeddings, self.means)]
 
 
 def sum_of(terms: dict[str, Tensor]) -> Tensor:

@@ -32,9 +32,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ktlib.fcl.checks import require_at_least
+from ktlib.fcl.checks import require_at_least, require_finite, require_positive
 from ktlib.fcl.evaluation import embed
-from ktlib.fcl.methods.learner import Learner, require_finite
+from ktlib.fcl.methods.learner import Learner
 from ktlib.fcl.methods.memory import Exemplars
 from ktlib.fcl.prototypes import class_means, nearest_class_mean
 from ktlib.fcl.split import SplitNetwork
@@ -89,9 +89,10 @@ class IDLVQC(Learner):
         require_at_least("margin_weight", margin_weight, 0)
         require_at_least("spread_weight", spread_weight, 0)
         require_at_least("forgetting_weight", forgetting_weight, 0)
-        for what, value in (("lr", lr), ("reference_lr", reference_lr), ("gamma", gamma)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{what} must be above 0. Found {what}={value!r}.")
+        require_positive("lr", lr)
+        require_positive("reference_lr", reference_lr)
+        if gamma is not None:
+            require_positive("gamma", gamma)
         self.split = split
         self.epochs = epochs
         self.lr = lr
@@ -157,8 +158,12 @@ class IDLVQC(Learner):
         return references.detach()
 
     @override
-    def predict(self, images: Tensor) -> Tensor:
-        nearest = nearest_class_mean(embed(self.split.network, images), self.references)
+    def features(self, images: Tensor) -> Tensor:
+        return embed(self.split.prefix, images)
+
+    @override
+    def classify(self, features: Tensor) -> Tensor:
+        nearest = nearest_class_mean(embed(self.split.tail, features), self.references)
         return self.classes.index_select(0, nearest)
 
 

@@ -46,9 +46,31 @@ class Learner(ABC):
     def learn(self, images: Tensor, labels: Tensor) -> None:
         """One few-shot session; arguments as in :meth:`start`, classes never seen before."""
 
+    def features(self, images: Tensor) -> Tensor:
+        """What predictions are made from and no session changes: computed once.
+
+        Args:
+            images: ``(n, channels, height, width)``.
+
+        Returns:
+            ``(n, ...)`` a row an image, without gradients; by default the images themselves.
+        """
+        return images
+
     @abstractmethod
+    def classify(self, features: Tensor) -> Tensor:
+        """Class numbers ``(n,)`` of the images that have these features; no gradients.
+
+        Args:
+            features: ``(n, ...)`` from :meth:`features`, also if called in an earlier session.
+
+        Returns:
+            Each one of the classes seen so far.
+        """
+
     def predict(self, images: Tensor) -> Tensor:
-        """Class numbers ``(n,)``, each one of the classes seen so far; no gradients."""
+        """Class numbers ``(n,)`` of images, as :meth:`classify` gives them."""
+        return self.classify(self.features(images))
 
 
 @dataclass
@@ -96,6 +118,7 @@ def run_learner(
     """
     _require_disjoint(sessions)
     results = SessionResults() if results is None else results
+    features: Tensor | None = None  # of the test images, computed once for all sessions
     origin = torch.zeros_like(test_labels)  # session in which a class first appears, 0: not yet
     for session in sessions:
         shown = images[session.train], labels[session.train]
@@ -107,7 +130,9 @@ def run_learner(
             ) from None
         origin[torch.isin(test_labels, session.classes.to(test_labels))] = session.number
         tested = origin > 0
-        correct = learner.predict(test_images[tested]) == test_labels[tested]
+        if features is None:
+            features = learner.features(test_images)
+        correct = learner.classify(features[tested]) == test_labels[tested]
         _add_rows(results, session.number, correct, origin[tested])
     return results
 
@@ -125,17 +150,6 @@ def _add_rows(results: SessionResults, number: int, correct: Tensor, origin: Ten
         {"session": number, "origin": past, "accuracy": percent(correct[origin == past])}
         for past in range(1, number + 1)
     )
-
-
-def require_finite(loss: Tensor, step: int) -> Tensor:
-    """The loss, if it is finite.
-
-    Raises:
-        FloatingPointError: naming the step and the value; :func:`run_learner` adds the method.
-    """
-    if not bool(torch.isfinite(loss)):
-        raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower the lr.")
-    return loss
 
 
 def percent(correct: Tensor) -> float:

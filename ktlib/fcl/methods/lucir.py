@@ -16,20 +16,20 @@ Simplified, and different from the paper or its code:
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ktlib.fcl.checks import require_at_least, require_bound
+from ktlib.fcl.checks import require_at_least, require_bound, require_positive
 from ktlib.fcl.evaluation import embed
 from ktlib.fcl.methods.learner import Learner
 from ktlib.fcl.methods.memory import Exemplars
 from ktlib.fcl.methods.session_training import (
     SessionTrainer,
-    TrainedPart,
+    TrainingOptions,
     require_base_classes,
     require_rows,
 )
@@ -64,8 +64,7 @@ class CosineClassifier(nn.Module):
         super().__init__()
         require_at_least("dim", dim, 1)
         require_at_least("classes", classes, 1)
-        if not scale > 0:
-            raise ValueError(f"scale must be above 0. Found scale={scale!r}.")
+        require_positive("scale", scale)
         drawn = torch.rand(classes, dim, generator=generator, device=generator.device)
         self.weight = nn.Parameter((2 * drawn - 1) / math.sqrt(dim))
         self.scale = nn.Parameter(torch.tensor(float(scale), device=generator.device))
@@ -151,19 +150,14 @@ class LUCIR(Learner):
         split: network trained on the base session with ``classifier``.
         classifier: left as it is.
         base_classes: ``(k,)`` class number of each row of ``classifier``.
-        epochs: see :class:`~ktlib.fcl.methods.session_training.SessionTrainer`.
-        lr: see there.
-        batch_size: see there.
-        generator: source of the batches.
-        train: see :class:`~ktlib.fcl.methods.session_training.SessionTrainer`.
-        momentum: see there.
-        weight_decay: see there; not applied to the rows of old classes.
         less_forget: ``lambda_base`` of :func:`less_forget_weight`.
         ranking: weight of :func:`margin_ranking_loss`.
         margin: see :func:`margin_ranking_loss`.
         nearest: see :func:`margin_ranking_loss`.
         base_exemplars: images kept per base class.
         new_exemplars: images kept per new class.
+        training: see :class:`~ktlib.fcl.methods.session_training.SessionTrainer`; the weight decay
+            is not applied to the rows of old classes.
     """
 
     name: ClassVar[str] = "lucir"
@@ -174,34 +168,19 @@ class LUCIR(Learner):
         classifier: CosineClassifier,
         base_classes: Tensor,
         *,
-        epochs: int,
-        lr: float,
-        batch_size: int,
-        generator: torch.Generator,
-        train: TrainedPart = "tail",
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
         less_forget: float = 5.0,
         ranking: float = 1.0,
         margin: float = 0.5,
         nearest: int = 2,
         base_exemplars: int = 2,
         new_exemplars: int = 2,
+        **training: Unpack[TrainingOptions],
     ) -> None:
         require_rows(len(classifier.weight), base_classes)
         require_bound("less_forget", less_forget)
         require_bound("ranking", ranking)
         require_at_least("nearest", nearest, 1)
-        self.trainer = SessionTrainer(
-            split,
-            epochs=epochs,
-            lr=lr,
-            batch_size=batch_size,
-            generator=generator,
-            train=train,
-            momentum=momentum,
-            weight_decay=weight_decay,
-        )
+        self.trainer = SessionTrainer(split, **training)
         self.less_forget = less_forget
         self.ranking = ranking
         self.margin = margin
@@ -259,10 +238,14 @@ class LUCIR(Learner):
 
     def remember(self, images: Tensor, labels: Tensor, *, base: bool) -> None:
         """Choose exemplars of these classes by herding on embeddings of norm 1."""
-        features = F.normalize(embed(self.trainer.split.network, images))
-        self.kept.add_chosen(images, labels, features, base=base, choice="herding")
+        embeddings = F.normalize(embed(self.trainer.split.network, images))
+        self.kept.add_chosen(images, labels, embeddings, base=base, choice="herding")
 
     @override
-    def predict(self, images: Tensor) -> Tensor:
-        embeddings = embed(self.trainer.split.network, images)
+    def features(self, images: Tensor) -> Tensor:
+        return self.trainer.inputs(images)
+
+    @override
+    def classify(self, features: Tensor) -> Tensor:
+        embeddings = self.trainer.embed(features)
         return self.classes[cosines(embeddings, self.weight).argmax(dim=1)]

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Required, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from ktlib.fcl.checks import require_at_least
+from ktlib.fcl.checks import require_at_least, require_finite, require_positive
 from ktlib.fcl.evaluation import embed
-from ktlib.fcl.methods.learner import require_finite
 from ktlib.fcl.split import SplitNetwork
 
 TrainedPart = Literal["tail", "all"]
+
+
+class TrainingOptions(TypedDict, total=False):
+    """Keyword arguments of :class:`SessionTrainer`, for methods that hand them on."""
+
+    epochs: Required[int]
+    lr: Required[float]
+    batch_size: Required[int]
+    generator: Required[torch.Generator]
+    train: TrainedPart
+    momentum: float
+    weight_decay: float
 
 
 class SessionTrainer:
@@ -50,8 +61,7 @@ class SessionTrainer:
     ) -> None:
         require_at_least("epochs", epochs, 1)
         require_at_least("batch_size", batch_size, 1)
-        if not lr > 0:
-            raise ValueError(f"lr must be above 0. Found lr={lr!r}.")
+        require_positive("lr", lr)
         if train not in ("tail", "all"):
             raise ValueError(f"train must be 'tail' or 'all'. Found train={train!r}.")
         self.split = split
@@ -69,17 +79,11 @@ class SessionTrainer:
 
     def inputs(self, images: Tensor) -> Tensor:
         """What :attr:`trained` takes: the images themselves, or their fixed prefix features."""
-        if self.train == "all":
-            return images
-        features = embed(self.split.prefix, images)
-        self.split.network.eval()  # the prefix has its own flag: `embed` may have set it to train
-        return features
+        return images if self.train == "all" else embed(self.split.prefix, images)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Embeddings ``(n, dim)`` of :meth:`inputs`, without gradients."""
-        embeddings = embed(self.trained, inputs)
-        self.split.network.eval()
-        return embeddings
+        return embed(self.trained, inputs)
 
     def minimise(
         self,

@@ -40,10 +40,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ktlib.fcl.checks import require_at_least
+from ktlib.fcl.checks import require_at_least, require_finite, require_positive
 from ktlib.fcl.evaluation import embed
-from ktlib.fcl.methods.learner import Learner, require_finite
+from ktlib.fcl.methods.learner import Learner
 from ktlib.fcl.methods.memory import Exemplars
+from ktlib.fcl.methods.session_training import require_base_classes, require_rows
 from ktlib.fcl.protocol import positions_of
 from ktlib.fcl.prototypes import class_means
 from ktlib.fcl.split import SplitNetwork
@@ -233,13 +234,8 @@ class TOPIC(Learner):
         require_at_least("epochs", epochs, 1)
         require_at_least("anchor_weight", anchor_weight, 0)
         require_at_least("min_max_weight", min_max_weight, 0)
-        if not lr > 0:
-            raise ValueError(f"lr must be above 0. Found lr={lr!r}.")
-        if len(base_classes) != classifier.out_features:
-            raise ValueError(
-                "base_classes must name one class per row of the classifier. "
-                f"Found {len(base_classes)} classes and {classifier.out_features} rows."
-            )
+        require_positive("lr", lr)
+        require_rows(classifier.out_features, base_classes)
         self.split = split
         self.weight = classifier.weight.detach().clone()
         self.bias = (
@@ -263,6 +259,7 @@ class TOPIC(Learner):
 
     @override
     def start(self, images: Tensor, labels: Tensor) -> None:
+        require_base_classes(labels, self.base_classes)
         embeddings = embed(self.split.network, images)
         self.gas = grow_gas(
             embeddings,
@@ -405,8 +402,12 @@ class TOPIC(Learner):
         self.anchors = torch.cat([self.anchors, embeddings[added]])
 
     @override
-    def predict(self, images: Tensor) -> Tensor:
-        scores = F.linear(embed(self.split.network, images), self.weight, self.bias)
+    def features(self, images: Tensor) -> Tensor:
+        return embed(self.split.prefix, images)
+
+    @override
+    def classify(self, features: Tensor) -> Tensor:
+        scores = F.linear(embed(self.split.tail, features), self.weight, self.bias)
         return self.classes.index_select(0, scores.argmax(dim=1))
 
 

@@ -12,19 +12,18 @@ weights alone. In session 1, where classes are balanced, the base classifier ans
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ktlib.fcl.checks import require_at_least
-from ktlib.fcl.evaluation import embed
+from ktlib.fcl.checks import require_at_least, require_positive
 from ktlib.fcl.methods.learner import Learner
 from ktlib.fcl.methods.session_training import (
     SessionTrainer,
-    TrainedPart,
+    TrainingOptions,
     class_balanced_chances,
     extend_linear,
     new_linear,
@@ -45,13 +44,8 @@ class Joint(Learner):
         split: network trained on the base session.
         classifier: the linear classifier trained with it; left as it is.
         base_classes: ``(k,)`` class number of each row of ``classifier``.
-        epochs: see :class:`SessionTrainer`.
-        lr: see :class:`SessionTrainer`.
-        batch_size: see :class:`SessionTrainer`.
-        generator: source of the batches and of the new rows.
-        train: see :class:`SessionTrainer`.
-        momentum: see :class:`SessionTrainer`.
-        weight_decay: see :class:`SessionTrainer`.
+        training: see :class:`~ktlib.fcl.methods.session_training.SessionTrainer`; the generator is
+            the source of the new rows, too.
     """
 
     name: ClassVar[str] = "joint"
@@ -62,26 +56,10 @@ class Joint(Learner):
         split: SplitNetwork,
         classifier: nn.Linear,
         base_classes: Tensor,
-        *,
-        epochs: int,
-        lr: float,
-        batch_size: int,
-        generator: torch.Generator,
-        train: TrainedPart = "tail",
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
+        **training: Unpack[TrainingOptions],
     ) -> None:
         require_rows(classifier.out_features, base_classes)
-        self.trainer = SessionTrainer(
-            split,
-            epochs=epochs,
-            lr=lr,
-            batch_size=batch_size,
-            generator=generator,
-            train=train,
-            momentum=momentum,
-            weight_decay=weight_decay,
-        )
+        self.trainer = SessionTrainer(split, **training)
         self.classifier = classifier
         self.classes = base_classes
 
@@ -111,9 +89,13 @@ class Joint(Learner):
         )
 
     @override
+    def features(self, images: Tensor) -> Tensor:
+        return self.trainer.inputs(images)
+
+    @override
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        scores = self.scores(embed(self.trainer.split.network, images))
+    def classify(self, features: Tensor) -> Tensor:
+        scores = self.scores(self.trainer.embed(features))
         return self.classes[scores.argmax(dim=1)]
 
     def scores(self, embeddings: Tensor) -> Tensor:
@@ -132,16 +114,11 @@ class ClassifierRetraining(Joint):
         split: network trained on the base session.
         classifier: the linear classifier trained with it; left as it is.
         base_classes: ``(k,)`` class number of each row of ``classifier``.
-        epochs: see :class:`SessionTrainer`.
-        lr: see :class:`SessionTrainer`.
-        batch_size: see :class:`SessionTrainer`.
-        generator: source of the batches and of the new rows.
-        train: see :class:`SessionTrainer`.
-        momentum: see :class:`SessionTrainer`.
-        weight_decay: see :class:`SessionTrainer`.
         classifier_epochs: passes of the fresh classifier, each of as many draws as there are
             images; ``epochs`` by default.
         classifier_lr: its first learning rate; ``lr`` by default.
+        training: see :class:`~ktlib.fcl.methods.session_training.SessionTrainer`; the generator is
+            the source of the new rows, too.
     """
 
     name: ClassVar[str] = "crt"
@@ -152,35 +129,17 @@ class ClassifierRetraining(Joint):
         classifier: nn.Linear,
         base_classes: Tensor,
         *,
-        epochs: int,
-        lr: float,
-        batch_size: int,
-        generator: torch.Generator,
-        train: TrainedPart = "tail",
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
         classifier_epochs: int | None = None,
         classifier_lr: float | None = None,
+        **training: Unpack[TrainingOptions],
     ) -> None:
-        super().__init__(
-            split,
-            classifier,
-            base_classes,
-            epochs=epochs,
-            lr=lr,
-            batch_size=batch_size,
-            generator=generator,
-            train=train,
-            momentum=momentum,
-            weight_decay=weight_decay,
+        super().__init__(split, classifier, base_classes, **training)
+        self.classifier_epochs = (
+            self.trainer.epochs if classifier_epochs is None else classifier_epochs
         )
-        self.classifier_epochs = epochs if classifier_epochs is None else classifier_epochs
-        self.classifier_lr = lr if classifier_lr is None else classifier_lr
+        self.classifier_lr = self.trainer.lr if classifier_lr is None else classifier_lr
         require_at_least("classifier_epochs", self.classifier_epochs, 1)
-        if not self.classifier_lr > 0:
-            raise ValueError(
-                f"classifier_lr must be above 0. Found classifier_lr={classifier_lr!r}."
-            )
+        require_positive("classifier_lr", self.classifier_lr)
         self.balanced = classifier
 
     @override

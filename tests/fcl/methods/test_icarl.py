@@ -5,37 +5,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ktlib.fcl import class_means, embed, nearest_class_mean, positions_of, train_base
+from ktlib.fcl import class_means, embed, nearest_class_mean, positions_of
 from ktlib.fcl.methods import Exemplars, herding, run_learner
 from ktlib.fcl.methods.icarl import ICaRL, classification_loss, distillation_loss
 from ktlib.testing import assert_gradient_flow, assert_step_updates
 
 SETTINGS = {"epochs": 8, "lr": 0.02, "batch_size": 8}
-TRAINED = []  # the base session runs once; every test gets a copy
-
-
-def drawn(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def trained(problem, split, classifier):
-    """Network, classifier and its classes after a short base session."""
-    if not TRAINED:
-        sessions, images, labels, *_ = problem
-        base, classes = sessions[0].train, sessions[0].classes
-        train_base(
-            split.network, classifier, images[base], positions_of(labels[base], classes),
-            lambda x, y: F.cross_entropy(classifier(split.network(x)), y),
-            epochs=15, batch_size=9, lr=0.05, padding=0, generator=drawn(),
-        )  # fmt: skip
-        TRAINED.append((split, classifier, classes))
-    return copy.deepcopy(TRAINED[0])
-
-
-def shown_in(problem, number):
-    sessions, images, labels, *_ = problem
-    return images[sessions[number - 1].train], labels[sessions[number - 1].train]
 
 
 def test_classification_loss_by_hand():
@@ -54,7 +29,7 @@ def test_distillation_loss_by_hand():
     torch.testing.assert_close(distillation_loss(old, old), torch.tensor(entropy))
 
 
-def test_distillation_is_smallest_where_both_agree():
+def test_distillation_is_smallest_where_both_agree(drawn):
     old = torch.randn(6, 4, generator=drawn())
     scores = old.clone().requires_grad_()
     gradient = torch.autograd.grad(distillation_loss(scores, old), scores)[0]
@@ -64,7 +39,7 @@ def test_distillation_is_smallest_where_both_agree():
         assert distillation_loss(other, old) > distillation_loss(old, old)
 
 
-def test_hard_old_outputs_make_distillation_a_classification():
+def test_hard_old_outputs_make_distillation_a_classification(drawn):
     """An old network that is sure of everything is a label."""
     scores, targets = torch.randn(5, 3, generator=drawn()), torch.tensor([0, 2, 1, 1, 0])
     sure = 200 * F.one_hot(targets, 3).float() - 100
@@ -73,13 +48,13 @@ def test_hard_old_outputs_make_distillation_a_classification():
     )
 
 
-def test_both_terms_are_one_cross_entropy_of_mixed_targets(trained, problem):
+def test_both_terms_are_one_cross_entropy_of_mixed_targets(trained, shown_in, drawn):
     """As in the authors' code: labels, with the columns of old classes overwritten."""
     split, classifier, classes = trained
     learner = ICaRL(split, classifier, classes, **SETTINGS, generator=drawn())
-    learner.start(*shown_in(problem, 1))
-    learner.learn(*shown_in(problem, 2))
-    images = torch.cat([shown_in(problem, 1)[0][:2], shown_in(problem, 2)[0][:2]])
+    learner.start(*shown_in(1))
+    learner.learn(*shown_in(2))
+    images = torch.cat([shown_in(1)[0][:2], shown_in(2)[0][:2]])
     targets = torch.tensor([0, 2, 3, 4], device=images.device)
     old_scores = torch.randn(4, 3, generator=drawn()).to(images)
     wanted = F.one_hot(targets, 5).to(images)
@@ -90,12 +65,12 @@ def test_both_terms_are_one_cross_entropy_of_mixed_targets(trained, problem):
     torch.testing.assert_close(terms["classification"] + terms["distillation"], expected)
 
 
-def test_both_terms_reach_what_is_trained(trained, problem):
+def test_both_terms_reach_what_is_trained(trained, shown_in, drawn):
     split, classifier, classes = trained
     learner = ICaRL(split, classifier, classes, **SETTINGS, generator=drawn())
-    learner.start(*shown_in(problem, 1))
-    learner.learn(*shown_in(problem, 2))  # the classifier has 5 rows now
-    images, labels = shown_in(problem, 2)
+    learner.start(*shown_in(1))
+    learner.learn(*shown_in(2))  # the classifier has 5 rows now
+    images, labels = shown_in(2)
     inputs = learner.trainer.inputs(images)
     targets = positions_of(labels, learner.classes)
     old_scores = torch.randn(len(labels), 3, generator=drawn()).to(inputs).requires_grad_()
@@ -108,24 +83,24 @@ def test_both_terms_reach_what_is_trained(trained, problem):
 
 
 @pytest.mark.parametrize("train", ["tail", "all"])
-def test_what_a_session_changes(trained, problem, train):
+def test_what_a_session_changes(trained, train, shown_in, drawn):
     split, classifier, _ = trained
     learner = ICaRL(*trained, **SETTINGS, generator=drawn(), train=train)
-    learner.start(*shown_in(problem, 1))
+    learner.start(*shown_in(1))
     every = dict(split.network.named_parameters())
     moved = split.tuned if train == "tail" else every
     rest = {name: value for name, value in every.items() if name not in moved}
     assert_step_updates(
-        lambda: learner.learn(*shown_in(problem, 2)),
+        lambda: learner.learn(*shown_in(2)),
         moved,
         {**rest, **dict(split.network.named_buffers()), "classifier": classifier.weight},
     )
 
 
-def test_session_1_is_the_nearest_mean_of_exemplars(trained, problem):
+def test_session_1_is_the_nearest_mean_of_exemplars(trained, problem, shown_in, drawn):
     """The same by hand, from herding on embeddings of norm 1."""
     split, _, classes = trained
-    images, labels = shown_in(problem, 1)
+    images, labels = shown_in(1)
     learner = ICaRL(*trained, **SETTINGS, generator=drawn())
     learner.start(images, labels)
     features = F.normalize(embed(split.network, images))
@@ -139,12 +114,12 @@ def test_session_1_is_the_nearest_mean_of_exemplars(trained, problem):
     assert torch.equal(learner.predict(problem[3]), expected)
 
 
-def test_means_have_norm_1_and_are_those_of_the_network_of_the_day(trained, problem):
+def test_means_have_norm_1_and_are_those_of_the_network_of_the_day(trained, shown_in, drawn):
     split, *_ = trained
     learner = ICaRL(*trained, **SETTINGS, generator=drawn())
-    learner.start(*shown_in(problem, 1))
+    learner.start(*shown_in(1))
     first = learner.means
-    learner.learn(*shown_in(problem, 2))
+    learner.learn(*shown_in(2))
     torch.testing.assert_close(learner.means.norm(dim=1), torch.ones(5).to(first))
     assert not torch.allclose(learner.means[:3], first)
     images, labels = learner.kept.all()
@@ -154,33 +129,33 @@ def test_means_have_norm_1_and_are_those_of_the_network_of_the_day(trained, prob
     )
 
 
-def test_the_budget_is_used_and_held(trained, problem):
+def test_the_budget_is_used_and_held(trained, problem, drawn):
     learner = ICaRL(*trained, **SETTINGS, generator=drawn(), base_exemplars=3, new_exemplars=1)
     run_learner(learner, *problem)
     counts = [int((learner.kept.all()[1] == label).sum()) for label in learner.classes]
     assert counts == [3, 3, 3, 1, 1, 1, 1]
 
 
-def test_the_order_of_herding_is_kept(trained, problem):
+def test_the_order_of_herding_is_kept(trained, shown_in, drawn):
     """What a smaller budget keeps is the first part of what a larger one keeps."""
     kept = {}
     for budget in (1, 2):
         learner = ICaRL(
             *copy.deepcopy(trained), **SETTINGS, generator=drawn(), base_exemplars=budget
         )
-        learner.start(*shown_in(problem, 1))
+        learner.start(*shown_in(1))
         kept[budget] = learner.kept.all()[0]
     assert torch.equal(kept[2][::2], kept[1])
 
 
-def test_it_learns_new_classes_and_keeps_the_base(trained, problem):
+def test_it_learns_new_classes_and_keeps_the_base(trained, problem, drawn):
     """Chance is 14 percent of 7 classes."""
     rows = run_learner(ICaRL(*trained, **SETTINGS, generator=drawn()), *problem).rows
     assert rows[2]["new_accuracy"] >= 45
     assert rows[2]["base_accuracy"] >= 60
 
 
-def test_equal_seeds_give_equal_results(trained, problem):
+def test_equal_seeds_give_equal_results(trained, problem, drawn):
     means = []
     for seed in (0, 0, 1):
         learner = ICaRL(*copy.deepcopy(trained), **SETTINGS, generator=drawn(seed))
@@ -191,7 +166,7 @@ def test_equal_seeds_give_equal_results(trained, problem):
     assert not torch.equal(means[0], means[2])
 
 
-def test_distillation_keeps_the_old_scores(trained, problem, monkeypatch):
+def test_distillation_keeps_the_old_scores(trained, problem, monkeypatch, shown_in, drawn):
     """With the term, scores of old classes drift less than without it."""
     drift = {}
     tested = problem[3]
@@ -206,14 +181,14 @@ def test_distillation_keeps_the_old_scores(trained, problem, monkeypatch):
                 lambda *a, terms=terms: {n: (1 - (n == "distillation")) * v
                                          for n, v in terms(*a).items()},
             )  # fmt: skip
-        learner.start(*shown_in(problem, 1))
-        learner.learn(*shown_in(problem, 2))
+        learner.start(*shown_in(1))
+        learner.learn(*shown_in(2))
         after = learner.classifier(embed(split.network, tested))[:, :3].sigmoid()
         drift[kept] = (after - before).abs().mean().item()
     assert drift[True] < drift[False]
 
 
-def test_no_exemplars_are_refused(split, classifier):
+def test_no_exemplars_are_refused(split, classifier, drawn):
     options = {**SETTINGS, "generator": drawn()}
     for name in ("base_exemplars", "new_exemplars"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1. Found {name}=0"):
@@ -223,7 +198,7 @@ def test_no_exemplars_are_refused(split, classifier):
     assert isinstance(ICaRL(split, classifier, torch.arange(3), **options).kept, Exemplars)
 
 
-def test_a_loss_that_explodes_is_named(trained, problem):
+def test_a_loss_that_explodes_is_named(trained, problem, drawn):
     learner = ICaRL(*trained, epochs=9, lr=1e30, batch_size=8, generator=drawn())
     with pytest.raises(FloatingPointError, match=r"method 'icarl', session 2: .* step \d+"):
         run_learner(learner, *problem)

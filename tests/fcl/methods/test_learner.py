@@ -3,9 +3,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from ktlib.fcl import learn_session, run_sessions
-from ktlib.fcl.methods import F2M, Exemplars, Finetune, Learner, NearestMean, herding, run_learner
+from ktlib.fcl import embed, learn_session
+from ktlib.fcl.methods import (
+    F2M,
+    Exemplars,
+    Finetune,
+    Learner,
+    NearestMean,
+    SessionResults,
+    herding,
+    run_learner,
+)
+from ktlib.fcl.methods.nearest_mean import TunedNearestMean
 
 
 class Oracle(Learner):
@@ -25,8 +36,8 @@ class Oracle(Learner):
             raise FloatingPointError("the loss is nan at step 3: lower the lr.")
         self.shown.append((images, labels))
 
-    def predict(self, images):
-        row = images.mean(dim=(1, 3)).argmax(dim=1)
+    def classify(self, features):
+        row = features.mean(dim=(1, 3)).argmax(dim=1)
         return torch.where(torch.isin(row, self.known), row, torch.full_like(row, -1))
 
 
@@ -55,10 +66,8 @@ def test_accuracies_of_an_oracle_that_knows_the_base_classes(problem):
 
 
 def test_nan_names_the_method_and_keeps_the_rows_so_far(problem):
-    from ktlib.fcl.methods import SessionResults
-
     learner, results = Oracle(None), SessionResults()
-    learner.predict = lambda images: torch.zeros(len(images), dtype=torch.long)
+    learner.classify = lambda images: torch.zeros(len(images), dtype=torch.long)
     with pytest.raises(FloatingPointError, match=r"method 'oracle', session 2: .* step 3"):
         run_learner(learner, *problem, results=results)
     assert [row["session"] for row in results.rows] == [1]
@@ -71,19 +80,99 @@ def test_a_class_in_two_sessions_is_refused(problem):
         run_learner(Oracle(None), twice, *rest)
 
 
+def test_predictions_are_made_from_features(problem):
+    """By default the images themselves."""
+    learner, tests = Oracle(torch.arange(7).to(problem[2])), problem[3]
+    assert learner.features(tests) is tests
+    assert torch.equal(learner.predict(tests), problem[4])
+    learner.features = lambda images: images.flip(2)  # another row is bright
+    assert torch.equal(learner.predict(tests), learner.classify(tests.flip(2)))
+    assert not torch.equal(learner.predict(tests), problem[4])
+
+
+@torch.no_grad()
+def accuracies(split, classes, means, tests, test_labels):
+    """Of the classifier by inner products with prototypes of norm 1: all, base and new classes."""
+    scores = split.network.eval()(tests) @ F.normalize(means, dim=1).T
+    right = (classes[scores.argmax(dim=1)] == test_labels).double()
+    base = torch.isin(test_labels, classes[:3])
+    shown = torch.isin(test_labels, classes)
+    return [100 * right[part].mean().item() for part in (shown, base, shown & ~base)]
+
+
 @pytest.mark.parametrize("how", ["frozen", "tuned"])
-def test_equal_to_the_run_with_cached_features(problem, split, how):
-    """Two ways through the same protocol."""
+def test_equal_to_the_protocol_written_out(problem, split, how):
+    sessions, images, labels, *tests = problem
     other = copy.deepcopy(split)
-    if how == "frozen":
-        rows = run_sessions(split, *problem)
-        learner = NearestMean(other)
-    else:
-        rows = run_sessions(
-            split, *problem, learn=lambda *a: learn_session(split, None, *a, epochs=3, lr=0.1)
-        )
-        learner = Finetune(other, epochs=3, lr=0.1)
-    assert run_learner(learner, *problem).rows == rows
+    learner = NearestMean(other) if how == "frozen" else Finetune(other, epochs=3, lr=0.1)
+    rows = run_learner(learner, *problem).rows
+
+    def means_of(classes, positions):
+        with torch.no_grad():
+            found = split.network.eval()(images[positions])
+        return torch.stack([found[labels[positions] == label].mean(dim=0) for label in classes])
+
+    base = sessions[0].classes.to(labels)
+    saved = means_of(base, sessions[0].train)
+    expected = [accuracies(split, base, saved, *tests)]
+    for number in (2, 3):
+        new = torch.cat([session.classes for session in sessions[1:number]]).to(labels)
+        kept = torch.cat([session.train for session in sessions[1:number]])
+        if how == "tuned":
+            learn_session(split, None, images[kept], labels[kept], saved, base, epochs=3, lr=0.1)
+        means = torch.cat([saved, means_of(new, kept)])
+        expected.append(accuracies(split, torch.cat([base, new]), means, *tests))
+    names = "accuracy", "base_accuracy", "new_accuracy"
+    for row, values in zip(rows, expected, strict=True):
+        first = row["session"] == 1
+        assert [row[name] for name in names[: 2 if first else 3]] == values[: 2 if first else 3]
+    assert rows[0]["new_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"lr": 0.0}, "lr must be above 0. Found lr=0.0."),
+    ],
+)
+def test_wrong_settings_are_refused_before_the_first_session(split, wrong, message):
+    for method, options in ((Finetune, {}), (F2M, {"bound": 0.1})):
+        with pytest.raises(ValueError, match=message):
+            method(split, **options, **({"epochs": 1, "lr": 0.1} | wrong))
+
+
+class Retold(TunedNearestMean):
+    """Computes its prototypes anew, in a network that no session changes."""
+
+    name = "retold"
+
+    def tune(self, shots, labels):
+        pass
+
+
+def test_frozen_prototypes_are_those_computed_anew_from_all_shots(problem, split):
+    saved, anew = NearestMean(split), Retold(split, new_exemplars=3)
+    assert run_learner(saved, *problem) == run_learner(anew, *problem)
+    order, other = saved.classes[3:].argsort() + 3, anew.classes[3:].argsort() + 3
+    assert torch.equal(saved.classes[order], anew.classes[other])
+    assert torch.equal(saved.prototypes[order], anew.prototypes[other])
+    assert torch.equal(saved.prototypes[:3], anew.prototypes[:3])
+
+
+def test_frozen_prototypes_need_no_exemplars(problem, split):
+    """3 shots, of which the other way keeps 2: its prototypes of session 2 are worse for it."""
+    sessions, images, labels, *_ = problem
+    saved, anew = NearestMean(split), Retold(split, new_exemplars=2)
+    run_learner(saved, *problem), run_learner(anew, *problem)
+    for session in sessions:
+        for label in session.classes.to(labels):
+            own = session.train.to(labels)[labels[session.train] == label]
+            assert len(own) == (6 if session.number == 1 else 3)
+            expected = embed(split.network, images[own]).mean(dim=0)
+            torch.testing.assert_close(saved.prototypes[saved.classes == label][0], expected)
+            close = torch.allclose(anew.prototypes[anew.classes == label][0], expected)
+            assert close == (session.number != 2)
 
 
 def test_f2m_stays_in_its_box(problem, split):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ktlib.fcl import embed, positions_of, train_base
+from ktlib.fcl import embed
 from ktlib.fcl.methods import run_learner
 from ktlib.fcl.methods.lucir import (
     LUCIR,
@@ -18,35 +18,15 @@ from ktlib.fcl.methods.lucir import (
 from ktlib.testing import assert_gradient_flow, assert_step_updates
 
 SETTINGS = {"epochs": 8, "lr": 0.02, "batch_size": 8}
-TRAINED = []  # the base session runs once; every test gets a copy
-
-
-def drawn(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture
-def trained(problem, split, device):
+def trained(after_base, device, drawn):
     """Network, cosine classifier and its classes after a short base session."""
-    if not TRAINED:
-        sessions, images, labels, *_ = problem
-        base, classes = sessions[0].train, sessions[0].classes
-        classifier = CosineClassifier(32, 3, generator=drawn()).to(device)
-        train_base(
-            split.network, classifier, images[base], positions_of(labels[base], classes),
-            lambda x, y: F.cross_entropy(classifier(split.network(x)), y),
-            epochs=15, batch_size=9, lr=0.05, padding=0, generator=drawn(),
-        )  # fmt: skip
-        TRAINED.append((split, classifier, classes))
-    return copy.deepcopy(TRAINED[0])
+    return after_base(CosineClassifier(32, 3, generator=drawn()).to(device))
 
 
-def shown_in(problem, number):
-    sessions, images, labels, *_ = problem
-    return images[sessions[number - 1].train], labels[sessions[number - 1].train]
-
-
-def test_cosine_classifier_by_hand():
+def test_cosine_classifier_by_hand(drawn):
     classifier = CosineClassifier(2, 2, generator=drawn(), scale=10.0)
     with torch.no_grad():
         classifier.weight.copy_(torch.tensor([[2.0, 0.0], [1.0, 1.0]]))
@@ -55,7 +35,7 @@ def test_cosine_classifier_by_hand():
     torch.testing.assert_close(found, torch.tensor([[0.0, half], [10.0, half]]))
 
 
-def test_cosine_scores_know_no_lengths():
+def test_cosine_scores_know_no_lengths(drawn):
     classifier = CosineClassifier(6, 4, generator=drawn())
     x = torch.randn(5, 6, generator=drawn(1))
     before = classifier(x)
@@ -98,7 +78,7 @@ def test_margin_ranking_loss_by_hand():
     torch.testing.assert_close(alone, torch.tensor((0.0 + 0.4) / 2))
 
 
-def test_margin_ranking_is_pytorchs():
+def test_margin_ranking_is_pytorchs(drawn):
     scores, targets = torch.randn(7, 6, generator=drawn()), torch.tensor([0, 1, 2, 3, 0, 1, 5])
     old = targets < 3
     own = scores[old, targets[old]].repeat_interleave(2)
@@ -107,7 +87,7 @@ def test_margin_ranking_is_pytorchs():
     torch.testing.assert_close(margin_ranking_loss(scores, targets, 3), expected)
 
 
-def test_no_old_image_no_ranking_and_few_new_classes():
+def test_no_old_image_no_ranking_and_few_new_classes(drawn):
     scores = torch.randn(4, 3, generator=drawn())
     assert margin_ranking_loss(scores, torch.full((4,), 2), 2) == 0
     one = margin_ranking_loss(scores, torch.zeros(4, dtype=torch.long), 2)
@@ -124,11 +104,11 @@ def test_imprinted_rows_by_hand():
     torch.testing.assert_close(rows, torch.tensor([[0.0, 2.0], [diagonal, diagonal]]))
 
 
-def test_all_terms_reach_what_is_trained(trained, problem):
+def test_all_terms_reach_what_is_trained(trained, shown_in, drawn):
     split, classifier, classes = trained
     learner = LUCIR(split, classifier, classes, **SETTINGS, generator=drawn())
-    learner.start(*shown_in(problem, 1))
-    images = torch.cat([shown_in(problem, 1)[0][:6], shown_in(problem, 2)[0]])
+    learner.start(*shown_in(1))
+    images = torch.cat([shown_in(1)[0][:6], shown_in(2)[0]])
     inputs = learner.trainer.inputs(images)
     targets = torch.arange(len(images), device=inputs.device) % 5
     before = torch.rand(len(images), 32, generator=drawn()).to(inputs).requires_grad_()
@@ -145,16 +125,16 @@ def test_all_terms_reach_what_is_trained(trained, problem):
 
 
 @pytest.mark.parametrize("train", ["tail", "all"])
-def test_what_a_session_changes(trained, problem, train):
+def test_what_a_session_changes(trained, train, shown_in, drawn):
     split, classifier, _ = trained
     learner = LUCIR(*trained, **SETTINGS, generator=drawn(), train=train)
-    learner.start(*shown_in(problem, 1))
+    learner.start(*shown_in(1))
     every = dict(split.network.named_parameters())
     moved = split.tuned if train == "tail" else every
     rest = {name: value for name, value in every.items() if name not in moved}
     heads = dict(classifier.named_parameters(prefix="classifier"))
     assert_step_updates(
-        lambda: learner.learn(*shown_in(problem, 2)),
+        lambda: learner.learn(*shown_in(2)),
         {**moved, "scale": learner.scale},
         {**rest, **dict(split.network.named_buffers()), **heads, "old rows": learner.weight},
     )
@@ -162,25 +142,25 @@ def test_what_a_session_changes(trained, problem, train):
     assert learner.weight.shape == (5, 32)
 
 
-def test_session_1_is_the_network_as_trained(trained, problem):
+def test_session_1_is_the_network_as_trained(trained, problem, shown_in, drawn):
     split, classifier, classes = trained
     learner = LUCIR(*trained, **SETTINGS, generator=drawn())
-    learner.start(*shown_in(problem, 1))
+    learner.start(*shown_in(1))
     expected = classifier(embed(split.network, problem[3])).argmax(dim=1)
     assert torch.equal(learner.predict(problem[3]), classes.to(expected)[expected])
 
 
-def test_with_a_vanishing_step_new_classes_are_their_imprinted_rows(trained, problem):
+def test_with_a_vanishing_step_new_classes_are_their_imprinted_rows(trained, shown_in, drawn):
     split, classifier, _ = trained
-    images, labels = shown_in(problem, 2)
+    images, labels = shown_in(2)
     expected = imprinted_rows(embed(split.network, images), labels, classifier.weight)
     learner = LUCIR(*trained, epochs=1, lr=1e-12, batch_size=8, generator=drawn())
-    learner.start(*shown_in(problem, 1))
+    learner.start(*shown_in(1))
     learner.learn(images, labels)
     torch.testing.assert_close(learner.weight[3:], expected)
 
 
-def test_it_learns_new_classes_and_keeps_the_base(trained, problem):
+def test_it_learns_new_classes_and_keeps_the_base(trained, problem, drawn):
     """Chance is 14 percent of 7 classes."""
     rows = run_learner(LUCIR(*trained, **SETTINGS, generator=drawn()), *problem).rows
     assert rows[0]["accuracy"] >= 90
@@ -188,7 +168,7 @@ def test_it_learns_new_classes_and_keeps_the_base(trained, problem):
     assert rows[2]["base_accuracy"] >= 60
 
 
-def test_a_heavy_less_forget_loss_holds_the_embeddings(trained, problem):
+def test_a_heavy_less_forget_loss_holds_the_embeddings(trained, problem, drawn):
     drift = {}
     before = embed(trained[0].network, problem[3])
     for less_forget in (0.0, 20.0):
@@ -201,14 +181,14 @@ def test_a_heavy_less_forget_loss_holds_the_embeddings(trained, problem):
     assert drift[20.0] < 0.7 * drift[0.0]
 
 
-def test_the_budget_is_used_and_held(trained, problem):
+def test_the_budget_is_used_and_held(trained, problem, drawn):
     learner = LUCIR(*trained, **SETTINGS, generator=drawn())
     run_learner(learner, *problem)
     counts = [int((learner.kept.all()[1] == label).sum()) for label in learner.classes]
     assert counts == [2] * 7
 
 
-def test_equal_seeds_give_equal_results(trained, problem):
+def test_equal_seeds_give_equal_results(trained, problem, drawn):
     rows = []
     for seed in (0, 0, 1):
         learner = LUCIR(*copy.deepcopy(trained), **SETTINGS, generator=drawn(seed))
@@ -219,7 +199,7 @@ def test_equal_seeds_give_equal_results(trained, problem):
     assert not torch.equal(rows[0], rows[2])
 
 
-def test_wrong_settings_are_refused(split):
+def test_wrong_settings_are_refused(split, drawn):
     classifier = CosineClassifier(32, 3, generator=drawn())
     options = {**SETTINGS, "generator": drawn()}
     for change, message in (
@@ -238,7 +218,7 @@ def test_wrong_settings_are_refused(split):
         CosineClassifier(4, 0, generator=drawn())
 
 
-def test_a_loss_that_explodes_is_named(trained, problem):
+def test_a_loss_that_explodes_is_named(trained, problem, drawn):
     learner = LUCIR(*trained, epochs=9, lr=1e30, batch_size=8, generator=drawn())
     with pytest.raises(FloatingPointError, match=r"method 'lucir', session 2: .* step \d+"):
         run_learner(learner, *problem)

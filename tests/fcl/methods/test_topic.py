@@ -253,9 +253,14 @@ def test_wrong_settings_are_refused(learner, wrong, message):
         learner(**wrong)
 
 
-def test_a_classifier_of_another_size_is_refused(split, classifier):
-    with pytest.raises(ValueError, match="Found 2 classes and 3 rows"):
+def test_a_classifier_of_another_size_or_other_classes_is_refused(split, classifier, batch):
+    with pytest.raises(ValueError, match="each of the 3 rows of the classifier. Found 2"):
         TOPIC(split, classifier, torch.tensor([1, 2]), generator=torch.Generator(), **SETTINGS)
+    method = TOPIC(
+        split, classifier, torch.tensor([0, 2, 7]), generator=torch.Generator(), **SETTINGS
+    )
+    with pytest.raises(ValueError, match=r"Found \[7\] without images, \[1\] without a row"):
+        method.start(*batch)
     with pytest.raises(ValueError, match="at least 2 nodes. Found 1"):
         NeuralGas(torch.zeros(1, 3))
 

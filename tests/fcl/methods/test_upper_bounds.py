@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ktlib.fcl import embed, positions_of, train_base
+from ktlib.fcl import embed
 from ktlib.fcl.methods import run_learner
 from ktlib.fcl.methods.session_training import (
     SessionTrainer,
@@ -17,26 +17,6 @@ from ktlib.fcl.methods.upper_bounds import ClassifierRetraining, Joint
 from ktlib.testing import assert_gradient_flow, assert_step_updates
 
 SETTINGS = {"epochs": 4, "lr": 0.01, "batch_size": 8}
-TRAINED = []  # the base session runs once; every test gets a copy
-
-
-def drawn(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def trained(problem, split, classifier):
-    """Network, classifier and its classes after a short base session."""
-    if not TRAINED:
-        sessions, images, labels, *_ = problem
-        base, classes = sessions[0].train, sessions[0].classes
-        train_base(
-            split.network, classifier, images[base], positions_of(labels[base], classes),
-            lambda x, y: F.cross_entropy(classifier(split.network(x)), y),
-            epochs=15, batch_size=9, lr=0.05, padding=0, generator=drawn(),
-        )  # fmt: skip
-        TRAINED.append((split, classifier, classes))
-    return copy.deepcopy(TRAINED[0])
 
 
 def state_of(module):
@@ -48,7 +28,7 @@ def test_class_balanced_chances_by_hand():
     torch.testing.assert_close(chances, torch.tensor([1 / 6, 1 / 6, 1 / 6, 1 / 2]))
 
 
-def test_rows_are_drawn_as_often_as_asked(split):
+def test_rows_are_drawn_as_often_as_asked(split, drawn):
     trainer = SessionTrainer(split, **SETTINGS, generator=drawn())
     labels = (torch.arange(600) >= 594).long()  # 594 images of class 0, 6 of class 1
     seen = []
@@ -67,7 +47,7 @@ def test_rows_are_drawn_as_often_as_asked(split):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_longer_classifier_scores_old_classes_as_before(bias):
+def test_a_longer_classifier_scores_old_classes_as_before(bias, drawn):
     old = nn.Linear(5, 3, bias=bias)
     kept = copy.deepcopy(old)
     longer = extend_linear(old, 2, drawn())
@@ -79,7 +59,7 @@ def test_a_longer_classifier_scores_old_classes_as_before(bias):
     assert longer.weight[3:].std() > 0.1
 
 
-def test_fresh_rows_come_from_the_generator_alone():
+def test_fresh_rows_come_from_the_generator_alone(drawn):
     layers = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -89,7 +69,7 @@ def test_fresh_rows_come_from_the_generator_alone():
     assert torch.equal(layers[0].weight, layers[1].weight)
 
 
-def test_tail_and_full_network_have_the_same_gradient(trained, problem):
+def test_tail_and_full_network_have_the_same_gradient(trained, problem, drawn):
     """The prefix features are an exact shortcut."""
     split, classifier, _ = trained
     split.network.double(), classifier.double()
@@ -106,15 +86,21 @@ def test_tail_and_full_network_have_the_same_gradient(trained, problem):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_prefix_features_leave_the_network_in_eval_mode(trained, problem):
+@pytest.mark.parametrize("mode", [False, True])
+@pytest.mark.parametrize("train", ["tail", "all"])
+def test_features_and_embeddings_leave_the_network_in_its_mode(
+    trained, problem, drawn, train, mode
+):
     split, *_ = trained
-    SessionTrainer(split, **SETTINGS, generator=drawn()).inputs(problem[1][:2])
-    assert not any(module.training for module in split.network.modules())
+    split.network.train(mode)
+    trainer = SessionTrainer(split, **SETTINGS, generator=drawn(), train=train)
+    trainer.embed(trainer.inputs(problem[1][:2]))
+    assert {module.training for module in split.network.modules()} == {mode}
 
 
 @pytest.mark.parametrize("method", [Joint, ClassifierRetraining])
 @pytest.mark.parametrize("train", ["tail", "all"])
-def test_it_learns_the_new_classes_and_keeps_the_base(trained, problem, method, train):
+def test_it_learns_the_new_classes_and_keeps_the_base(trained, problem, method, train, drawn):
     """Chance is 14 percent of 7 classes; new classes have 3 images each."""
     learner = method(*trained, epochs=20, lr=0.01, batch_size=8, generator=drawn(), train=train)
     rows = run_learner(learner, *problem).rows
@@ -124,17 +110,17 @@ def test_it_learns_the_new_classes_and_keeps_the_base(trained, problem, method, 
 
 
 @pytest.mark.parametrize("method", [Joint, ClassifierRetraining])
-def test_session_1_is_the_network_as_trained(trained, problem, method):
+def test_session_1_is_the_network_as_trained(trained, problem, method, drawn, shown_in):
     split, classifier, classes = trained
     images = problem[3]
     expected = classes.to(images.device)[classifier(embed(split.network, images)).argmax(dim=1)]
     learner = method(*trained, **SETTINGS, generator=drawn())
-    learner.start(problem[1][problem[0][0].train], problem[2][problem[0][0].train])
+    learner.start(*shown_in(1))
     assert torch.equal(learner.predict(images), expected)
 
 
 @pytest.mark.parametrize("method", [Joint, ClassifierRetraining])
-def test_equal_seeds_give_equal_results(trained, problem, method):
+def test_equal_seeds_give_equal_results(trained, problem, method, drawn):
     found = []
     for seed in (0, 0, 1):
         learner = method(*copy.deepcopy(trained), **SETTINGS, generator=drawn(seed))
@@ -146,17 +132,16 @@ def test_equal_seeds_give_equal_results(trained, problem, method):
 
 
 @pytest.mark.parametrize("train", ["tail", "all"])
-def test_what_a_session_changes(trained, problem, train):
+def test_what_a_session_changes(trained, train, drawn, shown_in):
     split, classifier, _ = trained
-    sessions, images, labels, *_ = problem
     learner = Joint(*trained, **SETTINGS, generator=drawn(), train=train)
-    learner.start(images[sessions[0].train], labels[sessions[0].train])
+    learner.start(*shown_in(1))
     split.network.zero_grad()
     every = dict(split.network.named_parameters())
     moved = split.tuned if train == "tail" else every
     rest = {name: value for name, value in every.items() if name not in moved}
     assert_step_updates(
-        lambda: learner.learn(images[sessions[1].train], labels[sessions[1].train]),
+        lambda: learner.learn(*shown_in(2)),
         moved,
         {**rest, **dict(split.network.named_buffers()), "classifier": classifier.weight},
     )
@@ -164,7 +149,7 @@ def test_what_a_session_changes(trained, problem, train):
     assert all(parameter.grad is None for parameter in every.values())
 
 
-def test_the_loss_reaches_what_is_trained(trained, problem):
+def test_the_loss_reaches_what_is_trained(trained, problem, drawn):
     split, classifier, _ = trained
     trainer = SessionTrainer(split, **SETTINGS, generator=drawn())
     inputs = trainer.inputs(problem[1][:6])
@@ -177,7 +162,7 @@ def test_the_loss_reaches_what_is_trained(trained, problem):
     )
 
 
-def test_retraining_leaves_the_joint_training_as_it_is(trained, problem):
+def test_retraining_leaves_the_joint_training_as_it_is(trained, problem, drawn):
     split, *_ = trained
     learner = ClassifierRetraining(*trained, **SETTINGS, generator=drawn())
     run_learner(learner, *problem)
@@ -188,7 +173,7 @@ def test_retraining_leaves_the_joint_training_as_it_is(trained, problem):
     assert not torch.equal(learner.balanced.weight, learner.classifier.weight)
 
 
-def test_retraining_knows_no_frequent_class(trained, problem, monkeypatch):
+def test_retraining_knows_no_frequent_class(trained, problem, monkeypatch, drawn, shown_in):
     """Embeddings that tell nothing leave the bias: as likely as a class is drawn, 1 / 7.
 
     Drawn as often as they have images, base classes would have 1 / 5 and new ones 1 / 10.
@@ -196,7 +181,7 @@ def test_retraining_knows_no_frequent_class(trained, problem, monkeypatch):
     learner = ClassifierRetraining(
         *trained, **SETTINGS, generator=drawn(), classifier_epochs=60, classifier_lr=0.1
     )
-    learner.start(problem[1][problem[0][0].train], problem[2][problem[0][0].train])
+    learner.start(*shown_in(1))
     learner.inputs, counts = learner.inputs[:1].expand(30, -1, -1, -1), [6, 6, 6, 3, 3, 3, 3]
     learner.classes = torch.arange(7).to(learner.labels)
     learner.labels = learner.classes.repeat_interleave(torch.tensor(counts).to(learner.labels))
@@ -206,7 +191,7 @@ def test_retraining_knows_no_frequent_class(trained, problem, monkeypatch):
     torch.testing.assert_close(found, torch.full_like(found, 1 / 7), atol=0.03, rtol=0)
 
 
-def test_everything_seen_is_kept(trained, problem):
+def test_everything_seen_is_kept(trained, problem, drawn):
     sessions, *_ = problem
     learner = Joint(*trained, **SETTINGS, generator=drawn())
     run_learner(learner, *problem)
@@ -226,14 +211,14 @@ def test_everything_seen_is_kept(trained, problem):
         ({"classifier_epochs": 0}, "classifier_epochs must be at least 1"),
     ],
 )
-def test_wrong_settings_are_refused(split, classifier, change, message):
+def test_wrong_settings_are_refused(split, classifier, change, message, drawn):
     with pytest.raises(ValueError, match=message):
         ClassifierRetraining(
             split, classifier, torch.arange(3), **{**SETTINGS, "generator": drawn(), **change}
         )
 
 
-def test_classes_that_do_not_fit_the_classifier_are_refused(split, classifier, batch):
+def test_classes_that_do_not_fit_the_classifier_are_refused(split, classifier, batch, drawn):
     options = {**SETTINGS, "generator": drawn()}
     with pytest.raises(ValueError, match="each of the 3 rows of the classifier. Found 2"):
         Joint(split, classifier, torch.arange(2), **options)
@@ -241,7 +226,7 @@ def test_classes_that_do_not_fit_the_classifier_are_refused(split, classifier, b
         Joint(split, classifier, torch.tensor([0, 2, 7]), **options).start(*batch)
 
 
-def test_a_loss_that_explodes_is_named(trained, problem):
+def test_a_loss_that_explodes_is_named(trained, problem, drawn):
     learner = Joint(*trained, epochs=9, lr=1e30, batch_size=8, generator=drawn())
     with pytest.raises(FloatingPointError, match=r"method 'joint', session 2: .* step \d+"):
         run_learner(learner, *problem)
