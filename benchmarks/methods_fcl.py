@@ -12,8 +12,10 @@ IDLVQ-C's forgetting term, 1 or 10, changes nothing. Of the second grids the bes
 methods lay at an edge (cRT, joint and LUCIR at the largest rate, FSLL and IDLVQ-C at the smallest),
 and TOPIC learned no new class at all in 6 steps: so those were widened, TOPIC by 50 steps.
 
-The record ``results/fcl.methods.json`` holds every setting. Settings that it already holds are not
-computed again.
+There is one search for each size of training, because what a short training leaves behind bears
+smaller steps: ``--profile full`` with the record ``results/fcl.methods.json``, and
+``--profile cpu`` with ``results/fcl.methods_cpu.json``. A record holds every setting; those that it
+already holds are not computed again.
 """
 
 from __future__ import annotations
@@ -31,9 +33,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmarks.search_fcl import EPOCHS, Experiment, accuracies, new_experiment
+from benchmarks.search_fcl import Experiment, accuracies, new_experiment, parameters_of
 from ktlib import data
-from ktlib.chapter_source import parameters_cell
 from ktlib.fcl import FclParameters
 from ktlib.fcl.experiment import STARTS_FROM, Trained
 from ktlib.fcl.methods import SessionResults
@@ -43,6 +44,7 @@ RATES = (0.0005, 0.002, 0.005, 0.02, 0.1)
 Grid = dict[str, tuple[float, ...]]
 GRIDS: dict[str, tuple[Grid, ...]] = {
     "ncm": ({},),
+    "f2m": ({"lr": RATES},),
     "finetune": ({"lr": RATES},),
     "fsll": ({"lr": (0.00001, 0.00003, 0.0001, *RATES[:2])},),
     "idlvq": ({"lr": (0.00005, 0.0002, *RATES[:3])},),
@@ -61,8 +63,8 @@ GRIDS: dict[str, tuple[Grid, ...]] = {
         {"radius": (0.05,), "lr": (0.002, 0.005)},
     ),
 }
-UPPER_BOUND_EPOCHS = 2
-WIDER = 4  # times the half-width of F2M, for ewc_wide
+UPPER_BOUND_EPOCHS = {"full": 2, "cpu": 1}
+RECORDS = {"full": "methods", "cpu": "methods_cpu"}
 
 
 def train(experiment: Experiment, base: str, seed: int, radius: float = 0.0) -> Trained:
@@ -85,7 +87,7 @@ def shown(setting: dict[str, Any]) -> str:
 
 
 def search(
-    parameters: FclParameters, seed: int, known: list[dict[str, Any]]
+    parameters: FclParameters, seed: int, profile: str, known: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Validation accuracies of every setting of every method that is not among the known rows."""
     torch.set_num_threads(1)
@@ -103,9 +105,9 @@ def search(
             if start not in networks:
                 networks[start] = train(experiment, start[0], seed, start[1])
             if name in ("joint", "crt"):
-                own["epochs"] = UPPER_BOUND_EPOCHS
+                own["epochs"] = UPPER_BOUND_EPOCHS[profile]
             if name == "ewc_wide":
-                own["bound"] = WIDER * parameters.noise_bound
+                own["bound"] = parameters.ewc_bound
             found = SessionResults()
             try:
                 learner = experiment.learner(name, networks[start], seed, **own)
@@ -138,23 +140,25 @@ def main() -> None:
     """Search, then write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101])
-    parser.add_argument("--out", type=Path, default=Path("results/fcl.methods.json"))
+    parser.add_argument("--profile", choices=RECORDS, default="cpu")
     arguments = parser.parse_args()
-    values = {line.name: line.value for line in parameters_cell("chapters/fcl.py")}
-    given = {"seeds": arguments.seeds, "profile": "methods", "epochs": EPOCHS}
-    parameters = FclParameters(**values | given)
+    name = RECORDS[arguments.profile]
+    parameters = parameters_of(arguments.profile, seeds=arguments.seeds, profile=name)
     record = RunRecord.start("fcl", parameters, data=data.checksums(parameters.dataset))
-    rows = load_record(arguments.out).tables["methods"] if arguments.out.exists() else []
+    out = Path(f"results/fcl.{name}.json")
+    rows = load_record(out).tables["methods"] if out.exists() else []
     with ProcessPoolExecutor(len(arguments.seeds)) as pool:  # one process and thread per seed
-        searches = pool.map(partial(search, parameters, known=rows), arguments.seeds)
+        searches = pool.map(
+            partial(search, parameters, profile=arguments.profile, known=rows), arguments.seeds
+        )
         rows = rows + [row for found in searches for row in found]
     order = list(GRIDS)
     rows.sort(key=lambda row: (order.index(row["method"]), row["setting"], row["seed"]))
     record.table("methods", rows)
-    with tempfile.TemporaryDirectory(dir=arguments.out.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         record.save(folder)
-        Path(folder, "result.json").replace(arguments.out)
-    print(f"chosen: {choose(record.frame('methods'))}; written: {arguments.out}")
+        Path(folder, "result.json").replace(out)
+    print(f"chosen: {choose(record.frame('methods'))}; written: {out}")
 
 
 if __name__ == "__main__":

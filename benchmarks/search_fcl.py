@@ -1,7 +1,7 @@
 """The search for the settings of the few-shot chapter: ``python -m benchmarks.search_fcl``.
 
 Held-out training images (never the test files), seeds that no table of the chapter uses, the sizes
-of the chapter's default but for the epochs. First the learning rate of plain training is chosen by
+of the profile ``full``. First the learning rate of plain training is chosen by
 the mean accuracy of the frozen baseline over all sessions. Then box half-width, weight of prototype
 fixing and session learning rate of F2M: among the settings whose flatness indicator inside their
 own box is at most a third of plain training's there, the highest mean accuracy of F2M over all
@@ -31,13 +31,12 @@ import pandas as pd
 import torch
 
 from ktlib import data
-from ktlib.chapter_source import parameters_cell
 from ktlib.fcl import FclParameters
 from ktlib.fcl.experiment import FewShotExperiment, Trained
 from ktlib.fcl.methods import SessionResults
+from ktlib.parameters import check_parameter_file
 from ktlib.results import RunRecord, load_record
 
-EPOCHS = 12
 VALIDATION_IMAGES = 20  # held out of every class
 LEARNING_RATES = (0.05, 0.1, 0.2)
 NOISE_BOUNDS = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
@@ -47,6 +46,14 @@ SESSION_LEARNING_RATES = (0.0025, 0.005, 0.01, 0.02)
 
 
 Experiment = FewShotExperiment[FclParameters]
+
+
+def parameters_of(base: str, *, seeds: list[int], profile: str) -> FclParameters:
+    """The values of a profile of the chapter, for seeds that no table of the chapter uses."""
+    file = f"chapters/params/fcl.{base}.yaml"
+    values = check_parameter_file("chapters/fcl.py", file, FclParameters)
+    changed = {"seeds": seeds, "profile": profile, "compared_seeds": 1}
+    return FclParameters(**values.model_dump() | changed)
 
 
 def new_experiment(parameters: FclParameters) -> Experiment:
@@ -140,9 +147,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101])
     parser.add_argument("--out", type=Path, default=Path("results/fcl.search.json"))
     arguments = parser.parse_args()
-    values = {line.name: line.value for line in parameters_cell("chapters/fcl.py")}
-    chosen = {"seeds": arguments.seeds, "profile": "search", "epochs": EPOCHS}
-    parameters = FclParameters(**values | chosen)
+    parameters = parameters_of("full", seeds=arguments.seeds, profile="search")
     record = RunRecord.start("fcl", parameters, data=data.checksums(parameters.dataset))
     before = load_record(arguments.out).tables if arguments.out.exists() else {}
     baseline, rows = before.get("baseline", []), before.get("search", [])
