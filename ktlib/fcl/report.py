@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,44 +94,66 @@ class PairedDifference:
     """Accuracy of one method minus that of another at the last session, paired by seed.
 
     Attributes:
-        mean: mean difference, in points.
+        mean: mean difference, in points; NaN without a pair.
         low: lower end of the 95 % confidence interval over seeds (Student's t); NaN for one seed.
         high: upper end.
         seeds: number of pairs.
+        pairs: what the pairs are, such as ``"seed"``.
     """
 
     mean: float
     low: float
     high: float
     seeds: int
+    pairs: str = "seed"
+
+    @classmethod
+    def of(cls, differences: pd.Series[float], pairs: str = "seed") -> PairedDifference:
+        """Mean and interval of differences, one a pair; those that are NaN are left out."""
+        known = differences.dropna()
+        mean, n = float(known.mean()), len(known)
+        if n < 2:
+            return cls(mean, float("nan"), float("nan"), n, pairs)
+        half = float(stats.t.ppf(0.975, n - 1)) * float(known.std()) / math.sqrt(n)
+        return cls(mean, mean - half, mean + half, n, pairs)
 
     def __str__(self) -> str:
+        if not self.seeds:
+            return "no pair reached the last session"
         if self.seeds < 2:
-            return f"{self.mean:+.1f} points (one seed, no interval)"
+            return f"{self.mean:+.1f} points (one {self.pairs}, no interval)"
         better, worse = self.low > 0, self.high < 0
         verdict = "better" if better else "worse" if worse else "no clear difference"
         interval = f"95 % interval {self.low:+.1f} to {self.high:+.1f}"
-        return f"{self.mean:+.1f} points, {interval} over {self.seeds} seeds ({verdict})"
+        return f"{self.mean:+.1f} points, {interval} over {self.seeds} {self.pairs}s ({verdict})"
 
 
-def paired_difference(rows: Rows, method: str, reference: str) -> PairedDifference:
+def paired_difference(
+    rows: Rows, method: str, reference: str, *, value: str = "accuracy", pairs: str = "seed"
+) -> PairedDifference:
     """Compare two methods seed by seed at the last session.
+
+    A seed whose run with one of the two ended early has no difference.
+
+    Args:
+        rows: with ``method``, ``session`` and the columns named by ``value`` and ``pairs``.
+        method: what is compared.
+        reference: what it is compared with.
+        value: ``accuracy``, ``base_accuracy`` or ``new_accuracy``, in percent.
+        pairs: the column whose equal values make a pair.
 
     Raises:
         ValueError: if a method has no rows, naming those that have.
     """
     table = pd.DataFrame(list(rows))
     last = table[table["session"] == table["session"].max()]
-    wide = last.pivot_table(index="seed", columns="method", values="accuracy")
+    known = sorted(table["method"].unique())
     for name in (method, reference):
-        if name not in wide:
-            raise ValueError(f"method must be one of {list(wide.columns)}. Found {name!r}.")
-    difference = (wide[method] - wide[reference]).dropna()
-    mean, n = float(difference.mean()), len(difference)
-    if n < 2:
-        return PairedDifference(mean, float("nan"), float("nan"), n)
-    half = float(stats.t.ppf(0.975, n - 1) * difference.sem())
-    return PairedDifference(mean, mean - half, mean + half, n)
+        if name not in known:
+            raise ValueError(f"method must be one of {known}. Found {name!r}.")
+    wide = last.pivot_table(index=pairs, columns="method", values=value)
+    wide = wide.reindex(columns=known)  # a method none of whose runs reached the last session
+    return PairedDifference.of(wide[method] - wide[reference], pairs.replace("_", " "))
 
 
 def flatness_ratios(
@@ -161,3 +184,222 @@ def flatness_summary(table: pd.DataFrame) -> pd.DataFrame:
         format_mean_std(m, s, 1) for m, s in zip(ratio["mean"], ratio["std"], strict=True)
     ]
     return shown
+
+
+# Studies: one setting changed at a time -----------------------------------------------------------
+
+PARTS = ("fm", "pf", "pc", "pn")
+"""The four parts of F2M that table 3.6 switches: noise, prototype fixing, clamping, norms."""
+
+GROUPS = {"accuracy": "all classes", "base_accuracy": "base classes", "new_accuracy": "new classes"}
+"""Columns of a record's rows, and their names in tables and figures."""
+
+
+def last_spread(rows: Rows, by: str | list[str], value: str = "accuracy") -> pd.DataFrame:
+    """Mean and spread at the last session; runs that ended early are counted, not averaged.
+
+    Args:
+        rows: one a session; the last session is the last one of any row.
+        by: the columns that tell settings apart.
+        value: ``accuracy``, ``base_accuracy`` or ``new_accuracy``, in percent.
+
+    Returns:
+        The columns of ``by``, then ``mean``, ``std`` and ``n`` over the runs that reached the last
+        session, and ``runs``, how many there were, in the order of the rows.
+    """
+    table = pd.DataFrame(list(rows))
+    keys = [by] if isinstance(by, str) else by
+    started = table[table["session"] == table["session"].min()]
+    runs = started.groupby(keys, sort=False).size().rename("runs")
+    last = table[table["session"] == table["session"].max()].assign(
+        **{value: lambda frame: frame[value].astype(float)}
+    )
+    spread = mean_and_spread(last, keys, value).set_index(keys)
+    found = pd.DataFrame(runs).join(spread)
+    found["n"] = found["n"].fillna(0).astype(int)
+    return found.reset_index()[[*keys, "mean", "std", "n", "runs"]]
+
+
+def study_rows(rows: Rows, study: str) -> list[dict[str, Any]]:
+    """The rows of one study, as a record's table ``studies`` holds them."""
+    return [dict(row) for row in rows if row["study"] == study]
+
+
+def study_table(rows: Rows, study: str) -> pd.DataFrame:
+    """One row a setting: session 1, then all, base and new classes after the last session.
+
+    Mean ± standard deviation over runs. Where runs ended early, as their loss was no longer finite,
+    it says how many are averaged.
+
+    Args:
+        rows: the table ``studies`` of a record: ``study``, ``value``, ``method``, ``session`` and
+            the accuracies, in percent.
+        study: which one.
+
+    Raises:
+        ValueError: if the study has no rows.
+    """
+    chosen = study_rows(rows, study)
+    if not chosen:
+        known = sorted({str(row["study"]) for row in rows})
+        raise ValueError(f"study must be one of {known}. Found {study!r}.")
+    return accuracy_table(chosen, ["value", "method"]).rename_axis([study, "method"])
+
+
+def accuracy_table(rows: Rows, keys: list[str]) -> pd.DataFrame:
+    """As :func:`study_table`, for rows told apart by columns other than its."""
+    table = pd.DataFrame(list(rows))
+    first = table[table["session"] == table["session"].min()]
+    columns = {"session 1": _shown(last_spread(first.to_dict("records"), keys))}
+    for value, name in GROUPS.items():
+        columns[f"{name}, last session"] = _shown(last_spread(rows, keys, value))
+    index = last_spread(rows, keys)[keys]
+    return pd.DataFrame(columns).set_axis(pd.MultiIndex.from_frame(index), axis="index")
+
+
+def _shown(spread: pd.DataFrame) -> list[str]:
+    shown = []
+    for mean, std, n, runs in spread[["mean", "std", "n", "runs"]].itertuples(index=False):
+        text = format_mean_std(mean, std, 1) if n else "diverged"
+        shown.append(f"{text} ({n} of {runs} runs, others diverged)" if 0 < n < runs else text)
+    return shown
+
+
+def ablation_label(row: Mapping[str, Any]) -> str:
+    """Name of a combination of the parts, such as ``"FM + PC"``; ``"none"`` without any."""
+    return " + ".join(part.upper() for part in PARTS if row[part]) or "none"
+
+
+def ablation_rows(rows: Rows) -> list[dict[str, Any]]:
+    """The table ``ablation`` of a record with a column ``method``: the name of the combination."""
+    return [{**row, "method": ablation_label(row)} for row in rows]
+
+
+def thesis_ablation(printed: pd.DataFrame) -> pd.DataFrame:
+    """Table 3.6 of the thesis with short names for the parts, indexed by the combination.
+
+    Args:
+        printed: what :func:`ktlib.results.thesis_table` gives for ``"3_6"``.
+    """
+    names = ("flat_minima", "prototype_fixing", "parameter_clamping", "prototype_normalization")
+    short = printed.rename(columns=dict(zip(names, PARTS, strict=True)))
+    labels = [
+        ablation_label({part: short[part].iloc[place] for part in PARTS})
+        for place in range(len(short))
+    ]
+    return short.set_axis(pd.Index(labels), axis="index")
+
+
+def ablation_table(rows: Rows, printed: pd.DataFrame) -> pd.DataFrame:
+    """Thesis and this run side by side: first and last session and the drop between them (PD).
+
+    Args:
+        rows: the table ``ablation`` of a record.
+        printed: what :func:`ktlib.results.thesis_table` gives for ``"3_6"``.
+
+    Returns:
+        One row a combination in the order of the thesis; two columns each, ``thesis`` and
+        ``this run``, mean ± standard deviation over seeds.
+    """
+    named = ablation_rows(rows)
+    thesis = thesis_ablation(printed)
+    table = pd.DataFrame(named)
+    ends = table["session"].min(), table["session"].max()
+    first, last = (
+        table[table["session"] == end].set_index(["method", "seed"])["accuracy"] for end in ends
+    )
+    drop = (first - last).rename("accuracy").reset_index().assign(session=ends[1])
+    columns = {
+        "session 1": ("session_1", first.reset_index().assign(session=ends[0])),
+        "last session": ("session_9", table),
+        "PD": ("pd", drop.dropna()),
+    }
+    shown = {}
+    for name, (column, values) in columns.items():
+        spread = last_spread(values.to_dict("records"), "method").set_index("method")
+        ours = pd.Series(_shown(spread), index=spread.index)
+        shown[name, "thesis"] = thesis[column].map("{:.2f}".format)
+        shown[name, "this run"] = ours.reindex(thesis.index).fillna("diverged")
+    return pd.DataFrame(shown).rename_axis("parts")
+
+
+def study_flatness_table(rows: Rows, study: str) -> pd.DataFrame:
+    """Flatness indicator of each setting at each half-width it was measured at.
+
+    Args:
+        rows: the table ``study_flatness`` of a record: ``study``, ``value``, ``seed``, ``split``,
+            ``bound``, ``indicator`` and ``loss_at_minimum``.
+        study: which one.
+
+    Returns:
+        Index ``value`` and ``bound``; columns ``indicator`` and ``loss at the minimum``, mean ±
+        standard deviation over seeds.
+    """
+    table = pd.DataFrame(study_rows(rows, study))
+    keys = ["value", "bound"]
+    shown = {}
+    for column, form in (("indicator", "{:.1e}"), ("loss_at_minimum", "{:.2f}")):
+        spread = mean_and_spread(table, keys, column).set_index(keys)
+        shown[column.replace("_at_", " at the ")] = [
+            form.format(mean) + ("" if math.isnan(std) else " ± " + form.format(std))
+            for mean, std in zip(spread["mean"], spread["std"], strict=True)
+        ]
+    return pd.DataFrame(shown, index=spread.index).rename_axis([study, "b measured at"])
+
+
+def shift_table(rows: Rows, study: str) -> pd.DataFrame:
+    """Largest shift of a tuned weight in units of b, one row a value and one column a method.
+
+    Args:
+        rows: the table ``study_shift`` of a record: ``study``, ``value``, ``method``, ``seed`` and
+            ``shift_in_b``; ``None`` is a run that diverged.
+        study: which one.
+    """
+    table = pd.DataFrame(study_rows(rows, study)).astype({"shift_in_b": float})
+    spread = mean_and_spread(table, ["value", "method"], "shift_in_b")
+    spread["shown"] = [
+        "diverged" if math.isnan(mean) else format_mean_std(mean, std, 2)
+        for mean, std in zip(spread["mean"], spread["std"], strict=True)
+    ]
+    wide = spread.set_index(["value", "method"])["shown"].unstack("method")  # noqa: PD010
+    return wide[list(spread["method"].unique())].rename_axis(index=study)
+
+
+def norm_table(rows: Rows, printed: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Norms of base and new prototypes: mean and spread over classes, each ± over seeds.
+
+    Args:
+        rows: the table ``prototype_norms`` of a record: ``method``, ``seed``, ``group``, ``mean``
+            and ``std`` over the classes of the group.
+        printed: table 3.7 of the thesis, to be put in front.
+    """
+    table = pd.DataFrame(list(rows))
+    shown = {}
+    for column, name in (("mean", "mean over classes"), ("std", "std over classes")):
+        spread = mean_and_spread(
+            table[["method", "group", column]].rename(columns={column: "norm"}),
+            ["method", "group"],
+            "norm",
+        ).set_index(["method", "group"])
+        shown[name] = [
+            format_mean_std(mean, std)
+            for mean, std in zip(spread["mean"], spread["std"], strict=True)
+        ]
+    found = pd.DataFrame(shown, index=spread.index)
+    if printed is None:
+        return found
+    thesis = pd.DataFrame(
+        {
+            "mean over classes": printed["mean_prototype_norm"].map("{:.2f}".format),
+            "std over classes": printed["std_prototype_norm"].map("{:.2f}".format),
+        }
+    ).set_index(pd.MultiIndex.from_product([["thesis"], printed["class_group"]]))
+    return pd.concat([thesis, found]).rename_axis(["method", "group"])
+
+
+def best_values(rows: Rows, study: str, session: int, value: str = "accuracy") -> pd.Series:
+    """For each seed, the setting of a study with the highest accuracy after a session."""
+    table = pd.DataFrame(study_rows(rows, study))
+    after = table[table["session"] == session].set_index("value")
+    best: pd.Series = after.groupby("seed")[value].idxmax()
+    return best
