@@ -168,17 +168,20 @@ def flat(seed, values=()):
 # %%
 from ktlib.fcl.methods import SessionResults
 
+UNTRAINED = {"session": 1, "accuracy": None, "base_accuracy": None, "new_accuracy": None}
+
 
 @cache
 def played(method, seed, network=flat, values=(), **setting):
     """The learner after the last session, and a row of accuracies for each session."""
-    base = network(seed, tuple(item for item in values if item[0] not in AFTERWARDS))
-    learner, found = at(values).learner(method, base, seed, **setting), SessionResults()
+    learner, found = None, SessionResults()
     try:
+        base = network(seed, tuple(item for item in values if item[0] not in AFTERWARDS))
+        learner = at(values).learner(method, base, seed, **setting)
         at(values).play(learner, seed, found)
     except FloatingPointError as error:
         print(f"diverged, seed {seed}, {dict(values)}: {error}")
-    return learner, found.rows
+    return learner, found.rows or [UNTRAINED]
 
 
 # %%
@@ -236,8 +239,10 @@ def study(name, values_of):
     """Train F2M with each value of a setting, play all sessions, measure the flatness."""
     cases = [(value, seed) for value in values_of for seed in P.seeds]
     for value, seed in progress(cases, name):
-        note(name, value, "f2m", seed, played("f2m", seed, values=values_of[value])[1])
-        for bound in sorted({P.noise_bound, at(values_of[value]).parameters.noise_bound}):
+        learner, rows = played("f2m", seed, values=values_of[value])
+        note(name, value, "f2m", seed, rows)
+        boxes = {P.noise_bound, at(values_of[value]).parameters.noise_bound} if learner else ()
+        for bound in sorted(boxes):
             measure(name, value, seed, values_of[value], bound)
 
 
@@ -247,6 +252,8 @@ def study(name, values_of):
 # training reached its aim, and the box of the reference, in which networks can be compared.
 
 # %%
+import math
+
 flatness_rows = []
 
 
@@ -260,7 +267,9 @@ def measure(study, value, seed, values, bound):
     """Flatness of a network on test images of the base classes."""
     found = flatness_of(seed, values, bound)
     row = {"study": study, "value": value, "seed": seed, "split": "test", "bound": bound}
-    row |= {"indicator": found.indicator, "loss_at_minimum": found.loss_at_minimum}
+    for column in ("indicator", "loss_at_minimum"):
+        number = getattr(found, column)
+        row[column] = number if math.isfinite(number) else None
     flatness_rows.append(row)
 
 
@@ -274,9 +283,9 @@ from ktlib.fcl import FlatRegion
 shift_rows = []
 
 
-def note_shift(study, value, method, seed, learner, start, bound):
+def note_shift(study, value, method, seed, learner, centre, bound):
     """Largest shift of a tuned weight since session 1, in units of a half-width."""
-    moved = FlatRegion(learner.split.tuned, 0.0, center=start.tuned).largest_shift()
+    moved = FlatRegion(learner.split.tuned, 0.0, center=centre).largest_shift()
     finished = len(learner.classes) == P.base_classes + P.sessions * P.ways
     row = {"study": study, "value": value, "method": method, "seed": seed}
     shift_rows.append(row | {"shift_in_b": moved / bound if finished and bound else None})
@@ -292,7 +301,7 @@ from ktlib.fcl.report import GROUPS, last_spread
 def draw_study(ax, rows, groups=GROUPS, label="{group}"):
     """Accuracy at the last session against the value of a setting, a line per group of classes."""
     for value, group in groups.items():
-        spread = last_spread(rows, "value", value)
+        spread = last_spread(rows, "value", value, P.sessions + 1)
         name = label.format(group=group)
         style = style_for(name)
         ax.errorbar(
@@ -388,8 +397,8 @@ study("bound", {b: of(noise_bound=b) for b in P.bounds_studied})
 for b in P.bounds_studied:
     for seed in P.seeds:
         learner, _ = played("f2m", seed, values=of(noise_bound=b))
-        start, _ = flat(seed, of(noise_bound=b))
-        note_shift("bound", b, "f2m", seed, learner, start, b)
+        if learner:
+            note_shift("bound", b, "f2m", seed, learner, learner.region.center, b)
 
 study_table(studies, "bound")
 
@@ -571,7 +580,7 @@ for rate, name, seed in progress(cases, "learning rates"):
     method, network = walls[name]
     learner, rows = played(method, seed, network, of(session_lr=rate))
     note("rate", rate, name, seed, rows)
-    note_shift("rate", rate, name, seed, learner, network(seed)[0], P.noise_bound)
+    note_shift("rate", rate, name, seed, learner, network(seed)[0].tuned, P.noise_bound)
 
 display(shift_table(shift_rows, "rate"))
 study_table(studies, "rate")
@@ -605,7 +614,7 @@ clamping = []  # what the box adds, within pairs of one seed
 for rate in P.rates_studied:
     rows = [row for row in study_rows(studies, "rate") if row["value"] == rate]
     for value, group in GROUPS.items():
-        gain = paired_difference(rows, "f2m", "f2m unclamped", value=value)
+        gain = paired_difference(rows, "f2m", "f2m unclamped", value=value, session=P.sessions + 1)
         clamping.append({"learning rate": rate, "accuracy on": group, "the box adds": str(gain)})
 
 pd.DataFrame(clamping).set_index(["learning rate", "accuracy on"])
@@ -653,7 +662,9 @@ narrow = []  # what the narrow box costs or saves, within pairs of one seed
 for k in P.shots_studied:
     rows = [row for row in study_rows(studies, "shots") if row["value"] == k]
     for value, group in GROUPS.items():
-        gain = paired_difference(rows, "f2m narrow", "f2m unclamped", value=value)
+        gain = paired_difference(
+            rows, "f2m narrow", "f2m unclamped", value=value, session=P.sessions + 1
+        )
         narrow.append({"shots": k, "accuracy on": group, "narrow box minus no box": str(gain)})
 
 pd.DataFrame(narrow).set_index(["shots", "accuracy on"])
@@ -828,10 +839,9 @@ claims.append(Claim(text, "Table 3.8", "0.02", found, bounds, verdict, "sec-stud
 # The two claims that remain compare the widest box with the narrowest one in session 1, and the norms of new prototypes with those of base prototypes.
 
 # %%
-first = [
-    {**row, "method": row["value"]} for row in study_rows(studies, "bound") if row["session"] == 1
-]
-widest = paired_difference(first, max(P.bounds_studied), min(P.bounds_studied))
+bound_rows = [{**row, "method": row["value"]} for row in study_rows(studies, "bound")]
+ends = max(P.bounds_studied), min(P.bounds_studied)
+widest = paired_difference(bound_rows, *ends, session=1)
 verdict = verdict_of_difference(widest.low, widest.high, "below")
 text = "The widest box costs accuracy in session 1, compared with the narrowest."
 table = thesis_table("3_8").query("session == 1").set_index("flat_region_bound_b")["accuracy"]

@@ -129,9 +129,15 @@ class PairedDifference:
 
 
 def paired_difference(
-    rows: Rows, method: str, reference: str, *, value: str = "accuracy", pairs: str = "seed"
+    rows: Rows,
+    method: str,
+    reference: str,
+    *,
+    value: str = "accuracy",
+    pairs: str = "seed",
+    session: int | None = None,
 ) -> PairedDifference:
-    """Compare two methods seed by seed at the last session.
+    """Compare two methods seed by seed, at the last session if no other is asked for.
 
     A seed whose run with one of the two ended early has no difference.
 
@@ -141,12 +147,13 @@ def paired_difference(
         reference: what it is compared with.
         value: ``accuracy``, ``base_accuracy`` or ``new_accuracy``, in percent.
         pairs: the column whose equal values make a pair.
+        session: which one; by default the last one of any row.
 
     Raises:
         ValueError: if a method has no rows, naming those that have.
     """
     table = pd.DataFrame(list(rows))
-    last = table[table["session"] == table["session"].max()]
+    last = table[table["session"] == (session or table["session"].max())]
     known = sorted(table["method"].unique())
     for name in (method, reference):
         if name not in known:
@@ -195,27 +202,27 @@ GROUPS = {"accuracy": "all classes", "base_accuracy": "base classes", "new_accur
 """Columns of a record's rows, and their names in tables and figures."""
 
 
-def last_spread(rows: Rows, by: str | list[str], value: str = "accuracy") -> pd.DataFrame:
+def last_spread(
+    rows: Rows, by: str | list[str], value: str = "accuracy", session: int | None = None
+) -> pd.DataFrame:
     """Mean and spread at the last session; runs that ended early are counted, not averaged.
 
     Args:
-        rows: one a session; the last session is the last one of any row.
+        rows: one a session; a run whose base training diverged has session 1 without accuracies.
         by: the columns that tell settings apart.
         value: ``accuracy``, ``base_accuracy`` or ``new_accuracy``, in percent.
+        session: which one; by default the last one of any row.
 
     Returns:
-        The columns of ``by``, then ``mean``, ``std`` and ``n`` over the runs that reached the last
+        The columns of ``by``, then ``mean``, ``std`` and ``n`` over the runs that reached the
         session, and ``runs``, how many there were, in the order of the rows.
     """
-    table = pd.DataFrame(list(rows))
+    table = pd.DataFrame(list(rows)).astype({value: float})
     keys = [by] if isinstance(by, str) else by
-    started = table[table["session"] == table["session"].min()]
+    started = table[table["session"] == 1]
     runs = started.groupby(keys, sort=False).size().rename("runs")
-    last = table[table["session"] == table["session"].max()].assign(
-        **{value: lambda frame: frame[value].astype(float)}
-    )
-    spread = mean_and_spread(last, keys, value).set_index(keys)
-    found = pd.DataFrame(runs).join(spread)
+    last = table[table["session"] == (session or table["session"].max())].dropna(subset=[value])
+    found = pd.DataFrame(runs).join(mean_and_spread(last, keys, value).set_index(keys))
     found["n"] = found["n"].fillna(0).astype(int)
     return found.reset_index()[[*keys, "mean", "std", "n", "runs"]]
 
@@ -248,9 +255,7 @@ def study_table(rows: Rows, study: str) -> pd.DataFrame:
 
 def accuracy_table(rows: Rows, keys: list[str]) -> pd.DataFrame:
     """As :func:`study_table`, for rows told apart by columns other than its."""
-    table = pd.DataFrame(list(rows))
-    first = table[table["session"] == table["session"].min()]
-    columns = {"session 1": _shown(last_spread(first.to_dict("records"), keys))}
+    columns = {"session 1": _shown(last_spread(rows, keys, session=1))}
     for value, name in GROUPS.items():
         columns[f"{name}, last session"] = _shown(last_spread(rows, keys, value))
     index = last_spread(rows, keys)[keys]
@@ -263,6 +268,10 @@ def _shown(spread: pd.DataFrame) -> list[str]:
         text = format_mean_std(mean, std, 1) if n else "diverged"
         shown.append(f"{text} ({n} of {runs} runs, others diverged)" if 0 < n < runs else text)
     return shown
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def ablation_label(row: Mapping[str, Any]) -> str:
@@ -303,24 +312,22 @@ def ablation_table(rows: Rows, printed: pd.DataFrame) -> pd.DataFrame:
     """
     named = ablation_rows(rows)
     thesis = thesis_ablation(printed)
-    table = pd.DataFrame(named)
-    ends = table["session"].min(), table["session"].max()
-    first, last = (
-        table[table["session"] == end].set_index(["method", "seed"])["accuracy"] for end in ends
-    )
-    drop = (first - last).rename("accuracy").reset_index().assign(session=ends[1])
-    columns = {
-        "session 1": ("session_1", first.reset_index().assign(session=ends[0])),
-        "last session": ("session_9", table),
-        "PD": ("pd", drop.dropna()),
-    }
+    table = pd.DataFrame(named).astype({"accuracy": float})
+    final = int(table["session"].max())
+    wide = table.pivot_table(index=["method", "seed"], columns="session", values="accuracy")
+    drop = (wide[1] - wide[final]).rename("drop").reset_index()
     shown = {}
-    for name, (column, values) in columns.items():
-        spread = last_spread(values.to_dict("records"), "method").set_index("method")
-        ours = pd.Series(_shown(spread), index=spread.index)
+    for name, column, session in (
+        ("session 1", "session_1", 1),
+        ("last session", "session_9", final),
+    ):
+        spread = last_spread(named, "method", session=session).set_index("method")
         shown[name, "thesis"] = thesis[column].map("{:.2f}".format)
-        shown[name, "this run"] = ours.reindex(thesis.index).fillna("diverged")
-    return pd.DataFrame(shown).rename_axis("parts")
+        shown[name, "this run"] = pd.Series(_shown(spread), index=spread.index)
+    spread = last_spread(_records(drop.assign(session=1)), "method", "drop")
+    shown["PD", "thesis"] = thesis["pd"].map("{:.2f}".format)
+    shown["PD", "this run"] = pd.Series(_shown(spread), index=spread["method"])
+    return pd.DataFrame(shown).loc[thesis.index].rename_axis("parts")
 
 
 def study_flatness_table(rows: Rows, study: str) -> pd.DataFrame:
@@ -335,13 +342,16 @@ def study_flatness_table(rows: Rows, study: str) -> pd.DataFrame:
         Index ``value`` and ``bound``; columns ``indicator`` and ``loss at the minimum``, mean ±
         standard deviation over seeds.
     """
-    table = pd.DataFrame(study_rows(rows, study))
+    measured = ["indicator", "loss_at_minimum"]  # None where it is not finite
+    table = pd.DataFrame(study_rows(rows, study)).astype(dict.fromkeys(measured, float))
     keys = ["value", "bound"]
     shown = {}
     for column, form in (("indicator", "{:.1e}"), ("loss_at_minimum", "{:.2f}")):
         spread = mean_and_spread(table, keys, column).set_index(keys)
         shown[column.replace("_at_", " at the ")] = [
-            form.format(mean) + ("" if math.isnan(std) else " ± " + form.format(std))
+            "diverged"
+            if math.isnan(mean)
+            else form.format(mean) + ("" if math.isnan(std) else " ± " + form.format(std))
             for mean, std in zip(spread["mean"], spread["std"], strict=True)
         ]
     return pd.DataFrame(shown, index=spread.index).rename_axis([study, "b measured at"])
@@ -399,7 +409,7 @@ def norm_table(rows: Rows, printed: pd.DataFrame | None = None) -> pd.DataFrame:
 
 def best_values(rows: Rows, study: str, session: int, value: str = "accuracy") -> pd.Series:
     """For each seed, the setting of a study with the highest accuracy after a session."""
-    table = pd.DataFrame(study_rows(rows, study))
+    table = pd.DataFrame(study_rows(rows, study)).dropna(subset=[value])
     after = table[table["session"] == session].set_index("value")
     best: pd.Series = after.groupby("seed")[value].idxmax()
     return best

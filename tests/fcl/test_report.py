@@ -5,13 +5,26 @@ import pandas as pd
 import pytest
 
 from ktlib.fcl.report import (
+    PairedDifference,
+    ablation_label,
+    ablation_table,
+    accuracy_table,
     at_session,
+    best_values,
     comparison_summary,
     flatness_ratios,
     flatness_summary,
+    last_spread,
+    norm_table,
     paired_difference,
     session_table,
+    shift_table,
+    study_flatness_table,
+    study_rows,
+    study_table,
+    thesis_ablation,
 )
+from ktlib.results import thesis_table
 
 ROWS = [
     {"method": method, "session": session, "seed": seed, "accuracy": accuracy, "new_accuracy": new}
@@ -101,3 +114,133 @@ def test_comparison_by_hand():
     assert one.loc["f2m", "all classes"] == "71.0"
     with pytest.raises(ValueError, match="upper_bound must be one of .* Found 'crt'"):
         comparison_summary(rows)
+
+
+def test_paired_difference_of_another_session_group_and_pair():
+    assert paired_difference(ROWS, "f2m", "ncm", session=1).mean == -1.0
+    assert paired_difference(ROWS, "f2m", "ncm", value="new_accuracy").mean == 9.0
+    orders = [{**row, "class_order": row["seed"]} for row in ROWS]
+    found = paired_difference(orders, "f2m", "ncm", pairs="class_order")
+    assert "over 2 class orders" in str(found)
+
+
+def test_seed_whose_run_ended_early_makes_no_pair():
+    rows = [r for r in ROWS if (r["method"], r["session"], r["seed"]) != ("f2m", 2, 1)]
+    found = paired_difference(rows, "f2m", "ncm")
+    assert (found.mean, found.seeds) == (1.0, 1)
+    none = paired_difference([r for r in rows if r["session"] == 1 or r["method"] == "ncm"],
+                             "f2m", "ncm")  # fmt: skip
+    assert none.seeds == 0
+    assert str(none) == "no pair reached the last session"
+
+
+def test_missing_differences_are_left_out():
+    found = PairedDifference.of(pd.Series([1.0, None, 3.0]))
+    assert (found.mean, found.seeds) == (2.0, 2)
+
+
+def study(value, accuracies, seed=0, study="rate", method="f2m"):
+    """Rows of one run; fewer accuracies than elsewhere: it diverged."""
+    known = {"study": study, "value": value, "method": method, "seed": seed}
+    return [
+        known | {"session": n, "accuracy": a, "base_accuracy": a, "new_accuracy": a - 1 if a else a}
+        for n, a in enumerate(accuracies, start=1)
+    ]
+
+
+STUDY = [
+    *study(0.1, [80.0, 70.0]),
+    *study(0.1, [82.0, 74.0], seed=1),
+    *study(0.3, [80.0, 60.0]),
+    *study(0.3, [82.0], seed=1),
+    *study(1.0, [80.0]),
+    *study(1.0, [None], seed=1),
+    *study("other", [1.0, 1.0], study="noise"),
+]
+
+
+def test_study_table_by_hand_and_what_diverged():
+    table = study_table(STUDY, "rate")
+    last = table["all classes, last session"]
+    assert list(last.index) == [(0.1, "f2m"), (0.3, "f2m"), (1.0, "f2m")]
+    assert last[0.1, "f2m"] == "72.0 ± 2.8"
+    assert last[0.3, "f2m"] == "60.0 (1 of 2 runs, others diverged)"
+    assert last[1.0, "f2m"] == "diverged"
+    assert table["session 1"].tolist() == [
+        "81.0 ± 1.4", "81.0 ± 1.4", "80.0 (1 of 2 runs, others diverged)"
+    ]  # fmt: skip
+    assert table["new classes, last session"].iloc[0] == "71.0 ± 2.8"
+    with pytest.raises(ValueError, match=r"one of \['noise', 'rate'\]. Found 'shots'"):
+        study_table(STUDY, "shots")
+
+
+def test_last_spread_counts_runs_and_takes_the_session_asked_for():
+    rows = study_rows(STUDY, "rate")
+    assert last_spread(rows, "value")[["n", "runs"]].to_numpy().tolist() == [[2, 2], [1, 2], [0, 2]]
+    assert last_spread(rows, "value", session=1)["mean"].tolist() == [81.0, 81.0, 80.0]
+    early = [row for row in rows if row["value"] == 1.0]
+    assert last_spread(early, "value", session=2)["n"].tolist() == [0]
+
+
+def test_accuracy_table_averages_over_what_is_not_named():
+    table = accuracy_table(study_rows(STUDY, "rate")[:4], ["method"])
+    assert table.loc["f2m", "all classes, last session"].item() == "72.0 ± 2.8"
+
+
+def test_best_value_of_each_seed_leaves_out_diverged_runs():
+    assert best_values(STUDY, "rate", 2).to_dict() == {0: 0.1, 1: 0.1}
+    assert best_values(STUDY, "rate", 1).to_dict() == {0: 0.1, 1: 0.1}
+
+
+def test_names_of_combinations_are_those_of_the_printed_table():
+    off = dict.fromkeys(("fm", "pf", "pc", "pn"), False)
+    assert ablation_label(off) == "none"
+    assert ablation_label(off | {"fm": True, "pn": True}) == "FM + PN"
+    printed = thesis_ablation(thesis_table("3_6"))
+    assert list(printed.index) == [
+        "none", "PC", "FM + PF + PN", "FM + PC + PN", "FM + PF + PC", "FM + PF + PC + PN"
+    ]  # fmt: skip
+
+
+def test_ablation_table_by_hand():
+    """Seeds 60 -> 50 and 62 -> 54: drops of 10 and 8. A run that ended early has no drop."""
+    parts = {"fm": False, "pf": False, "pc": True, "pn": False}
+    rows = [
+        parts | {"seed": seed, "session": n, "accuracy": a}
+        for seed, run in enumerate(([60.0, 50.0], [62.0, 54.0]))
+        for n, a in enumerate(run, start=1)
+    ]
+    rows += [row | {"pc": False} for row in rows if row["session"] == 1]
+    printed = thesis_table("3_6").iloc[:2]
+    table = ablation_table(rows, printed)
+    assert list(table.index) == ["none", "PC"]
+    assert table.loc["PC", ("PD", "this run")] == "9.0 ± 1.4"
+    assert table.loc["PC", ("last session", "this run")] == "52.0 ± 2.8"
+    assert table.loc["PC", ("last session", "thesis")] == "42.55"
+    assert table.loc["none", ("session 1", "this run")] == "61.0 ± 1.4"
+    assert table.loc["none", ("last session", "this run")] == "diverged"
+    assert table.loc["none", ("PD", "this run")] == "diverged"
+
+
+def test_flatness_and_shift_of_a_study():
+    row = {"study": "bound", "value": 0.1, "split": "test", "bound": 0.1, "loss_at_minimum": 2.0}
+    rows = [row | {"seed": 0, "indicator": 1e-3}, row | {"seed": 1, "indicator": 3e-3}]
+    rows.append(row | {"value": 0.2, "seed": 0, "indicator": None})
+    table = study_flatness_table(rows, "bound")
+    assert table["indicator"].tolist() == ["2.0e-03 ± 1.4e-03", "diverged"]
+    shifts = [
+        {"study": "rate", "value": 1.0, "method": m, "seed": 0, "shift_in_b": s}
+        for m, s in (("f2m", 1.0), ("free", None))
+    ]
+    assert shift_table(shifts, "rate").loc[1.0].tolist() == ["1.00", "diverged"]
+
+
+def test_norms_stand_below_those_of_the_thesis():
+    rows = [
+        {"method": "ncm", "seed": seed, "group": "new", "classes": 40, "mean": m, "std": 0.5}
+        for seed, m in enumerate((3.0, 5.0))
+    ]
+    table = norm_table(rows, thesis_table("3_7"))
+    assert table.loc[("thesis", "base"), "mean over classes"] == "7.97"
+    assert table.loc[("ncm", "new"), "mean over classes"] == "4.00 ± 1.41"
+    assert list(norm_table(rows).index) == [("ncm", "new")]
