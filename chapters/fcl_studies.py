@@ -48,7 +48,7 @@ sessions = 8  # few-shot sessions after it; the thesis: 8 (CUB: 10)
 ways = 5  # new classes per few-shot session; the thesis: 5 (CUB: 10)
 shots = 5  # training images per new class; the thesis: 5
 class_seed = 1997  # seed of the class order; the thesis: 1997
-base_images = 12  # training images per base class; the thesis: 500
+base_images = 10  # training images per base class; the thesis: 500
 test_images = 10  # test images per class; the thesis: 100
 weights = ""  # trained weights to start from, empty: none; the thesis: none for CIFAR-100
 width = 16  # channels of the first ResNet18 stage; the thesis: 64
@@ -73,9 +73,9 @@ layers_studied = [2, 4]  # numbers of tuned convolutions; the thesis: 4 or 8
 class_orders = [1997, 1]  # seeds of the class order; the thesis: 1997 only
 rates_studied = [0.02, 0.3]  # learning rates of the sessions; the thesis: 0.02
 shots_studied = [1, 5, 20]  # training images per new class; the thesis: 5
-shot_steps = 6  # full-batch steps per session with many shots; the thesis: 6 with 5 shots
+shot_steps = 5  # full-batch steps per session with many shots; the thesis: 6 with 5 shots
 narrow_bound = 0.001  # half-width of the narrow box with many shots; not in the thesis
-flatness_draws = 100  # random points of the box per measurement; the thesis: 1000
+flatness_draws = 60  # random points of the box per measurement; the thesis: 1000
 flatness_images = 50  # test images of each measurement; not stated in the thesis
 
 # %% tags=["setup"]
@@ -151,19 +151,19 @@ def at(values):
 
 # %%
 @cache
-def plain(seed, values=()):
+def plain(seed, values):
     return at(values).train_plain(seed)
 
 
 @cache
-def flat(seed, values=()):
+def flat(seed, values):
     return at(values).train_f2m(seed, **{k: v for k, v in values if k in RELEASED})
 
 
 # %% [markdown]
 # `played` leads a method through all sessions and keeps the learner and its accuracies. With a learning rate that is too
-# large a loss may stop being a finite number. Such a run is said to **diverge**. It keeps the sessions that it finished,
-# and the tables say so.
+# large a loss may stop being a finite number. Such a run is said to **diverge**. It keeps the sessions that it
+# finished, and the tables say so.
 
 # %%
 from ktlib.fcl.methods import SessionResults
@@ -172,7 +172,7 @@ UNTRAINED = {"session": 1, "accuracy": None, "base_accuracy": None, "new_accurac
 
 
 @cache
-def played(method, seed, network=flat, values=(), **setting):
+def played(method, seed, network, values, **setting):
     """The learner after the last session, and a row of accuracies for each session."""
     learner, found = None, SessionResults()
     try:
@@ -195,8 +195,8 @@ def note(study, value, method, seed, rows):
 
 
 for seed in progress(P.seeds, "reference"):
-    note("reference", "all parts", "ncm", seed, played("ncm", seed, plain)[1])
-    note("reference", "all parts", "f2m", seed, played("f2m", seed)[1])
+    note("reference", "all parts", "ncm", seed, played("ncm", seed, plain, of())[1])
+    note("reference", "all parts", "f2m", seed, played("f2m", seed, flat, of())[1])
 
 # %%
 from ktlib.fcl.report import study_table
@@ -204,8 +204,8 @@ from ktlib.fcl.report import study_table
 study_table(studies, "reference")
 
 # %% [markdown]
-# The ± is the standard deviation over seeds. It holds what both methods share, such as a lucky draw of images, and so is
-# larger than what is uncertain about their *difference*. Seeds make pairs: same initial weights, same batches, same
+# The ± is the standard deviation over seeds. It holds what both methods share, such as a lucky draw of images, and so
+# is larger than what is uncertain about their *difference*. Seeds make pairs: same initial weights, same batches, same
 # images. So every comparison below is a mean of differences within pairs, with its 95 % confidence interval.
 
 # %%
@@ -225,8 +225,8 @@ ax.legend(title="seed")
 save_figure(fig, P.run_dir, "pairs")
 
 # %% [markdown]
-# F2M against the frozen plain network in this run: {glue:text}`study-f2m-ncm`. The more the lines of the figure agree in
-# their slope, the narrower is the interval.
+# F2M against the frozen plain network in this run: {glue:text}`study-f2m-ncm`. The more the lines of the figure agree
+# in their slope, the narrower is the interval.
 #
 # ## The method: change one thing, keep the rest
 #
@@ -239,7 +239,7 @@ def study(name, values_of):
     """Train F2M with each value of a setting, play all sessions, measure the flatness."""
     cases = [(value, seed) for value in values_of for seed in P.seeds]
     for value, seed in progress(cases, name):
-        learner, rows = played("f2m", seed, values=values_of[value])
+        learner, rows = played("f2m", seed, flat, values_of[value])
         note(name, value, "f2m", seed, rows)
         boxes = {P.noise_bound, at(values_of[value]).parameters.noise_bound} if learner else ()
         for bound in sorted(boxes):
@@ -247,9 +247,9 @@ def study(name, values_of):
 
 
 # %% [markdown]
-# Flatness is measured as in the chapter before: the mean squared change of the loss at random points of a box. A network
-# trained with another half-width has a box of its own. So it is measured in two boxes: its own, where it is asked whether
-# training reached its aim, and the box of the reference, in which networks can be compared.
+# Flatness is measured as in the chapter before: the mean squared change of the loss at random points of a box. A
+# network trained with another half-width has a box of its own. So it is measured in two boxes: its own, where it is
+# asked whether training reached its aim, and the box of the reference, in which networks can be compared.
 
 # %%
 import math
@@ -274,8 +274,8 @@ def measure(study, value, seed, values, bound):
 
 
 # %% [markdown]
-# How far the weights moved tells whether a box was in the way: a largest shift of 1, in units of the half-width, means that
-# a weight reached the wall.
+# How far the weights moved tells whether a box was in the way: a largest shift of 1, in units of the half-width, means
+# that a weight reached the wall.
 
 # %%
 from ktlib.fcl import FlatRegion
@@ -297,16 +297,16 @@ def note_shift(study, value, method, seed, learner, centre, bound):
 # %%
 from ktlib.fcl.report import GROUPS, last_spread
 
+MARKERS = dict(zip(GROUPS.values(), "os^", strict=True))
 
-def draw_study(ax, rows, groups=GROUPS, label="{group}"):
-    """Accuracy at the last session against the value of a setting, a line per group of classes."""
+
+def draw_study(ax, rows, groups=GROUPS, method=None):
+    """Accuracy after the last session against the value of a setting."""
     for value, group in groups.items():
         spread = last_spread(rows, "value", value, P.sessions + 1)
-        name = label.format(group=group)
-        style = style_for(name)
-        ax.errorbar(
-            spread["value"], spread["mean"], yerr=spread["std"].fillna(0), label=name, **style
-        )
+        style = style_for(method) if method else {"marker": MARKERS[group]}
+        error, name = spread["std"].fillna(0), method or group
+        ax.errorbar(spread["value"], spread["mean"], yerr=error, label=name, **style)
     ax.set_ylabel("accuracy (%)")
 
 
@@ -317,8 +317,8 @@ def draw_study(ax, rows, groups=GROUPS, label="{group}"):
 # **Question.** Which of the four parts carries the result? FM is training under noise, PF prototype fixing, PC clamping
 # to the box, PN prototype normalisation. Table 3.6 of the thesis prints six of the sixteen combinations.
 #
-# **Prediction.** Of the parts, clamping has the largest effect in the thesis: without it plain fine-tuning forgets nearly
-# everything. Here the sessions are gentle (a small learning rate and few steps), so it should matter less.
+# **Prediction.** Of the parts, clamping has the largest effect in the thesis: without it plain fine-tuning forgets
+# nearly everything. Here the sessions are gentle (a small learning rate and few steps), so it should matter less.
 
 # %%
 from ktlib.fcl.report import PARTS, ablation_rows, ablation_table, thesis_ablation
@@ -330,7 +330,7 @@ combinations = thesis_ablation(printed)[list(PARTS)].to_dict("records")
 
 def with_parts(seed, fm, pf, pc, pn):
     """Each part is one switch."""
-    values = of(prototype_weight=P.prototype_weight if pf else 0.0) if fm else ()
+    values = of(prototype_weight=P.prototype_weight if pf else 0.0) if fm else of()
     switches = {} if pn else {"normalise": False}
     return played("f2m" if pc else "finetune", seed, flat if fm else plain, values, **switches)
 
@@ -358,6 +358,7 @@ ours = wide[names].sub(wide[whole], axis=0)
 ax.errorbar(ours.mean(), names, xerr=ours.std().fillna(0), fmt="o", label="this run")
 ax.axvline(0, color="black", linewidth=1)
 ax.set(xlabel="accuracy minus that of all parts (points)")
+ax.invert_yaxis()
 ax.legend()
 save_figure(fig, P.run_dir, "ablation")
 
@@ -390,13 +391,13 @@ for name, pair in adds.items():
 # does a wider one buy, and what does it cost? (Thesis, table 3.8.)
 #
 # **Prediction.** A wide box makes base training harder, so session 1 gets worse; a narrow one leaves no room to
-# learn. The best width is in between, and wide boxes must have the larger indicator *in their own box*.
+# learn. The best width is in between, and wide boxes should have the larger indicator *in their own box*.
 
 # %%
 study("bound", {b: of(noise_bound=b) for b in P.bounds_studied})
 for b in P.bounds_studied:
     for seed in P.seeds:
-        learner, _ = played("f2m", seed, values=of(noise_bound=b))
+        learner, _ = played("f2m", seed, flat, of(noise_bound=b))
         if learner:
             note_shift("bound", b, "f2m", seed, learner, learner.region.center, b)
 
@@ -426,11 +427,13 @@ right.set(ylabel="flatness indicator", yscale="log")
 right.legend(fontsize=8)
 for ax in (left, right):
     ax.set(xlabel="half-width b", xscale="log")
+    ax.minorticks_off()
+    ax.set_xticks(P.bounds_studied, P.bounds_studied, rotation=45, fontsize=8)
 save_figure(fig, P.run_dir, "bound")
 
 # %% [markdown]
 # On the left, look at base and new classes separately: a width at which one gains what the other loses leaves
-# the line of all classes level. On the right, the two lines meet at the reference. The dashed one
+# the line of all classes level. On the right, the two lines meet at the half-width of the reference. The dashed one
 # compares like with like: where it falls, training with wider noise gave a network that is flatter in the
 # *same* box. In the table of shifts, a value below 1 says that the wall was never reached, so the
 # box played no part in the sessions and only the noise in base training made the difference.
@@ -439,8 +442,8 @@ save_figure(fig, P.run_dir, "bound")
 #
 # **Question.** Each step averages over $M$ draws. Time grows with $M$; does accuracy?
 #
-# **Prediction.** More draws make the gradient less noisy, but only the part of the noise that comes from the draws. The batch is
-# shared, so a few draws should do.
+# **Prediction.** More draws make the gradient less noisy, but only the part of the noise that comes from the draws.
+# The batch is shared, so a few draws should do.
 
 # %%
 study("draws", {m: of(noise_draws=m) for m in P.draws_studied})
@@ -455,14 +458,15 @@ ax.legend()
 save_figure(fig, P.run_dir, "draws")
 
 # %% [markdown]
-# A line that stays inside the bars of its first point says that further draws bought nothing that this many seeds can show. The
-# same holds for the indicator in the table above.
+# A line that stays inside the bars of its first point says that further draws bought nothing that this many seeds can
+# show. The same holds for the indicator in the table above.
 #
 # ## How strongly should prototypes be held?
 #
 # **Question.** $\lambda$ weighs prototype fixing against cross-entropy. Is it a second knob for flatness?
 #
-# **Prediction.** A larger $\lambda$ gives a flatter network, as embeddings must not move under noise, and at some point a less accurate one.
+# **Prediction.** A larger $\lambda$ gives a flatter network, as embeddings must not move under noise, and at some
+# point a less accurate one.
 
 # %%
 study("prototype_weight", {w: of(prototype_weight=w) for w in P.weights_studied})
@@ -478,13 +482,15 @@ save_figure(fig, P.run_dir, "prototype_weight")
 
 # %% [markdown]
 # Compare two columns: the indicator and *session 1*. If one falls together with the other, flatness was bought with
-# accuracy on the base classes. The loss at the minimum says the same in another way: a network that knows little is flat, too.
+# accuracy on the base classes. The loss at the minimum says the same in another way: a network that knows little is
+# flat, too.
 #
 # ## How many layers may move?
 #
 # **Question.** Noise and tuning touch the last few convolutions only. Would fewer do, or more?
 #
-# **Prediction.** With more layers the same $b$ moves the embedding further, so training is harder and the sessions can change more.
+# **Prediction.** With more layers the same $b$ moves the embedding further, so training is harder and the sessions can
+# change more.
 
 # %%
 study("layers", {n: of(tuned_convolutions=n) for n in P.layers_studied})
@@ -499,8 +505,8 @@ ax.legend()
 save_figure(fig, P.run_dir, "layers")
 
 # %% [markdown]
-# Here the boxes differ in their number of dimensions, so the indicators are not comparable: each says how flat a network is in
-# a box of its own layers. The accuracies are comparable.
+# Here the boxes differ in their number of dimensions, so the indicators are not comparable: each says how flat a
+# network is in a box of its own layers. The accuracies are comparable.
 #
 # (sec-study-noise)=
 # ## As printed, and as released
@@ -529,8 +535,8 @@ study("noise", choices | {"all but rounding": together})
 # %%
 for seed in progress(P.seeds, "rounding"):
     rounding = {"grid_step": P.noise_bound / 4}
-    note("noise", "rounded", "f2m", seed, played("f2m", seed, **rounding)[1])
-    note("noise", "as released", "f2m", seed, played("f2m", seed, values=together, **rounding)[1])
+    note("noise", "rounded", "f2m", seed, played("f2m", seed, flat, of(), **rounding)[1])
+    note("noise", "as released", "f2m", seed, played("f2m", seed, flat, together, **rounding)[1])
 
 study_table(studies, "noise")
 
@@ -556,18 +562,20 @@ for value in ("no gradient", "rounded", "as released"):
 study_flatness_table(flatness_rows, "noise")
 
 # %% [markdown]
-# A point whose bar covers the line at 0 is a choice that this run cannot tell from the printed method. The last row need not be the sum of
-# the others: the choices act on one another. Against the method as printed, on all classes: without the gradient
-# {glue:text}`study-noise-no-gradient`; rounded {glue:text}`study-noise-rounded`; all together {glue:text}`study-noise-as-released`.
-# In the table of indicators, *half of b* is measured in its own box and in that of the reference.
+# A point whose bar covers the line at 0 is a choice that this run cannot tell from the printed method. The last row
+# need not be the sum of the others: the choices act on one another. Against the method as printed, on all classes:
+# without the gradient {glue:text}`study-noise-no-gradient`; rounded {glue:text}`study-noise-rounded`; all together
+# {glue:text}`study-noise-as-released`. In the table of indicators, *half of b* is measured in its own box and in that
+# of the reference.
 #
 # (sec-study-rate)=
 # ## When does clamping do anything?
 #
-# **Question.** If no weight reaches the wall, the box does nothing. How large must the steps be before it works, and does it
-# then help?
+# **Question.** If no weight reaches the wall, the box does nothing. How large must the steps be before it works, and
+# does it then help?
 #
-# **Prediction.** At small learning rates all three methods keep the base classes. At large ones those without a box forget, or diverge.
+# **Prediction.** At small learning rates all three methods keep the base classes. At large ones those without a box
+# forget, or diverge.
 
 # %%
 walls = {
@@ -580,7 +588,7 @@ for rate, name, seed in progress(cases, "learning rates"):
     method, network = walls[name]
     learner, rows = played(method, seed, network, of(session_lr=rate))
     note("rate", rate, name, seed, rows)
-    note_shift("rate", rate, name, seed, learner, network(seed)[0].tuned, P.noise_bound)
+    note_shift("rate", rate, name, seed, learner, network(seed, of())[0].tuned, P.noise_bound)
 
 display(shift_table(shift_rows, "rate"))
 study_table(studies, "rate")
@@ -592,7 +600,7 @@ def draw_methods(axes, rows):
     for name in dict.fromkeys(row["method"] for row in rows):
         part = [row for row in rows if row["method"] == name]
         for ax, group in zip(axes, ("base", "new"), strict=True):
-            draw_study(ax, part, {f"{group}_accuracy": group}, label=name)
+            draw_study(ax, part, {f"{group}_accuracy": group}, name)
             ax.set(title=f"{group} classes", xscale="log")
 
 
@@ -605,7 +613,7 @@ for name, part in shown.groupby("method", sort=False):
     axes[2].plot(mean.index, mean, label=name, **style_for(name))
 axes[2].axhline(1, color="black", linewidth=1)
 axes[2].set(title="largest shift / b", xscale="log", yscale="log")
-fig.supxlabel("learning rate of the sessions", fontsize=11)
+axes[1].set_xlabel("learning rate of the sessions")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 save_figure(fig, P.run_dir, "rate")
 
@@ -620,15 +628,16 @@ for rate in P.rates_studied:
 pd.DataFrame(clamping).set_index(["learning rate", "accuracy on"])
 
 # %% [markdown]
-# Start with the shifts. Where the shift without a box is below 1, clamping has nothing to hold, and the difference must be
-# exactly zero. Where it is above 1, the table says what holding it back was worth, on base classes and on
-# new ones, with its sign: a plus on base classes is less forgetting, a minus on new classes is less learning.
+# Start with the shifts. As long as no weight of the unclamped run leaves the box, the two runs are one and the same,
+# and their difference is exactly zero. Where a shift is above 1, the table says what holding it back was worth, on
+# base classes and on new ones, with its sign: a plus on base classes is less forgetting, a minus on new classes is
+# less learning.
 #
 # (sec-study-shots)=
 # ## From one image to many
 #
-# **Question.** The thesis names a limit: with many new images a network should learn more than a narrow box allows. Where does
-# it begin to hurt?
+# **Question.** The thesis names a limit: with many new images a network should learn more than a narrow box allows.
+# Where does it begin to hurt?
 #
 # **Prediction.** With one image there is little to learn from, and a frozen network does well. The more images,
 # the more the narrow box costs on new classes.
@@ -651,9 +660,9 @@ fig, axes = plt.subplots(1, 2, figsize=(6.4, 3.2), sharey=True)
 draw_methods(axes, study_rows(studies, "shots"))
 for ax in axes:
     ax.set_xticks(P.shots_studied, P.shots_studied)
+    ax.set_xlabel("images per new class")
     ax.minorticks_off()
 axes[1].set_ylabel("")
-fig.supxlabel("images per new class", fontsize=11)
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 save_figure(fig, P.run_dir, "shots")
 
@@ -670,14 +679,16 @@ for k in P.shots_studied:
 pd.DataFrame(narrow).set_index(["shots", "accuracy on"])
 
 # %% [markdown]
-# The number of steps is the same for every number of images, so that only the images differ. More images also make better class means, which
-# lifts every line, the frozen network's as well: look at the distance between the lines and not at their rise. Where the narrow box lies below the line without a box on
-# new classes, and does not make up for it on base classes, it is in the way.
+# The number of steps is the same for every number of images, so that only the images differ. More images also make
+# better class means, which lifts every line, the frozen network's as well: look at the distance between the lines and
+# not at their rise. Where the narrow box lies below the line without a box on new classes, and does not make up for it
+# on base classes, it is in the way.
 #
 # (sec-study-norms)=
 # ## Do new prototypes have other norms?
 #
-# **Question.** Prototype normalisation is there because new prototypes are said to be shorter (thesis, table 3.7). Are they, and does it matter?
+# **Question.** Prototype normalisation is there because new prototypes are said to be shorter (thesis, table 3.7). Are
+# they, and does it matter?
 #
 # **Prediction.** A network has learned to answer base classes with large activations; images of a class that it
 # has never seen should excite it less.
@@ -686,7 +697,7 @@ pd.DataFrame(narrow).set_index(["shots", "accuracy on"])
 norm_rows, lengths = [], {}
 for method, network in {"ncm": plain, "f2m": flat}.items():
     for seed in P.seeds:
-        learner, _ = played(method, seed, network)
+        learner, _ = played(method, seed, network, of())
         norms, base = learner.prototypes.norm(dim=1), len(learner.base_classes)
         lengths[method, seed] = {"base": norms[:base], "new": norms[base:]}
         for group, part in lengths[method, seed].items():
@@ -711,21 +722,22 @@ save_figure(fig, P.run_dir, "norms")
 # %%
 for seed in progress(P.seeds, "without normalisation"):
     for method, network in {"ncm": plain, "f2m": flat}.items():
-        note("normalise", "on", method, seed, played(method, seed, network)[1])
-        raw = played(method, seed, network, normalise=False)[1]
+        note("normalise", "on", method, seed, played(method, seed, network, of())[1])
+        raw = played(method, seed, network, of(), normalise=False)[1]
         note("normalise", "off", method, seed, raw)
 
 study_table(studies, "normalise")
 
 # %% [markdown]
-# Overlapping histograms mean that there is little for normalisation to correct. Where new prototypes are shorter, the plain distance
-# prefers them for embeddings that are short themselves, and normalisation takes this preference away: accuracy then moves from
-# one group of classes to the other. The table shows in which direction.
+# Overlapping histograms mean that there is little for normalisation to correct. Where new prototypes are shorter, the
+# plain distance prefers them for embeddings that are short themselves, and normalisation takes this preference away:
+# accuracy then moves from one group of classes to the other. The table shows in which direction.
 #
 # (sec-study-orders)=
 # ## Other class orders
 #
-# **Question.** One class order serves all seeds, in the thesis as in all tables above. Would another order of the classes tell another story?
+# **Question.** One class order serves all seeds, in the thesis as in all tables above. Would another order of the
+# classes tell another story?
 #
 # **Prediction.** Some classes are easier than others, so the accuracies change with the order. The difference of
 # two methods should change less.
@@ -757,13 +769,14 @@ ax.legend()
 save_figure(fig, P.run_dir, "orders")
 
 # %% [markdown]
-# The pairs are class orders now, not seeds: F2M against the frozen plain network {glue:text}`study-orders`. This spread and that over seeds
-# answer two questions: how much depends on *which* classes come late, and how much on everything else.
+# The pairs are class orders now, not seeds: F2M against the frozen plain network {glue:text}`study-orders`. This
+# spread and that over seeds answer two questions: how much depends on *which* classes come late, and how much on
+# everything else.
 #
 # ## The long run, from the committed record
 #
-# The live run above is small, so that it ends in minutes. The `full` profile has more seeds, images, epochs and values of every setting.
-# Its record is part of the project; these tables are computed from it, not typed.
+# The live run above is small, so that it ends in minutes. The `full` profile has more seeds, images, epochs and values
+# of every setting. Its record is part of the project; these tables are computed from it, not typed.
 
 # %%
 from ktlib.results import committed_record, record_label
@@ -798,9 +811,9 @@ accuracy_table(long_orders, ["method"]).rename_axis(over) if full else "no recor
 # %% [markdown]
 # ## Claims of the thesis, and what became of them
 #
-# Each verdict below follows from a rule: a claim that something is larger, or smaller, is *reproduced* if the 95 % interval of the
-# difference within pairs lies on the claimed side of zero, *not reproduced* if it lies on the other side, and *partly*
-# if it contains zero. With one seed there is no interval, and nothing was tested.
+# Each verdict below follows from a rule: a claim that something is larger, or smaller, is *reproduced* if the 95 %
+# interval of the difference within pairs lies on the claimed side of zero, *not reproduced* if it lies on the other
+# side, and *partly* if it contains zero. With one seed there is no interval, and nothing was tested.
 
 # %%
 from ktlib.claims import Claim, claim_rows, claims_table, verdict_of_difference
@@ -836,7 +849,8 @@ bounds = f"{setup}; b from {min(P.bounds_studied)} to {max(P.bounds_studied)}"
 claims.append(Claim(text, "Table 3.8", "0.02", found, bounds, verdict, "sec-study-bound"))
 
 # %% [markdown]
-# The two claims that remain compare the widest box with the narrowest one in session 1, and the norms of new prototypes with those of base prototypes.
+# The two claims that remain compare the widest box with the narrowest one in session 1, and the norms of new
+# prototypes with those of base prototypes.
 
 # %%
 bound_rows = [{**row, "method": row["value"]} for row in study_rows(studies, "bound")]
@@ -868,19 +882,22 @@ claims_table(claims).style.hide(axis="index")
 # %% [markdown]
 # ## Where it stops
 #
-# - **Few seeds.** With two seeds a Student interval is very wide, and most verdicts of the live run cannot be clear. The long run has more.
-# - **One thing at a time misses pairs.** A wider box may ask for another learning rate. Only a grid over both would show it.
+# - **Few seeds.** With two seeds a Student interval is very wide, and most verdicts of the live run cannot be clear.
+#   The long run has more.
+# - **One thing at a time misses pairs.** A wider box may ask for another learning rate. Only a grid over both would
+#   show it.
 # - **Many comparisons.** With this many intervals of 95 %, one in twenty is expected to leave out zero by chance alone.
-# - **Settings from one data set.** The reference was searched for the images of this book. Another data set may have another best half-width, as weights of
-#   another size need another box.
-# - **The released code as a whole** has more differences, such as its batches and its schedule. Only those that touch the method are studied here.
+# - **Settings from one data set.** The reference was searched for the images of this book. Another data set may have
+#   another best half-width, as weights of another size need another box.
+# - **The released code as a whole** has more differences, such as its batches and its schedule. Only those that touch
+#   the method are studied here.
 #
 # ## Exercises
 #
 # ```{exercise}
 # :label: ex-study-variance
-# *On paper.* Uniform noise from $[-b,b]$ has variance $b^2/3$. What is it for five equally likely levels from $-b$ to $b$? Which of the two
-# is the stronger noise? Check with `noise_variance`.
+# *On paper.* Uniform noise from $[-b,b]$ has variance $b^2/3$. What is it for five equally likely levels from $-b$ to
+# $b$? Which of the two is the stronger noise? Check with `noise_variance`.
 # ```
 #
 # ```{solution-start} ex-study-variance
@@ -893,15 +910,16 @@ from ktlib.fcl import noise_variance
 [noise_variance(1.0), noise_variance(1.0, levels=5)]
 
 # %% [markdown]
-# The levels are $-b,-b/2,0,b/2,b$; the mean of their squares is $\frac15(1+\frac14+0+\frac14+1)\,b^2=b^2/2$. Five levels are the stronger noise.
+# The levels are $-b,-b/2,0,b/2,b$; the mean of their squares is $\frac15(1+\frac14+0+\frac14+1)\,b^2=b^2/2$. Five
+# levels are the stronger noise.
 #
 # ```{solution-end}
 # ```
 #
 # ```{exercise}
 # :label: ex-study-rounding
-# *On paper.* The released code rounds every shift to multiples of $b/4$ after each step. How large must the gradient of a weight be for its first step
-# not to be lost, at this chapter's learning rate and half-width?
+# *On paper.* The released code rounds every shift to multiples of $b/4$ after each step. How large must the gradient
+# of a weight be for its first step not to be lost, at this chapter's learning rate and half-width?
 # ```
 #
 # ```{solution-start} ex-study-rounding
@@ -912,37 +930,41 @@ from ktlib.fcl import noise_variance
 print(f"a gradient of {P.noise_bound / 8 / P.session_lr:.3g} or more")
 
 # %% [markdown]
-# The step is learning rate times gradient. It is rounded to zero if it is shorter than half of the grid, $b/8$, and it starts from zero again at the next step: short
-# steps never add up. So the gradient must reach $b/8$ divided by the learning rate.
+# The step is learning rate times gradient. It is rounded to zero if it is shorter than half of the grid, $b/8$, and it
+# starts from zero again at the next step: short steps never add up. So the gradient must reach $b/8$ divided by the
+# learning rate.
 #
 # ```{solution-end}
 # ```
 #
 # ```{exercise}
 # :label: ex-study-lambda
-# *Change a parameter.* Which rows of the ablation must become equal in every digit with `-p prototype_weight 0.0`? Predict, then run it.
+# *Change a parameter.* Which rows of the ablation must become equal in every digit with `-p prototype_weight 0.0`?
+# Predict, then run it.
 # ```
 #
 # ````{solution} ex-study-lambda
 # :class: dropdown
-# *FM + PC + PN* and *all four parts*: with $\lambda=0$ both train on the same loss, from the same seed. The other rows differ in more than prototype fixing.
+# *FM + PC + PN* and *all four parts*: with $\lambda=0$ both train on the same loss, from the same seed. The other rows
+# differ in more than prototype fixing.
 # ````
 #
 # ```{exercise}
 # :label: ex-study-steps
-# *Change a parameter.* The box held nothing at small learning rates. Can many small steps reach the wall instead? Run with
+# *Change a parameter.* Where a small learning rate never reaches the wall, can many small steps do it instead? Run with
 # `-p session_epochs 60` and look at the table of shifts.
 # ```
 #
 # ````{solution} ex-study-steps
 # :class: dropdown
-# The shift grows with the number of steps, but not in proportion: the loss falls, and its gradient with it. Compare with the row of a learning rate ten times
-# larger, which takes the same way in fewer steps.
+# Each step adds to the shift, but as the loss falls so does its gradient, and the steps become shorter. Compare with
+# the row of a learning rate ten times larger with the usual number of steps.
 # ````
 #
 # ```{exercise}
 # :label: ex-study-edge
-# *Write code.* At the largest learning rate studied, which share of the tuned weights of `f2m` stands at the wall after the last session?
+# *Write code.* At the largest learning rate studied, which share of the tuned weights of `f2m` stands at the wall
+# after the last session?
 # ```
 #
 # ```{solution-start} ex-study-edge
@@ -952,21 +974,22 @@ print(f"a gradient of {P.noise_bound / 8 / P.session_lr:.3g} or more")
 # %%
 import torch
 
-learner, _ = played("f2m", P.seeds[0], values=of(session_lr=max(P.rates_studied)))
+learner, _ = played("f2m", P.seeds[0], flat, of(session_lr=max(P.rates_studied)))
 centre = learner.region.center
 moved = [(weight.detach() - centre[k]).abs().flatten() for k, weight in learner.split.tuned.items()]
 float((torch.cat(moved) >= 0.999 * P.noise_bound).float().mean())
 
 # %% [markdown]
-# The largest shift says only that *one* weight is at the wall. The share says how much of the network the box really holds.
+# The largest shift says only that *one* weight is at the wall. The share says how much of the network the box really
+# holds.
 #
 # ```{solution-end}
 # ```
 #
 # ```{exercise}
 # :label: ex-study-origin
-# *Write code.* Who pays for the last session: the base classes, or the new classes of earlier sessions? Print the accuracy after the last session for the
-# classes of each earlier one.
+# *Write code.* Who pays for the last session: the base classes, or the new classes of earlier sessions? Print the
+# accuracy after the last session for the classes of each earlier one.
 # ```
 #
 # ```{solution-start} ex-study-origin
@@ -975,15 +998,15 @@ float((torch.cat(moved) >= 0.999 * P.noise_bound).float().mean())
 
 # %%
 seed = P.seeds[0]
-found = experiment.play(experiment.learner("f2m", flat(seed), seed), seed)
+found = experiment.play(experiment.learner("f2m", flat(seed, of()), seed), seed)
 matrix = pd.DataFrame(found.by_origin).pivot_table(
     index="origin", columns="session", values="accuracy"
 )
 matrix.round(0)
 
 # %% [markdown]
-# Read along a row: what became of the classes of one session as others were added. Some of the fall is no forgetting: with more classes to choose from, every test
-# gets harder.
+# Read along a row: what became of the classes of one session as others were added. Some of the fall is no forgetting:
+# with more classes to choose from, every test gets harder.
 #
 # ```{solution-end}
 # ```
@@ -992,13 +1015,16 @@ matrix.round(0)
 #
 # - An ablation speaks through pairs of rows that differ in one part, and its numbers through differences within seeds.
 # - A box holds only what reaches its wall: look at the largest shift before you praise or blame clamping.
-# - What a paper prints and what its code does are two methods. Switching the differences on one by one shows which of them count.
-# - Which parts earned their place in this run, and in the long one, stands in the tables above; the claims carry a verdict that follows from a rule.
+# - What a paper prints and what its code does are two methods. Switching the differences on one by one shows which of
+#   them count.
+# - Which parts earned their place in this run, and in the long one, stands in the tables above; the claims carry a
+#   verdict that follows from a rule.
 #
 # ## Further reading
 #
-# The paper {cite}`shi2021f2m` and the thesis {cite}`shi2025thesis` have the printed ablation. On flat minima, and how they can be looked for otherwise:
-# {cite}`hochreiter1997flat,foret2021sam`; on drawing loss landscapes {cite}`li2018landscape`.
+# The paper {cite}`shi2021f2m` and the thesis {cite}`shi2025thesis` have the printed ablation. On flat minima, and how
+# they can be looked for otherwise: {cite}`hochreiter1997flat,foret2021sam`; on drawing loss landscapes
+# {cite}`li2018landscape`.
 
 # %%
 record.table("studies", studies)
