@@ -427,7 +427,7 @@ right.set(ylabel="flatness indicator", yscale="log")
 right.legend(fontsize=8)
 for ax in (left, right):
     ax.set(xlabel="half-width b", xscale="log")
-    ax.minorticks_off()
+    ax.xaxis.minorticks_off()
     ax.set_xticks(P.bounds_studied, P.bounds_studied, rotation=45, fontsize=8)
 save_figure(fig, P.run_dir, "bound")
 
@@ -550,6 +550,7 @@ for shift, (value, group) in zip((-0.15, 0.15), list(GROUPS.items())[1:], strict
     ax.errorbar(gap.mean(), places, xerr=gap.std().fillna(0), fmt="o", label=group)
 ax.axvline(0, color="black", linewidth=1)
 ax.set_yticks(range(len(gap.columns)), gap.columns)
+ax.invert_yaxis()
 ax.set_xlabel("accuracy minus that as printed (points)")
 ax.legend()
 save_figure(fig, P.run_dir, "noise")
