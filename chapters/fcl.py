@@ -453,7 +453,7 @@ glue("fcl-flat-thesis", float(printed_flat["Baseline"] / printed_flat["F2M"]), d
 # One number hides the shape. Walk from each minimum along a few random lines, in the same directions for all
 # three, and watch the loss. A random direction has a unit that can mislead: a network with batch norm
 # computes the same after all its weights are doubled, and then looks flatter along the same line. On the
-# *filter-normalised* plane {cite}`li2018visualizing` each filter moves in proportion to its own size.
+# *filter-normalised* plane {cite}`li2018landscape` each filter moves in proportion to its own size.
 
 # %%
 from ktlib.fcl.landscape import box_polygon, box_reach, loss_along, loss_plane, random_direction

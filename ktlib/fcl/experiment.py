@@ -199,8 +199,7 @@ class FewShotExperiment(Generic[Parameters]):
             network = imagenet_resnet18_features(p.weights)
         else:
             network = resnet18_features(self.train.images.shape[1], p.width, p.stem_stride)
-        # channels_last: faster convolutions, same values
-        network = network.to(self.device, memory_format=torch.channels_last)
+        network = network.to(self.device, memory_format=_memory_format(p.width))
         size: int = network.feature_dim
         classifier: nn.Module = nn.Linear(size, p.base_classes)
         if cosine:
@@ -240,6 +239,7 @@ class FewShotExperiment(Generic[Parameters]):
             generator=generator(seed, "batches"),
             padding=p.crop_padding,
             flip=p.flip,
+            classifier_lr=p.classifier_lr or None,
             sam_radius=sam_radius,
         )
         return split, classifier
@@ -355,3 +355,12 @@ class FewShotExperiment(Generic[Parameters]):
         sample = self.base_sample(seed, part, images)
         noise = generator(seed, "flatness noise")
         return flatness(*trained, *sample, bound=bound, draws=draws, generator=noise)
+
+
+def _memory_format(width: int) -> torch.memory_format:
+    """``channels_last`` makes convolutions faster; not for narrow networks.
+
+    On a CPU, PyTorch 2.15 writes beyond its memory in convolutions of 4 channels in this format:
+    results differ from run to run, and sooner or later the process is aborted.
+    """
+    return torch.channels_last if width % 8 == 0 else torch.contiguous_format

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,6 @@ class Flatness:
     losses: Tensor
 
 
-@torch.no_grad()
 def flatness(
     split: SplitNetwork,
     classifier: Callable[[Tensor], Tensor],
@@ -66,34 +66,66 @@ def flatness(
         ValueError: if ``draws < 1``, ``bound`` is negative, or there are no images.
     """
     require_at_least("draws", draws, 1)
+    noise = (draw_noise(split.tuned, bound, generator, noise_levels) for _ in range(draws))
+    found = losses_around(
+        split, classifier, images, labels, itertools.chain([None], noise), batch_size=batch_size
+    )
+    minimum, losses = found[0], found[1:]
+    return Flatness(
+        indicator=float((losses - minimum).square().mean()),
+        variance=float(losses.var(unbiased=False)),
+        loss_at_minimum=float(minimum),
+        losses=losses,
+    )
+
+
+@torch.no_grad()
+def losses_around(
+    split: SplitNetwork,
+    classifier: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    shifts: Iterable[Mapping[str, Tensor] | None],
+    *,
+    batch_size: int = 512,
+) -> Tensor:
+    """Mean cross-entropy with the tuned weights moved by each of some shifts.
+
+    The features in front of the first tuned layer are computed once and kept for all shifts. The
+    weights themselves are never written to; the network is run in ``eval`` mode, and each layer is
+    left in the mode it had.
+
+    Args:
+        split: the network.
+        classifier: embeddings ``(batch, dim)`` -> scores ``(batch, classes)``; never moved.
+        images: ``(n, ...)``.
+        labels: ``(n,)`` integers.
+        shifts: name -> tensor of the tuned parameter's shape; ``None`` moves nothing.
+        batch_size: images per pass; changes memory, not the result beyond rounding.
+
+    Returns:
+        One loss a shift, in float64 on the CPU.
+
+    Raises:
+        ValueError: if there are no images.
+    """
     require_at_least("number of images", len(images), 1)
-    was_training = split.network.training
+    modes = {layer: layer.training for layer in split.network.modules()}
     split.network.eval()
     try:
         features = [split.prefix(batch) for batch in images.split(batch_size)]
         targets = labels.split(batch_size)
 
-        def mean_loss(noise: dict[str, Tensor] | None) -> Tensor:
+        def mean_loss(shift: Mapping[str, Tensor] | None) -> Tensor:
             total = sum(
                 F.cross_entropy(
-                    classifier(split.tail_forward(x, noise)), y, reduction="sum"
+                    classifier(split.tail_forward(x, shift)), y, reduction="sum"
                 ).double()
                 for x, y in zip(features, targets, strict=True)
             )
             return torch.as_tensor(total) / len(images)
 
-        minimum = mean_loss(None)
-        losses = torch.stack(
-            [
-                mean_loss(draw_noise(split.tuned, bound, generator, noise_levels))
-                for _ in range(draws)
-            ]
-        )
+        return torch.stack([mean_loss(shift) for shift in shifts]).cpu()
     finally:
-        split.network.train(was_training)
-    return Flatness(
-        indicator=float((losses - minimum).square().mean()),
-        variance=float(losses.var(unbiased=False)),
-        loss_at_minimum=float(minimum),
-        losses=losses.cpu(),
-    )
+        for layer, training in modes.items():
+            layer.training = training

@@ -7,18 +7,17 @@ A point of the line is ``phi* + t * direction``; a point of the plane is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from ktlib.fcl.checks import require_at_least, require_bound
+from ktlib.fcl.flatness import losses_around
 from ktlib.fcl.noise import draw_noise
 from ktlib.fcl.split import SplitNetwork
 
@@ -91,7 +90,7 @@ def loss_along(
     _require_direction("direction", split, direction)
     steps = _finite("distances", distances)
     shifts = ({name: t * value for name, value in direction.items()} for t in steps)
-    return _losses(split, classifier, images, labels, shifts, batch_size)
+    return losses_around(split, classifier, images, labels, shifts, batch_size=batch_size)
 
 
 def loss_plane(
@@ -133,7 +132,7 @@ def loss_plane(
     shifts = (
         {name: s * first[name] + t * second[name] for name in first} for s in rows for t in columns
     )
-    losses = _losses(split, classifier, images, labels, shifts, batch_size)
+    losses = losses_around(split, classifier, images, labels, shifts, batch_size=batch_size)
     return losses.reshape(len(rows), len(columns))
 
 
@@ -209,45 +208,6 @@ def _like_filters(weight: Tensor, generator: torch.Generator) -> Tensor:
     factor = (wanted / found).to(weight)
     direction: Tensor = drawn * factor.reshape(-1, *[1] * (weight.dim() - 1))
     return direction
-
-
-@torch.no_grad()
-def _losses(
-    split: SplitNetwork,
-    classifier: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    shifts: Iterable[dict[str, Tensor]],
-    batch_size: int,
-) -> Tensor:
-    """Mean cross-entropy at ``phi* + shift`` for every shift, from features computed once."""
-    require_at_least("number of images", len(images), 1)
-    with _in_eval_mode(split.network):
-        features = [split.prefix(batch) for batch in images.split(batch_size)]
-        targets = labels.split(batch_size)
-
-        def mean_loss(shift: dict[str, Tensor]) -> Tensor:
-            total = sum(
-                F.cross_entropy(
-                    classifier(split.tail_forward(x, shift)), y, reduction="sum"
-                ).double()
-                for x, y in zip(features, targets, strict=True)
-            )
-            return torch.as_tensor(total) / len(images)
-
-        return torch.stack([mean_loss(shift) for shift in shifts]).cpu()
-
-
-@contextmanager
-def _in_eval_mode(network: nn.Module) -> Iterator[None]:
-    """``eval`` mode for the length of a ``with`` block; then each layer's own mode again."""
-    modes = {layer: layer.training for layer in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for layer, training in modes.items():
-            layer.training = training
 
 
 def _finite(name: str, values: Iterable[float]) -> list[float]:

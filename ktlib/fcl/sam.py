@@ -9,7 +9,7 @@ started.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def sam_optimizer(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     *,
     radius: float,
     adaptive: bool,
@@ -32,7 +32,7 @@ def sam_optimizer(
     """SAM around :class:`torch.optim.SGD`; a schedule belongs to its ``base_optimizer``.
 
     Args:
-        parameters: what is trained.
+        parameters: what is trained, or groups of it as :class:`torch.optim.Optimizer` takes them.
         radius: ``rho``, the Euclidean length of the step uphill, over all parameters together.
         adaptive: scale the step by the size of each weight (ASAM).
         lr: of SGD.

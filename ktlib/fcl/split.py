@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class SplitNetwork:
         """A copy that shares nothing: the network is copied, then cut in the same place."""
         return SplitNetwork(copy.deepcopy(self.network, memo), self.layers)
 
-    def tail_forward(self, features: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
+    def tail_forward(self, features: Tensor, noise: Mapping[str, Tensor] | None = None) -> Tensor:
         """Embed prefix features, with ``noise`` added to the tuned parameters of the tail.
 
         The parameters themselves are never written to, so nothing has to be restored, and the

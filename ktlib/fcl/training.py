@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,7 @@ def train_base(
     weight_decay: float = 5e-4,
     padding: int = 4,
     flip: bool = False,
+    classifier_lr: float | None = None,
     sam_radius: float = 0.0,
     sam_adaptive: bool = False,
 ) -> list[float]:
@@ -81,6 +83,8 @@ def train_base(
         weight_decay: of :class:`torch.optim.SGD`.
         padding: see :func:`random_crop`.
         flip: see :func:`random_crop`.
+        classifier_lr: first learning rate of the classifier, where it is another than that of the
+            network: a classifier is new also where the network starts from ImageNet weights.
         sam_radius: ``rho``, the Euclidean length of SAM's step uphill, over all weights together;
             0 for plain SGD. Usual: 0.05.
         sam_adaptive: scale the step by the size of each weight (ASAM); wants a radius about ten
@@ -98,7 +102,15 @@ def train_base(
     require_at_least("batch_size", batch_size, 1)
     require_positive("lr", lr)
     require_at_least("sam_radius", sam_radius, 0)
-    parameters = [*network.parameters(), *classifier.parameters()]
+    if classifier_lr is not None:
+        require_positive("classifier_lr", classifier_lr)
+    parameters: list[dict[str, Any]] = [
+        {"params": list(network.parameters())},
+        {
+            "params": list(classifier.parameters()),
+            "lr": lr if classifier_lr is None else classifier_lr,
+        },
+    ]
     sam = None
     if sam_radius:
         sam = sam_optimizer(

@@ -40,6 +40,25 @@ def test_another_seed_gives_other_batches():
     assert not torch.equal(train(0)[2][0], train(1)[2][0])
 
 
+@pytest.mark.parametrize("sam_radius", [0.0, 0.05])
+def test_the_classifier_can_have_a_rate_of_its_own(sam_radius):
+    """One step of plain SGD: the network moves as before, the classifier ten times as far."""
+    one = {"epochs": 1, "batch_size": 9, "weight_decay": 0.0, "sam_radius": sam_radius}
+    heads = {}
+    for rate in (None, 0.1, 1.0):
+        torch.manual_seed(0)
+        head, network = nn.Linear(4, 3), nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+        before = head.weight.detach().clone()
+        images, labels = torch.randn(9, 1, 4, 4), torch.arange(9) % 3
+        loss = lambda x, y, f=network, h=head: F.cross_entropy(h(f(x)), y)  # noqa: E731
+        options = OPTIONS | one | {"classifier_lr": rate}
+        train_base(network, head, images, labels, loss, generator=generator(), **options)
+        heads[rate] = head.weight.detach() - before, network[1].weight.detach()
+    assert torch.equal(heads[None][0], heads[0.1][0])
+    torch.testing.assert_close(heads[1.0][0], 10 * heads[0.1][0])
+    assert torch.equal(heads[1.0][1], heads[0.1][1])
+
+
 def test_a_last_batch_of_one_is_left_out():
     _, _, seen = train(padding=0)
     assert [len(x) for x in seen] == [4, 4, 4, 4]
@@ -57,6 +76,7 @@ def test_it_learns_and_ends_in_eval_mode():
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"lr": 0.0}, "lr must be above 0. Found lr=0.0"),
+        ({"classifier_lr": 0.0}, "classifier_lr must be above 0. Found classifier_lr=0.0"),
     ],
 )
 def test_wrong_arguments(wrong, message):
