@@ -869,12 +869,12 @@ norms = norms.pivot_table(index="seed", columns="group", values="mean")
 shorter = PairedDifference.of(norms["new"] - norms["base"])
 verdict = verdict_of_difference(shorter.low, shorter.high, "below")
 table = thesis_table("3_7").set_index("class_group")["mean_prototype_norm"]
-thesis, found = (
-    f"{table['new'] - table['base']:+.2f}",
-    f"{shorter.mean:+.2f}, f2m, mean over {len(norms)} seeds",
-)
+thesis = f"{table['new'] - table['base']:+.2f}"
+found = f"{shorter.mean:+.2f}, 95 % interval {shorter.low:+.2f} to {shorter.high:+.2f} over seeds"
 text = "Prototypes of new classes have smaller norms than those of base classes."
-claims.append(Claim(text, "Table 3.7", thesis, found, setup, verdict, "sec-study-norms"))
+claims.append(
+    Claim(text, "Table 3.7", thesis, found, f"F2M on {setup}", verdict, "sec-study-norms")
+)
 
 # %%
 record.table("claims", claim_rows(claims))
