@@ -129,6 +129,7 @@ class Finetune(TunedNearestMean):
         self.epochs = epochs
         self.lr = lr
         self.region: FlatRegion | None = None
+        self.grid_step = 0.0
 
     @override
     def tune(self, shots: Tensor, labels: Tensor) -> None:
@@ -141,6 +142,7 @@ class Finetune(TunedNearestMean):
             self.base_classes,
             epochs=self.epochs,
             lr=self.lr,
+            grid_step=self.grid_step,
         )
 
 
@@ -156,6 +158,7 @@ class F2M(Finetune):
         lr: learning rate of plain SGD.
         normalise: see :class:`NearestMean`.
         new_exemplars: see :class:`TunedNearestMean`.
+        grid_step: rounding of the weights as released, see :func:`ktlib.fcl.learn_session`.
     """
 
     name: ClassVar[str] = "f2m"
@@ -169,8 +172,11 @@ class F2M(Finetune):
         lr: float,
         normalise: bool = True,
         new_exemplars: int = 5,
+        grid_step: float = 0.0,
     ) -> None:
         super().__init__(
             split, epochs=epochs, lr=lr, normalise=normalise, new_exemplars=new_exemplars
         )
+        require_at_least("grid_step", grid_step, 0)
         self.region: FlatRegion = FlatRegion(split.tuned, bound)
+        self.grid_step = grid_step

@@ -220,3 +220,15 @@ def test_herding_by_hand():
     assert herding(embeddings, 2).tolist() == [2, 3]
     assert sorted(herding(embeddings, 9).tolist()) == [0, 1, 2, 3]
     assert herding(embeddings, 4)[:2].tolist() == [2, 3]
+
+
+def test_f2m_can_round_to_a_grid_as_released(split, problem):
+    """Every tuned weight ends at a multiple of the step from the centre, in the box."""
+    learner = F2M(split, bound=0.04, grid_step=0.01, epochs=2, lr=1.0)
+    run_learner(learner, *problem)
+    assert learner.region.largest_shift() > 0
+    for name, parameter in split.tuned.items():
+        shift = ((parameter - learner.region.center[name]) / 0.01).detach()
+        torch.testing.assert_close(shift, shift.round(), atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="grid_step must be at least 0"):
+        F2M(split, bound=0.04, grid_step=-0.1, epochs=2, lr=1.0)
