@@ -42,7 +42,7 @@
 # ```bash
 # make book                                         # this chapter, at the default size
 # make notebooks                                    # chapters as notebooks, then for example:
-# papermill notebooks/fcl.ipynb out.ipynb -p seeds '[7]' -p compared_seeds 1 -p noise_bound 0.02
+# papermill notebooks/fcl.ipynb out.ipynb -p seeds '[7]' -p noise_bound 0.02
 # ```
 #
 # Which parts of F2M matter, and for which settings, is the matter of the [next chapter](fcl_studies.py).
@@ -78,18 +78,18 @@ noise_levels = 0  # 0: uniform noise; k: k equally spaced values; the thesis doe
 prototype_weight = 0.1  # weight lambda of prototype fixing; not stated in the thesis
 session_epochs = 6  # full-batch steps per few-shot session; the thesis: 6
 session_lr = 0.005  # learning rate of the few-shot sessions; the thesis: 0.02
-compared_seeds = 1  # how many of the seeds every method is run with; the thesis: 10 runs
+compared_seeds = 1  # seeds, at most, that every method is run with; the thesis: 10 runs
 method_settings = {
     "finetune": {"lr": 0.0005},
-    "icarl": {"lr": 0.005},
+    "icarl": {"lr": 0.0005},
     "lucir": {"lr": 0.1},
     "topic": {"lr": 0.0005},
-    "fsll": {"lr": 0.00001},
+    "fsll": {"lr": 0.0001},
     "idlvq": {"lr": 0.00005},
     "sam": {"lr": 0.002},
     "ewc_wide": {"lr": 0.005, "penalty": 100},
     "joint": {"lr": 0.02, "epochs": 1},
-    "crt": {"lr": 0.3, "epochs": 1},
+    "crt": {"lr": 0.1, "epochs": 1},
 }  # chosen on held-out training images, see below; mostly not stated in the thesis
 sam_radius = 0.05  # step uphill of SAM, over all weights together; not in the thesis
 ewc_bound = 0.16  # half-width of the wider box, in units of the weights; not in the thesis
@@ -794,7 +794,7 @@ grid.style.hide(axis="index").format(precision=2)
 
 # %% [markdown]
 # One pattern runs through the table: most methods do best where they change the network *least*. At
-# its smallest rate fsll is the frozen network under another name. With five images a class there
+# its smallest rates fsll is the frozen network under another name. With five images a class there
 # is little to learn and much to lose, and no method of the table finds a way around that.
 
 # %% [markdown]

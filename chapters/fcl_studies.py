@@ -48,15 +48,15 @@ sessions = 8  # few-shot sessions after it; the thesis: 8 (CUB: 10)
 ways = 5  # new classes per few-shot session; the thesis: 5 (CUB: 10)
 shots = 5  # training images per new class; the thesis: 5
 class_seed = 1997  # seed of the class order; the thesis: 1997
-base_images = 10  # training images per base class; the thesis: 500
+base_images = 12  # training images per base class, 0: all; the thesis: 500
 test_images = 10  # test images per class; the thesis: 100
 weights = ""  # trained weights to start from, empty: none; the thesis: none for CIFAR-100
 width = 16  # channels of the first ResNet18 stage; the thesis: 64
 stem_stride = 3  # stride of the first convolution; the thesis: 1
 tuned_convolutions = 4  # last convolutions that get noise and are tuned; the thesis: 4 or 8
-epochs = 4  # epochs of the base session; not stated in the thesis
-batch_size = 64  # images per step of the base session; not stated in the thesis
-lr = 0.1  # first learning rate of the base session; not stated in the thesis
+epochs = 6  # epochs of the base session; not stated in the thesis
+batch_size = 32  # images per step of the base session; not stated in the thesis
+lr = 0.05  # first learning rate of the base session; not stated in the thesis
 classifier_lr = 0.0  # that of the classifier, 0: the same; not stated in the thesis
 crop_padding = 2  # largest shift of the random crop, in pixels; the thesis: 4
 flip = False  # mirror images at random; the thesis: True, but a mirrored digit is no digit
@@ -65,13 +65,13 @@ noise_draws = 2  # noise draws M per step; the thesis: 2 to 4
 noise_levels = 0  # 0: uniform noise; k: k equally spaced values; the thesis does not say
 prototype_weight = 0.1  # weight lambda of prototype fixing; not stated in the thesis
 session_epochs = 6  # full-batch steps per few-shot session; the thesis: 6
-session_lr = 0.02  # learning rate of the few-shot sessions; the thesis: 0.02
+session_lr = 0.005  # learning rate of the few-shot sessions; the thesis: 0.02
 bounds_studied = [0.02, 0.04, 0.08]  # half-widths b to train with; the thesis: 0.0025 to 0.08
 draws_studied = [1, 2]  # numbers M of draws to train with; the thesis: 2 to 4
 weights_studied = [0.0, 0.1]  # values of lambda to train with; the thesis: with and without
 layers_studied = [2, 4]  # numbers of tuned convolutions; the thesis: 4 or 8
 class_orders = [1997, 1]  # seeds of the class order; the thesis: 1997 only
-rates_studied = [0.02, 0.3]  # learning rates of the sessions; the thesis: 0.02
+rates_studied = [0.005, 0.1]  # learning rates of the sessions; the thesis: 0.02
 shots_studied = [1, 5, 20]  # training images per new class; the thesis: 5
 shot_steps = 5  # full-batch steps per session with many shots; the thesis: 6 with 5 shots
 narrow_bound = 0.001  # half-width of the narrow box with many shots; not in the thesis
@@ -582,7 +582,7 @@ study_flatness_table(flatness_rows, "noise")
 walls = {
     "f2m": ("f2m", flat),
     "f2m unclamped": ("finetune", flat),
-    "fine-tuning": ("finetune", plain),
+    "finetune": ("finetune", plain),
 }
 cases = [(rate, name, seed) for rate in P.rates_studied for name in walls for seed in P.seeds]
 for rate, name, seed in progress(cases, "learning rates"):
