@@ -563,6 +563,10 @@ for value in ("no gradient", "rounded", "as released"):
 study_flatness_table(flatness_rows, "noise")
 
 # %% [markdown]
+# A Beta law with two unequal shapes has a mean other than zero: one draw then shifts all weights of a layer to the
+# same side. That is a far larger disturbance than independent entries, which largely cancel, so it asks
+# for a smaller half-width; the released value of $b$ is 0.01.
+#
 # A point whose bar covers the line at 0 is a choice that this run cannot tell from the printed method. The last row
 # need not be the sum of the others: the choices act on one another. Against the method as printed, on all classes:
 # without the gradient {glue:text}`study-noise-no-gradient`; rounded {glue:text}`study-noise-rounded`; all together
