@@ -310,6 +310,15 @@ def draw_study(ax, rows, groups=GROUPS, method=None):
     ax.set_ylabel("accuracy (%)")
 
 
+def study_figure(name, xlabel, ticks):
+    """One study in one panel."""
+    fig, ax = plt.subplots(figsize=(5.4, 2.8))
+    draw_study(ax, study_rows(studies, name))
+    ax.set(xlabel=xlabel, xticks=ticks)
+    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    save_figure(fig, P.run_dir, name)
+
+
 # %% [markdown]
 # (sec-study-ablation)=
 # ## Switch the parts off
@@ -451,11 +460,7 @@ display(study_flatness_table(flatness_rows, "draws"))
 study_table(studies, "draws")
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Accuracy on all, base and new classes after the last session against the number of noise draws.", "classes": "chart"}, "figure": {"name": "fig-study-draws", "caption": "Number $M$ of noise draws per step. Accuracy after the last session, mean over seeds, bars of one standard deviation, test images, live run."}}
-fig, ax = plt.subplots(figsize=(5.4, 2.8))
-draw_study(ax, study_rows(studies, "draws"))
-ax.set(xlabel="draws M", xticks=P.draws_studied)
-ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-save_figure(fig, P.run_dir, "draws")
+study_figure("draws", "draws M", P.draws_studied)
 
 # %% [markdown]
 # A line that stays inside the bars of its first point says that further draws bought nothing that this many seeds can
@@ -474,11 +479,7 @@ display(study_flatness_table(flatness_rows, "prototype_weight"))
 study_table(studies, "prototype_weight")
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Accuracy on all, base and new classes after the last session against the weight of prototype fixing.", "classes": "chart"}, "figure": {"name": "fig-study-weight", "caption": "Weight $\\lambda$ of prototype fixing. Accuracy after the last session, mean over seeds, bars of one standard deviation, test images, live run."}}
-fig, ax = plt.subplots(figsize=(5.4, 2.8))
-draw_study(ax, study_rows(studies, "prototype_weight"))
-ax.set(xlabel="lambda")
-ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-save_figure(fig, P.run_dir, "prototype_weight")
+study_figure("prototype_weight", "lambda", P.weights_studied)
 
 # %% [markdown]
 # Compare two columns: the indicator and *session 1*. If one falls together with the other, flatness was bought with
@@ -498,11 +499,7 @@ display(study_flatness_table(flatness_rows, "layers"))
 study_table(studies, "layers")
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Accuracy on all, base and new classes after the last session against the number of tuned convolutions.", "classes": "chart"}, "figure": {"name": "fig-study-layers", "caption": "Number of convolutions that get noise and are tuned. Accuracy after the last session, mean over seeds, bars of one standard deviation, test images, live run."}}
-fig, ax = plt.subplots(figsize=(5.4, 2.8))
-draw_study(ax, study_rows(studies, "layers"))
-ax.set(xlabel="tuned convolutions", xticks=P.layers_studied)
-ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-save_figure(fig, P.run_dir, "layers")
+study_figure("layers", "tuned convolutions", P.layers_studied)
 
 # %% [markdown]
 # Here the boxes differ in their number of dimensions, so the indicators are not comparable: each says how flat a
