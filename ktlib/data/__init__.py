@@ -1,4 +1,7 @@
-"""Data sets as tensors: ``load(name, split)``. Preparing them is the business of ``data_prep``."""
+"""Data sets as tensors: ``load(name, split)`` and, for several targets, ``load_tasks``.
+
+Preparing them is the business of ``data_prep``.
+"""
 
 from ktlib.data.files import DataError
 from ktlib.data.labelled import LabelledImages, normalised
@@ -14,12 +17,20 @@ from ktlib.data.loaders import (
     load_mnist,
     load_pairs,
 )
+from ktlib.data.multi_task import (
+    MultiTaskImages,
+    Task,
+    load_multi_fashion_mnist,
+    load_tasks,
+)
 from ktlib.data.root import data_root
 from ktlib.data.topic import TopicLists, TopicProtocol, read_topic_lists, topic_keys, topic_lists
 
 __all__ = [
     "DataError",
     "LabelledImages",
+    "MultiTaskImages",
+    "Task",
     "TopicLists",
     "TopicProtocol",
     "checksums",
@@ -32,7 +43,9 @@ __all__ = [
     "load_fashion_mnist",
     "load_mini_imagenet",
     "load_mnist",
+    "load_multi_fashion_mnist",
     "load_pairs",
+    "load_tasks",
     "normalised",
     "read_topic_lists",
     "topic_keys",

@@ -12,7 +12,10 @@ DATA_SETS = (
     "cifar100",
     "mini_imagenet",
     "cub200",
+    "multi_fashion_mnist",
 )
+# Several targets for each image: ktlib.data.multi_task loads them.
+MULTI_TASK = ("multi_fashion_mnist",)
 SPLITS = ("train", "test")
 
 # idx file names begin with these words; "t10k" is the ten thousand images of the test split.
@@ -64,10 +67,27 @@ PAIRS_FILES = {
     ),
 }
 
+# Built by data_prep.multi_fashion_mnist from the same two; labels are (item, digit).
+MULTI_FASHION_MNIST_FILES = {
+    "train-images-idx3-ubyte": FileFacts(
+        155_520_016, "85b5a99a46522cbc8269a9e3176113be1e730a82d17e1589ee45a7270f6aea76"
+    ),
+    "train-labels-idx2-ubyte": FileFacts(
+        240_012, "c5c85b71564ca28689fe986b08dcdee48936a3c8f7697ac58f144b30e0c5544c"
+    ),
+    "t10k-images-idx3-ubyte": FileFacts(
+        25_920_016, "6702071861eedcf70d79241dd325c8620e4e7fc735ede8eaefd23e2bf9d918c1"
+    ),
+    "t10k-labels-idx2-ubyte": FileFacts(
+        40_012, "c25a237a9a104fd8a4ec51e2a3cdf32b58123c5b64cc13ef23360b37831a2bae"
+    ),
+}
+
 IDX_FILES = {
     "mnist": MNIST_FILES,
     "fashion_mnist": FASHION_MNIST_FILES,
     "pairs": PAIRS_FILES,
+    "multi_fashion_mnist": MULTI_FASHION_MNIST_FILES,
 }
 
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ def load(name: str, split: str, root: Path | None = None) -> LabelledImages:
         root: The data root; None stands for :func:`data_root`.
 
     Raises:
-        ValueError: an unknown name or split.
+        ValueError: an unknown name or split, or a set with several targets for each image.
         DataError: a file is missing or damaged; the message names the command that repairs it.
     """
     loaders: dict[str, Callable[[str, Path | None], LabelledImages]] = {
@@ -42,6 +43,10 @@ def load(name: str, split: str, root: Path | None = None) -> LabelledImages:
         "cub200": load_cub200,
     }
     _check_name(name)
+    _check_split(split)
+    if name not in loaders:
+        rule = f"name must be a set with one label for each image: {', '.join(loaders)}"
+        raise ValueError(f"{rule}. Found name={name!r}, which load_tasks loads.")
     return loaders[name](split, root)
 
 
@@ -90,7 +95,7 @@ def load_cifar100(split: str, root: Path | None = None) -> LabelledImages:
     :func:`load`.
     """
     _check_split(split)
-    expected = _manifest_facts("cifar100", cifar.FILES, root)
+    expected = manifest_facts("cifar100", cifar.FILES, root)
     folder = (root or data_root()) / "cifar100"
     content = {
         file: read_verified(folder / file, expected[file], "cifar100").tobytes()
@@ -155,9 +160,11 @@ def checksums(name: str, root: Path | None = None) -> dict[str, str]:
 
         return {"scikit-learn digits": SHA256}
     if name == "cifar100":
-        expected = _manifest_facts(name, cifar.FILES, root)
+        expected = manifest_facts(name, cifar.FILES, root)
+    elif name in facts.MULTI_TASK and name not in facts.IDX_FILES:
+        return {"all files": _digest_of_all(manifest_facts(name, None, root))}
     elif name in facts.PHOTOGRAPHS:
-        expected = _manifest_facts(name, facts.PHOTOGRAPH_FILES, root)
+        expected = manifest_facts(name, facts.PHOTOGRAPH_FILES, root)
     else:
         expected = facts.IDX_FILES[name]
     return {file: known.sha256 for file, known in expected.items()}
@@ -184,7 +191,7 @@ def _load_photographs(name: str, split: str, root: Path | None) -> LabelledImage
     folder = (root or data_root()) / name
     listing = _read_listing(name, split, root)
     file = facts.PHOTOGRAPH_SPLITS[split][0]
-    images = map_images(folder / file, _manifest_facts(name, (file,), root)[file], name)
+    images = map_images(folder / file, manifest_facts(name, (file,), root)[file], name)
     if len(images) != len(listing.names):
         problem = f"{folder / file} holds {len(images)} images for {len(listing.names)} names."
         raise data_error(name, problem)
@@ -197,20 +204,35 @@ def _read_listing(name: str, split: str, root: Path | None) -> Listing:
 
     folder = (root or data_root()) / name
     file = facts.PHOTOGRAPH_SPLITS[split][1]
-    return read_listing(folder / file, _manifest_facts(name, (file,), root)[file], name)
+    return read_listing(folder / file, manifest_facts(name, (file,), root)[file], name)
 
 
-def _manifest_facts(name: str, files: tuple[str, ...], root: Path | None) -> dict[str, FileFacts]:
-    """Size and SHA-256 that the manifest records for ``files``."""
+def manifest_facts(
+    name: str, files: tuple[str, ...] | None, root: Path | None
+) -> dict[str, FileFacts]:
+    """Size and SHA-256 that the manifest of a set records for ``files``; None stands for all.
+
+    Raises:
+        DataError: there is no manifest, or it does not list them.
+    """
     folder = (root or data_root()) / name
     manifest = read_manifest(folder)
     if manifest is None:
         raise data_error(name, f"Data set {name} is not prepared: {folder} holds no manifest.")
     try:
-        recorded = {file: manifest["files"][file] for file in files}
+        recorded = {
+            f: manifest["files"][f] for f in (manifest["files"] if files is None else files)
+        }
         return {f: FileFacts(int(r["bytes"]), str(r["sha256"])) for f, r in recorded.items()}
     except (KeyError, TypeError, ValueError):
-        raise data_error(name, f"The manifest in {folder} does not list {files}.") from None
+        listed = "its files" if files is None else files
+        raise data_error(name, f"The manifest in {folder} does not list {listed}.") from None
+
+
+def _digest_of_all(known: Mapping[str, FileFacts]) -> str:
+    """SHA-256 of the lines ``checksum  file`` in the order of the files' names."""
+    lines = "".join(f"{known[file].sha256}  {file}\n" for file in sorted(known))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _labelled(
