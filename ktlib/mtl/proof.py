@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ktlib.mtl.layers import layers_of
 from ktlib.parameters import ChapterParameters
 
 TaskLoss = Callable[[Mapping[str, Tensor]], Tensor]
@@ -88,8 +89,10 @@ class SharedPoint:
         values = {name: v.detach().requires_grad_() for name, v in self.parameters.items()}
         found = []
         for loss in self.losses:
+            with torch.enable_grad():  # a caller may have it off
+                value = loss(values)
             parts = torch.autograd.grad(
-                loss(values), list(values.values()), allow_unused=True, materialize_grads=True
+                value, list(values.values()), allow_unused=True, materialize_grads=True
             )
             found.append(dict(zip(values, parts, strict=True)))
         return found
@@ -157,8 +160,10 @@ class SharedPoint:
         """Summed loss of a split network minus that of the shared one after a step, over ``step``.
 
         Args:
-            step: as in :meth:`losses_after`, and so are ``weights`` and ``losses``.
+            step: the rate ``alpha``.
+            weights: ``(tasks,)``.
             splits: name -> layers to split.
+            losses: as in :meth:`losses_after`.
 
         Returns:
             One number per name.
@@ -218,8 +223,8 @@ def cosines(gramian: Tensor) -> Tensor:
 def point_with_gradients(gradients: Mapping[str, Tensor], curvature: float = 1.0) -> SharedPoint:
     """Tasks whose gradients at the starting point are given.
 
-    ``L_i(v) = <g_i, v> + curvature/2 ||v||^2`` over all layers, at the point ``v = 0``. With weights
-    that sum to one and are equal, a split layer changes the summed loss after a step ``a`` by
+    ``L_i(v) = <g_i, v> + curvature/2 ||v||^2`` over all layers, at the point ``v = 0``. With equal
+    weights of sum one, splitting a layer changes the summed loss after a step ``a`` by exactly
     ``-a D (1 - curvature a / 2)``, where ``D = sum_i ||g_i - mean||^2``.
 
     Args:
@@ -248,8 +253,8 @@ def network_point(
     """The cross-entropies of classification tasks with one trunk and a head each.
 
     Works on copies in float64 and in ``eval`` mode: batch norm then uses its running statistics,
-    which are no parameters and stay as they are. A layer is a module of the trunk that owns
-    parameters itself: convolutions, batch norms and linear layers.
+    which are no parameters and stay as they are. Layers are those of :func:`ktlib.mtl.layers_of`;
+    parameters that are frozen in the network move here as all others do.
 
     Args:
         trunk: images -> features.
@@ -264,10 +269,12 @@ def network_point(
         raise ValueError(
             f"heads must be one for each of the {len(labels)} rows of labels. Found {len(heads)}."
         )
-    body = copy.deepcopy(trunk).double().eval()
+    body = copy.deepcopy(trunk).double().eval().requires_grad_()
     tops = [copy.deepcopy(head).double().eval() for head in heads]
     inputs = images.double()
-    parameters = {f"trunk.{name}": p.detach() for name, p in body.named_parameters()}
+    names = {p: f"trunk.{name}" for name, p in body.named_parameters()}
+    layers = {layer: [names[p] for p in members] for layer, members in layers_of(body).items()}
+    parameters = {name: p.detach() for p, name in names.items()}
     own = {
         f"head{i}.{n}": p.detach() for i, top in enumerate(tops) for n, p in top.named_parameters()
     }
@@ -280,7 +287,7 @@ def network_point(
     return SharedPoint(
         losses=[partial(loss, task=task) for task in range(len(tops))],
         parameters=parameters | own,
-        layers=_layers(body, "trunk."),
+        layers=layers,
         task_specific=list(own),
     )
 
@@ -288,14 +295,6 @@ def network_point(
 def _under(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The values whose names start with the prefix, without it."""
     return {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
-
-
-def _layers(module: nn.Module, prefix: str) -> dict[str, list[str]]:
-    """Modules that own parameters -> names of these, each with the prefix."""
-    layers: dict[str, list[str]] = {}
-    for name, _ in module.named_parameters():
-        layers.setdefault(name.rpartition(".")[0], []).append(prefix + name)
-    return layers
 
 
 def _gramian(gradients: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> Tensor:
