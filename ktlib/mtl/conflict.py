@@ -1,0 +1,493 @@
+"""How much the gradients of tasks conflict on each layer: the search of Recon (thesis, 4.3).
+
+Layer ``k`` has the conflict score of severity ``S``: the number of pairs of tasks whose gradients
+on it have a cosine below ``S`` (equation 4.3), added up over the iterations of the search.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from ktlib.mtl.aggregation import (
+    OwnGradients,
+    TaskGradients,
+    TaskGramians,
+    check_tasks,
+    fill_row,
+    gramian,
+    independent,
+    matrix_dtype,
+    no_autocast,
+    parameters_of,
+    task_gradients,
+)
+from ktlib.mtl.layers import layers_of
+
+Layers: TypeAlias = Mapping[str, Sequence[nn.Parameter]]
+
+# Every interval of the thesis's tables 4.11 to 4.14 ends at one of these.
+SEVERITIES = (0.0, -0.01, -0.02, -0.03, -0.04, -0.06, -0.08, -0.1, -0.15)
+BINS = tuple(k / 100 for k in range(-100, 101))
+
+
+class ConflictMeter:
+    """Counts conflicts at several severities at once, in passes that also serve the update.
+
+    A pair of tasks counts on a layer where both have a gradient other than 0: the cosine of the
+    others is not defined.
+
+    Args:
+        trunk: the network that the tasks share, or its layers: name -> parameters, in the order of
+            the network. Frozen parameters of a network are left out.
+        severities: values ``S`` in ``(-1, 0]`` at which conflicts are counted.
+        batch_norm: whether batch norms count as layers; their gradients are part of the update and
+            of the cosine over all shared parameters either way.
+        bins: edges of the histograms, rising from -1 to 1. A bin holds its lower edge, and the last
+            one also 1: so the bins below ``S`` hold the conflicts of severity ``S``.
+
+    Attributes:
+        layers: names of the layers, in the order of the network.
+        observations: number of iterations counted.
+        pairs: name of a layer -> number of pairs counted on it.
+
+    Raises:
+        ValueError: a severity lies elsewhere, the edges do not rise from -1 to 1, or the trunk has
+            no parameters to train.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module | Layers,
+        severities: Iterable[float] = SEVERITIES,
+        *,
+        batch_norm: bool = True,
+        bins: Sequence[float] = BINS,
+    ) -> None:
+        self.severities = tuple(dict.fromkeys(float(severity) for severity in severities))
+        for severity in self.severities:
+            if not -1 < severity <= 0:
+                raise ValueError(f"severity must lie in (-1, 0]. Found severity={severity}.")
+        self.bins = tuple(float(edge) for edge in bins)
+        rises = all(low < high for low, high in itertools.pairwise(self.bins))
+        if len(self.bins) < 2 or (self.bins[0], self.bins[-1]) != (-1, 1) or not rises:
+            raise ValueError(f"bins must rise from -1 to 1. Found bins={self.bins}.")
+        everything = layers_of(trunk) if isinstance(trunk, nn.Module) else trunk
+        counted = layers_of(trunk, batch_norm) if isinstance(trunk, nn.Module) else trunk
+        self._everything = {name: list(layer) for name, layer in everything.items() if layer}
+        self._parameters = parameters_of(self._everything)
+        if len(self._parameters) < sum(map(len, self._everything.values())):
+            raise ValueError("trunk must hold each parameter in one layer. Found one in two.")
+        if not self._parameters or not counted:
+            raise ValueError("trunk must have layers whose parameters are trained. Found none.")
+        self.layers = tuple(name for name in counted if name in self._everything)
+        # The last row of each is for all shared parameters together.
+        rows = len(self.layers) + 1
+        self._conflicts = torch.zeros((rows, len(self.severities)), dtype=torch.int64)
+        self._histograms = torch.zeros((rows, len(self.bins) - 1), dtype=torch.int64)
+        self.observations = 0
+
+    @property
+    def pairs(self) -> dict[str, int]:
+        """Number of pairs counted on every layer, over all iterations."""
+        return dict(zip(self.layers, self._histograms[:-1].sum(dim=1).tolist(), strict=True))
+
+    def observe(
+        self,
+        losses: Mapping[str, Tensor],
+        *,
+        own: Mapping[str, Iterable[nn.Parameter]] | None = None,
+        retain_graph: bool = False,
+    ) -> TaskGradients:
+        """Count the conflicts of one iteration; the gradients are for its update.
+
+        Args:
+            losses: task -> its scalar loss; all from one forward pass of the trunk.
+            own: task -> parameters of its own, such as those of its head; see
+                :func:`ktlib.mtl.aggregation.task_gradients`.
+            retain_graph: keep the graph for another backward pass.
+
+        Raises:
+            ValueError: as :func:`ktlib.mtl.aggregation.task_gradients`.
+            FloatingPointError: a gradient is not finite; task and layer are named, and nothing of
+                the iteration is counted.
+        """
+        gradients = task_gradients(losses, self._parameters, own=own, retain_graph=retain_graph)
+        sizes = [parameter.numel() for parameter in self._parameters]
+        blocks = dict(zip(self._parameters, gradients.matrix.split(sizes, dim=1), strict=True))
+        self.count(_layer_gramians(self._everything, blocks, gradients.tasks))
+        return gradients
+
+    def observe_gramians(
+        self,
+        losses: Mapping[str, Tensor],
+        *,
+        own: Mapping[str, Iterable[nn.Parameter]] | None = None,
+        retain_graph: bool = False,
+    ) -> TaskGramians:
+        """As :meth:`observe`, the gradients dropped as soon as they are not needed.
+
+        The backward passes go through the graph in stretches, all tasks through one stretch before
+        the first enters the next. Of a stretch only inner products of the gradients are kept, and
+        between two stretches the gradients of the one tensor that everything passes. The numbers
+        are the same, and so is the work; the memory is that of the largest stretch. Where no tensor
+        separates the graph (as with skip connections over the whole network), nothing is saved.
+
+        :func:`ktlib.mtl.aggregation.apply_gramians` makes an update of the result; it needs
+        ``retain_graph=True``.
+        """
+        mine = check_tasks(losses, self._parameters, own)
+        tasks = tuple(losses)
+        found = OwnGradients()
+        products: dict[str, Tensor] = {}
+        stretches = _stretches(losses, self._parameters)
+        # What flows into a stretch: first the losses themselves, then one tensor per task.
+        entries: list[tuple[Any, Tensor | None]] = [(loss, None) for loss in losses.values()]
+        with no_autocast(self._parameters[0].device):
+            for stretch in stretches:
+                first, last = stretch is stretches[0], stretch is stretches[-1]
+                sizes = [parameter.numel() for parameter in stretch.parameters]
+                rows = torch.zeros(
+                    (len(tasks), sum(sizes)),
+                    dtype=matrix_dtype(self._parameters),
+                    device=self._parameters[0].device,
+                )
+                for row, task in enumerate(tasks):
+                    output, flow = entries[row]
+                    if not first and flow is None:
+                        continue  # nothing of this task comes so far down
+                    private = mine[task] if first else []
+                    exits = [] if stretch.exit is None else [stretch.exit]
+                    targets: list[Any] = [*stretch.parameters, *private, *exits]
+                    gradients = torch.autograd.grad(
+                        [output],
+                        targets,
+                        None if flow is None else [flow],
+                        retain_graph=retain_graph or not (last and row + 1 == len(tasks)),
+                        allow_unused=True,
+                    )
+                    shared = gradients[: len(sizes)]
+                    found.add(private, gradients[len(sizes) : len(sizes) + len(private)])
+                    fill_row(rows[row], sizes, shared)
+                    onward = None if last else gradients[-1]
+                    if first and onward is None and all(value is None for value in shared):
+                        raise independent(task)
+                    entries[row] = (stretch.exit, onward)
+                    del gradients, shared, flow
+                blocks = dict(zip(stretch.parameters, rows.split(sizes, dim=1), strict=True))
+                for name, part in _layer_gramians(self._everything, blocks, tasks).items():
+                    products[name] = products[name] + part if name in products else part
+                del rows, blocks
+        self.count(products)
+        shared_products = torch.stack(list(products.values())).sum(dim=0)
+        counted = {name: products[name] for name in self.layers}
+        return TaskGramians(tasks, counted, shared_products, found.pairs())
+
+    def count(self, products: Mapping[str, Tensor]) -> None:
+        """Count the conflicts of one iteration, given the inner products of its gradients.
+
+        Args:
+            products: every layer of the trunk, batch norms included -> ``(T, T)`` inner products.
+        """
+        total = torch.stack([products[name] for name in self._everything]).sum(dim=0)
+        gramians = torch.stack([*(products[name] for name in self.layers), total])
+        cosines, defined = pair_cosines(gramians)
+        for column, severity in enumerate(self.severities):
+            self._conflicts[:, column] += (defined & (cosines < severity)).sum(dim=1)
+        edges = torch.tensor(self.bins[1:-1], dtype=torch.float64)
+        bins = torch.bucketize(cosines, edges, right=True)
+        self._histograms.scatter_add_(1, bins, defined.long())
+        self.observations += 1
+
+    def scores(self, severity: float) -> dict[str, int]:
+        """Name of a layer -> its conflict score, in the order of the network.
+
+        Raises:
+            ValueError: conflicts of this severity were not counted.
+        """
+        column = self._conflicts[:-1, self._column(severity)]
+        return dict(zip(self.layers, column.tolist(), strict=True))
+
+    def shared_score(self, severity: float) -> int:
+        """The same count for the gradients on all shared parameters together."""
+        return int(self._conflicts[-1, self._column(severity)])
+
+    def ranking(self, severity: float) -> list[str]:
+        """The layers from the highest score to the lowest; equal ones in the network's order."""
+        scores = self.scores(severity)
+        return sorted(scores, key=lambda name: -scores[name])
+
+    def histogram(self, layer: str | None = None) -> list[int]:
+        """How many cosines fell in each of the bins, on one layer or on all shared parameters.
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        if layer is not None and layer not in self.layers:
+            raise ValueError(f"layer must be one of {list(self.layers)}. Found layer={layer!r}.")
+        row = -1 if layer is None else self.layers.index(layer)
+        counts: list[int] = self._histograms[row].tolist()
+        return counts
+
+    def merge(self, other: ConflictMeter) -> None:
+        """Add the counts of another meter, such as of another quarter of the search.
+
+        Raises:
+            ValueError: it counts other layers, severities or bins.
+        """
+        self._add(other.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All counts, with what they are counts of."""
+        return {
+            "layers": list(self.layers),
+            "severities": list(self.severities),
+            "bins": list(self.bins),
+            "observations": self.observations,
+            "conflicts": self._conflicts.clone(),
+            "histograms": self._histograms.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the counts of :meth:`state_dict`, in place of those there are.
+
+        Raises:
+            ValueError: they are of other layers, severities or bins; nothing is changed.
+        """
+        self._check_state(state)
+        self._conflicts.zero_()
+        self._histograms.zero_()
+        self.observations = 0
+        self._add(state)
+
+    def _add(self, state: Mapping[str, Any]) -> None:
+        self._check_state(state)
+        self._conflicts += state["conflicts"]
+        self._histograms += state["histograms"]
+        self.observations += int(state["observations"])
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        for name in ("layers", "severities", "bins"):
+            own, given = list(getattr(self, name)), list(state[name])
+            if own != given:
+                raise ValueError(f"{name} of the counts must be {own}. Found {given}.")
+
+    def _column(self, severity: float) -> int:
+        if severity not in self.severities:
+            raise ValueError(
+                f"severity must be one of {self.severities}, at which conflicts were counted. "
+                f"Found severity={severity}."
+            )
+        return self.severities.index(severity)
+
+
+def pair_cosines(gramians: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines of all pairs of tasks ``i < j``.
+
+    Args:
+        gramians: ``(..., T, T)`` inner products.
+
+    Returns:
+        ``(..., pairs)`` the cosines in ``[-1, 1]``, and whether they are defined: both gradients
+        are not 0. Where they are not, the cosine reads 0.
+    """
+    first, second = torch.triu_indices(gramians.shape[-1], gramians.shape[-1], offset=1)
+    # The root of each factor first: their product could overflow.
+    norms = gramians.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    lengths = norms[..., first] * norms[..., second]
+    defined = lengths > 0
+    cosines = gramians[..., first, second] / torch.where(defined, lengths, 1.0)
+    return torch.where(defined, cosines, 0.0).clamp(-1, 1), defined
+
+
+def _layer_gramians(
+    layers: Layers, blocks: Mapping[nn.Parameter, Tensor], tasks: Sequence[str]
+) -> dict[str, Tensor]:
+    """Inner products on each layer that has a parameter among the blocks, as float64 on the CPU.
+
+    Args:
+        layers: name -> parameters.
+        blocks: parameter -> ``(T, size)`` gradients.
+        tasks: names of the rows.
+    """
+    parts = {
+        name: [blocks[parameter] for parameter in layer if parameter in blocks]
+        for name, layer in layers.items()
+    }
+    parts = {name: part for name, part in parts.items() if part}
+    if not parts:
+        return {}
+    # One transfer for all layers: on a GPU each one waits for everything before it.
+    found = torch.stack([_sum(gramian(block) for block in part) for part in parts.values()]).cpu()
+    squares = found.diagonal(dim1=-2, dim2=-1)
+    doubtful = ~squares.isfinite() | (squares < 1e-30)
+    for row in doubtful.any(dim=1).nonzero().flatten().tolist():
+        name, part = list(parts.items())[row]
+        for index, task in enumerate(tasks):
+            if not all(bool(block[index].isfinite().all()) for block in part):
+                raise FloatingPointError(
+                    f"the gradient of task {task!r} is not finite on layer {name!r}: "
+                    "lower the lr, or look at the loss of this task."
+                )
+        # Finite, but too long or too short for the squares in float32.
+        found[row] = _sum(gramian(block.double()) for block in part).cpu()
+    return dict(zip(parts, found, strict=True))
+
+
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A part of the backward graph.
+
+    Attributes:
+        parameters: those whose gradients are complete once it has been passed.
+        exit: what the gradient flows through into the next stretch; nothing behind the last.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    exit: GradientEdge | None
+
+
+def _stretches(losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> list[_Stretch]:
+    """Cut the backward graph so that the gradients held at one time are fewest.
+
+    A cut is possible at a node that lies on every path from a loss to the parameters behind it: a
+    dominator. Cuts further down leave more parameters in one stretch and, in most networks, larger
+    tensors to keep: the best choice is found over all of them.
+    """
+    chain, place = _dominators(losses, parameters)
+    held = [0] * (len(chain) + 1)  # bytes of the parameters behind each node, before the next
+    element = matrix_dtype(parameters).itemsize
+    for parameter in parameters:
+        held[place.get(parameter, 0)] += parameter.numel() * element
+    upto = [0, *itertools.accumulate(held)]
+    flows = [0, *(_bytes(node) for node in chain)]
+    # Among nodes with the same parameters behind them, only the smallest tensor is worth a cut.
+    candidates, best = [0], None
+    for index in range(1, len(flows)):
+        if best is None or flows[index] < flows[best]:
+            best = index
+        if held[index]:
+            candidates.append(best)
+            best = None
+    ends = [*candidates[1:], len(flows)]
+    count = len(candidates)
+
+    def held_at_once(first: int, stop: int) -> int:
+        """Bytes per task in the stretch between two candidates, both flows included."""
+        inside = upto[ends[stop - 1]] - upto[candidates[first]]
+        outgoing = flows[candidates[stop]] if stop < count else 0
+        return max(flows[candidates[first]], inside + outgoing)
+
+    # From the end: the smallest peak that is possible, then the fewest cuts that reach it.
+    peak = [0] * (count + 1)
+    for k in reversed(range(count)):
+        peak[k] = min(max(held_at_once(k, stop), peak[stop]) for stop in range(k + 1, count + 1))
+    plans: dict[int, tuple[int, ...]] = {count: ()}
+    for k in reversed(range(count)):
+        reached = [stop for stop in plans if stop > k and held_at_once(k, stop) <= peak[0]]
+        if reached:
+            plans[k] = (candidates[k], *min((plans[stop] for stop in reached), key=len))
+    starts = plans[0]
+    stretches = []
+    for start, stop in zip(starts, (*starts[1:], len(flows)), strict=True):
+        way_out = GradientEdge(chain[stop - 1], 0) if stop < len(flows) else None
+        passed = tuple(p for p in parameters if start <= place.get(p, 0) < stop)
+        stretches.append(_Stretch(passed, way_out))
+    return stretches
+
+
+def _dominators(
+    losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]
+) -> tuple[list[Node], dict[nn.Parameter, int]]:
+    """The longest chain of nodes at which the graph can be cut, from the losses down.
+
+    Immediate dominators after Cooper, Harvey and Kennedy, "A simple, fast dominance algorithm",
+    2001; in a graph without cycles one pass is enough.
+
+    Returns:
+        The nodes, and for each parameter that the losses reach, how many of them lie on every path
+        to it.
+    """
+    wanted = {id(parameter): parameter for parameter in parameters}
+    roots = [get_gradient_edge(loss).node for loss in losses.values()]
+    order = _topological(roots)
+    number = {node: index for index, node in enumerate(order)}
+    heads = set(roots)
+    above: list[list[int]] = [[] for _ in order]
+    for node in order:
+        for child, _ in node.next_functions:
+            if child is not None:
+                above[number[child]].append(number[node])
+    start = -1  # stands above all losses
+    dominator: list[int] = []
+    for index, node in enumerate(order):
+        common = start if node in heads else None
+        for parent in above[index]:
+            common = parent if common is None else _meet(common, parent, dominator)
+        dominator.append(start if common is None else common)
+
+    def path(index: int) -> list[int]:
+        nodes = []
+        while index != start:
+            index = dominator[index]
+            nodes.append(index)
+        return nodes[-2::-1]
+
+    leaves = {
+        wanted[id(node.variable)]: path(index)  # type: ignore[attr-defined]
+        for index, node in enumerate(order)
+        if id(getattr(node, "variable", None)) in wanted
+    }
+    longest = max(leaves.values(), key=len, default=[])
+    # Where a node hands over several tensors, the gradient of one of them is not all there is.
+    chain = [index for index in longest if len(order[index]._input_metadata) == 1]  # noqa: SLF001
+    kept = set(chain)
+    place = {
+        parameter: sum(index in kept for index in nodes) for parameter, nodes in leaves.items()
+    }
+    return [order[index] for index in chain], place
+
+
+def _meet(one: int, other: int, dominator: Sequence[int]) -> int:
+    """The lowest node above both in the tree of dominators."""
+    while one != other:
+        if one > other:
+            one = dominator[one]
+        else:
+            other = dominator[other]
+    return one
+
+
+def _topological(roots: Iterable[Node]) -> list[Node]:
+    """All nodes below the roots, every one in front of those that it hands gradients to."""
+    finished: list[Node] = []
+    seen: set[Node] = set()
+    pending: list[tuple[Node, bool]] = [(root, False) for root in roots]
+    while pending:
+        node, done = pending.pop()
+        if done:
+            finished.append(node)
+        elif node not in seen:
+            seen.add(node)
+            pending.append((node, True))
+            pending.extend((child, False) for child, _ in node.next_functions if child is not None)
+    return finished[::-1]
+
+
+def _bytes(node: Node) -> int:
+    """Size of the gradient that flows into a node."""
+    (described,) = node._input_metadata  # noqa: SLF001 - no public way to ask for the shape
+    size = int(described.dtype.itemsize)
+    for length in described.shape:
+        size *= int(length)
+    return size

@@ -1,0 +1,101 @@
+"""Numbers that compare methods and rankings of layers (thesis, chapter 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+
+def relative_improvement(
+    results: Mapping[str, Mapping[str, float]],
+    single_task: Mapping[str, Mapping[str, float]],
+    lower_is_better: Collection[str] = (),
+) -> float:
+    """Relative improvement ``Dm`` over training each task on its own (thesis, section 4.5.1).
+
+    For each task the mean over its metrics of ``(M - S) / S``, its sign turned where lower is
+    better; then the mean over the tasks, so that a task with many metrics counts no more than one
+    with few.
+
+    Args:
+        results: task -> metric -> value ``M`` of the method.
+        single_task: task -> metric -> value ``S``.
+        lower_is_better: names of the metrics that are errors.
+
+    Returns:
+        Percent; above 0 is better than training each task on its own.
+
+    Raises:
+        ValueError: there are no tasks, the two sides differ in tasks or metrics, a value is not
+            finite, a value of ``single_task`` is 0, or a name in ``lower_is_better`` is no metric.
+    """
+    if not results or results.keys() != single_task.keys():
+        raise ValueError(
+            f"results must be of the tasks {list(single_task)}. Found {list(results)}."
+        )
+    metrics = {name for values in results.values() for name in values}
+    unknown = sorted(set(lower_is_better) - metrics)
+    if unknown:
+        raise ValueError(
+            f"lower_is_better must name metrics of {sorted(metrics)}. Found {unknown}."
+        )
+    tasks = []
+    for task, values in results.items():
+        alone = single_task[task]
+        if not values or values.keys() != alone.keys():
+            raise ValueError(
+                f"results of task {task!r} must have the metrics {list(alone)}. "
+                f"Found {list(values)}."
+            )
+        changes = []
+        for name, value in values.items():
+            if not (math.isfinite(value) and math.isfinite(alone[name]) and alone[name] != 0):
+                raise ValueError(
+                    f"{name} of task {task!r} must be finite, and not 0 for the single task. "
+                    f"Found {value!r} against {alone[name]!r}."
+                )
+            change = (value - alone[name]) / alone[name]
+            changes.append(-change if name in lower_is_better else change)
+        tasks.append(math.fsum(changes) / len(changes))
+    return 100 * math.fsum(tasks) / len(tasks)
+
+
+def ranking_distance(one: Sequence[str], other: Sequence[str]) -> float:
+    """Mean shift in position of the layers between two rankings (thesis, equation 4.20).
+
+    Returns:
+        0 for equal rankings; for ``n`` layers at most about ``n / 2``, for one turned round, and
+        about ``n / 3`` for two rankings by chance.
+
+    Raises:
+        ValueError: a ranking is empty, names a layer twice, or has other layers than the other.
+    """
+    positions = _positions(one, other)
+    return math.fsum(abs(place - positions[name]) for place, name in enumerate(one)) / len(one)
+
+
+def top_overlap(one: Sequence[str], other: Sequence[str], count: int) -> float:
+    """Share of the first ``count`` layers of one ranking that are among those of the other.
+
+    Returns:
+        From 0 to 1. Two rankings of ``n`` layers by chance have ``count / n``.
+
+    Raises:
+        ValueError: ``count`` does not lie between 1 and the number of layers, or as
+            :func:`ranking_distance`.
+    """
+    _positions(one, other)
+    if not 1 <= count <= len(one):
+        raise ValueError(f"count must lie between 1 and {len(one)}. Found count={count!r}.")
+    return len(set(one[:count]) & set(other[:count])) / count
+
+
+def _positions(one: Sequence[str], other: Sequence[str]) -> dict[str, int]:
+    """Place of each layer in the second ranking, once both are known to rank the same layers."""
+    for ranking in (one, other):
+        if not ranking or len(set(ranking)) < len(ranking):
+            raise ValueError(f"a ranking must name layers, each once. Found {list(ranking)}.")
+    if set(one) != set(other):
+        different = sorted(set(one) ^ set(other))
+        raise ValueError(f"the rankings must be of the same layers. Found {different} in one only.")
+    return {name: place for place, name in enumerate(other)}

@@ -1,0 +1,364 @@
+import copy
+import math
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from ktlib.mtl.aggregation import (
+    TABLE_IDS,
+    TaskGradients,
+    aggregator,
+    aggregators,
+    apply_gradients,
+    apply_gramians,
+    gramian,
+    task_gradients,
+)
+from ktlib.mtl.conflict import ConflictMeter
+
+DEVICE = torch.device(os.environ.get("KTLIB_TEST_DEVICE", "cpu"))
+
+# What a class must be told, for two tasks.
+NEEDED = {
+    "Constant": {"weights": torch.ones(2, dtype=torch.float64, device=DEVICE)},
+    "Krum": {"n_byzantine": 0, "n_selected": 2},
+    "NashMTL": {"n_tasks": 2},
+    "TrimmedMean": {"trim_number": 0},
+}
+# Those that set the length of the update themselves, or look at one task first.
+OWN_LENGTH = {"CAGrad", "ExcessMTL", "NashMTL", "PCD", "Random"}
+CLASSES = [name for name in aggregators() if name not in TABLE_IDS]
+
+
+def made(name, **options):
+    """The aggregator; the test is skipped where a solver that is an extra of torchjd is missing."""
+    try:
+        return aggregator(name, **NEEDED.get(TABLE_IDS.get(name, name), {}) | options)
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+def matrix(*rows):
+    return torch.tensor(rows, dtype=torch.float64, device=DEVICE)
+
+
+def close(found, expected, tolerance=1e-6):
+    expected = torch.as_tensor(expected, dtype=torch.float64, device=DEVICE)
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in OWN_LENGTH])
+def test_orthogonal_gradients_of_equal_length_add_up(name):
+    """The scale that all have in common; each class of torchjd is held to it, also a new one."""
+    if name == "Krum":
+        rows = torch.eye(3, 5, dtype=torch.float64, device=DEVICE)
+        combine = aggregator(name, n_byzantine=0, n_selected=3)
+    else:
+        rows, combine = torch.eye(2, 5, dtype=torch.float64, device=DEVICE), made(name)
+    # UPGrad and DualProj add a 10,000th to the diagonal of the Gramian.
+    close(combine(rows), rows.sum(dim=0), 1e-3)
+
+
+def test_the_exceptions_for_orthogonal_gradients():
+    rows = torch.eye(2, 3, dtype=torch.float64, device=DEVICE)
+    close(aggregator("PCD")(rows).norm(), 1.0)  # the length of the first task's gradient
+    random = aggregator("Random", seed=3)(rows)
+    close(random.sum(), 2.0)
+    assert random[0] != random[1]
+
+
+@pytest.mark.parametrize(("c", "times"), [(0.0, 1.0), (0.2, 1.2), (0.5, 1.5)])
+def test_cagrad_of_orthogonal_gradients(c, times):
+    """g_0 and g_w point the same way: g_0 + c |g_0| g_w / |g_w| = (1 + c) g_0, and T g_0 = sum."""
+    rows = torch.eye(2, 3, dtype=torch.float64, device=DEVICE)
+    close(made("cagrad", c=c)(rows), [times, times, 0.0], 1e-4)
+    close(made("cagrad", c=c, scale=1 / (1 + c**2))(rows), [times / (1 + c**2)] * 2 + [0.0], 1e-4)
+
+
+# cvxpy says that the problem as torchjd poses it is slow.
+@pytest.mark.filterwarnings("ignore:You are solving a parameterized problem:UserWarning")
+def test_nashmtl_of_orthogonal_gradients_has_the_length_it_is_clipped_to():
+    rows = torch.eye(2, 3, dtype=torch.float64, device=DEVICE)
+    combine = made("nashmtl", max_norm=1.0)
+    close(combine(rows), [1 / math.sqrt(2)] * 2 + [0.0], 1e-3)
+
+
+def test_joint_training_is_the_sum():
+    close(aggregator("joint")(matrix([1, 2, 3], [-4, 5, 6])), [-3.0, 7.0, 9.0])
+
+
+# Two gradients in conflict, cos = -0.71; what each method makes of them is worked out by hand.
+CONFLICT = ([2.0, 0.0], [-1.0, 1.0])
+
+
+def test_mgda_of_two_tasks_in_closed_form():
+    """gamma = <g2 - g1, g2> / |g1 - g2|^2 = 4 / 10, so 0.4 g1 + 0.6 g2 = (0.2, 0.6), twice."""
+    close(aggregator("mgda")(matrix(*CONFLICT)), [0.4, 1.2])
+
+
+def test_mgda_takes_the_shorter_gradient_where_it_is_the_nearest_point():
+    close(aggregator("mgda")(matrix([1.0, 0.0], [3.0, 1.0])), [2.0, 0.0])
+
+
+def test_pcgrad_of_two_tasks_in_closed_form():
+    """g1 - (<g1, g2> / |g2|^2) g2 = (1, 1); g2 - (<g1, g2> / |g1|^2) g1 = (0, 1)."""
+    close(aggregator("pcgrad")(matrix(*CONFLICT)), [1.0, 2.0])
+
+
+def test_upgrad_of_two_tasks_is_pcgrad():
+    """Each gradient is projected on what does not hurt the other: with two tasks the same."""
+    close(aggregator("upgrad")(matrix(*CONFLICT)), [1.0, 2.0], 1e-3)
+
+
+def test_dualproj_of_two_tasks_in_closed_form():
+    """A sum that hurts neither task stays; one that hurts a task loses its part along it."""
+    close(aggregator("dualproj")(matrix(*CONFLICT)), [1.0, 1.0], 1e-3)
+    one, other = matrix([1.0, 0.0], [-3.0, 1.0])
+    # The sum (-2, 1) would hurt the first task: without its part along g1, (0, 1) is left. The
+    # ten thousandth of the squared lengths that torchjd adds to the Gramian shows here.
+    close(aggregator("dualproj")(torch.stack([one, other])), [0.0, 1.0], 5e-3)
+
+
+def test_imtl_g_has_equal_projections():
+    rows = matrix([2.0, 0.0], [0.0, 1.0])
+    found = aggregator("imtl_g")(rows)
+    lengths = rows.norm(dim=1)
+    close((rows @ found / lengths)[0], (rows @ found / lengths)[1])
+    # w1 2 = w2 1 and w1 + w2 = 1: (2/3, 2/3), twice.
+    close(found, [4 / 3, 4 / 3])
+
+
+def test_cagrad_between_mean_and_mgda_of_two_tasks():
+    """Brute force over the one weight: min over w of <g_w, g_0> + c |g_0| |g_w|."""
+    rows, c = matrix(*CONFLICT), 0.4
+    mean = rows.mean(dim=0)
+    grid = torch.linspace(0, 1, 100001, dtype=torch.float64, device=DEVICE)[:, None]
+    mixed = grid * rows[0] + (1 - grid) * rows[1]
+    worst = mixed[(mixed @ mean + c * mean.norm() * mixed.norm(dim=1)).argmin()]
+    expected = 2 * (mean + c * mean.norm() * worst / worst.norm())
+    close(made("cagrad", c=c)(rows), expected, 1e-3)
+
+
+def test_fairgrad_of_two_tasks_solves_its_equation():
+    """Equation 4 of its paper: Gramian times weights = weights to the power -1 / alpha."""
+    rows = matrix([2.0, 0.0], [-1.0, 2.0])
+    combine = aggregator("fairgrad", alpha=1.0)
+    weights = combine.weights(rows @ rows.T)
+    close((rows @ rows.T).cpu() @ weights, (1 / weights).tolist(), 1e-4)
+
+
+def test_graddrop_keeps_one_sign_per_entry():
+    """Where signs agree the sum; else the positive part with probability P, or the negative."""
+    rows = matrix([3.0, 1.0, 0.0], [-1.0, 2.0, 0.0])
+    combine = aggregator("graddrop", seed=0)
+    found = torch.stack([combine(rows) for _ in range(400)])
+    assert set(found[:, 0].tolist()) == {3.0, -1.0}
+    close(found[:, 1].unique(), [3.0])
+    close(found[:, 2].unique(), [0.0])
+    share = (found[:, 0] > 0).double().mean()
+    assert share == pytest.approx(0.75, abs=0.08)  # P = (1 + 2 / 4) / 2
+
+
+def spread(tasks, seed, dimensions=500):
+    """Gradients with lengths of log-normal spread, as the tasks of a large set have them."""
+    source = torch.Generator().manual_seed(seed)
+    rows = torch.randn(tasks, dimensions, generator=source, dtype=torch.float64)
+    return (rows * torch.randn(tasks, 1, generator=source, dtype=torch.float64).exp()).to(DEVICE)
+
+
+def test_mgda_is_near_the_least_norm_at_forty_tasks():
+    """Against a bound from below: for any point w, |min|^2 >= 2 min_i <g_i, g_w> - |g_w|^2."""
+    ratios, as_shipped = [], []
+    for seed in range(3):
+        rows = spread(40, seed)
+        for combine, found in ((aggregator("mgda"), ratios), (shipped_mgda(), as_shipped)):
+            point = combine(rows) / 40
+            square = float(point @ point)
+            least = 2 * float((rows @ point).min()) - square
+            found.append(square / least if least > 0 else math.inf)
+    assert max(ratios) < 1.05
+    assert max(as_shipped) > 1.2
+
+
+def shipped_mgda():
+    return aggregator("mgda", epsilon=1e-3, max_iters=100)
+
+
+@pytest.mark.parametrize("name", ["mgda", "pcgrad", "cagrad", "upgrad", "dualproj", "imtl_g"])
+@pytest.mark.parametrize("size", [1e-12, 1e8])
+def test_update_scales_with_the_gradients(name, size):
+    """torchjd takes gradients of a Frobenius norm below 0.01 for zero: here none is too short."""
+    rows = spread(4, 0, 20)
+    whole, scaled = made(name)(rows), made(name)(size * rows)
+    torch.testing.assert_close(scaled / size, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["joint", "mgda", "pcgrad", "graddrop", "cagrad", "upgrad"])
+@pytest.mark.parametrize("rows", [[[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 2.0]]])
+def test_gradients_that_are_zero_make_no_nan(name, rows):
+    assert bool(made(name)(matrix(*rows)).isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "graddrop", "GradVac", "Random"])
+def test_random_methods_repeat_with_their_seed_and_leave_the_global_stream(name):
+    rows = spread(5, 1, 30)
+    first, second, third = (aggregator(name, seed=seed) for seed in (0, 0, 1))
+    before = torch.random.get_rng_state()
+    one = [first(rows) for _ in range(3)]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert all(torch.equal(a, second(rows)) for a in one)
+    assert not torch.equal(one[0], one[1])
+    assert not torch.equal(one[0], third(rows))
+
+
+def test_random_stream_goes_on_from_a_state_dict():
+    rows = spread(5, 1, 30)
+    first, second = aggregator("graddrop", seed=0), aggregator("graddrop", seed=7)
+    first(rows)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert torch.equal(first(rows), second(rows))
+
+
+def test_single_precision_gradients_get_weights_in_double():
+    rows = spread(40, 0)
+    found = aggregator("mgda")(rows.float())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), aggregator("mgda")(rows), rtol=1e-3, atol=1e-3)
+
+
+def test_every_name_of_the_tables_is_a_class_of_torchjd():
+    assert set(TABLE_IDS.values()) <= set(CLASSES)
+    assert {"joint", "mgda", "pcgrad", "graddrop", "cagrad"} <= set(aggregators())
+    assert "Aggregator" not in aggregators()
+    assert "MGDAWeighting" not in aggregators()
+
+
+def test_unknown_methods_and_options_are_refused():
+    with pytest.raises(ValueError, match="name must be one of joint, mgda, .*Found name='moco'"):
+        aggregator("moco")
+    with pytest.raises(ValueError, match=r"mgda takes the options \(epsilon.* Found .*'d': 1"):
+        aggregator("mgda", d=1)
+    with pytest.raises(ValueError, match="Krum takes the options .*n_byzantine"):
+        aggregator("Krum")
+    with pytest.raises(ValueError, match="scale must be above 0. Found scale=0"):
+        aggregator("mgda", scale=0)
+    with pytest.raises(ValueError, match="GradDrop needs the gradients themselves"):
+        aggregator("graddrop").weights(torch.eye(2))
+
+
+def test_inner_products_of_many_columns():
+    rows = torch.randn(3, 2**18 + 5, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    expected = rows.double() @ rows.double().T
+    found = gramian(rows)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-3)
+    assert gramian(rows[:, :0]).tolist() == [[0.0] * 3] * 3
+
+
+def model(dtype=torch.float64):
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)).to(DEVICE, dtype)
+    heads = {task: nn.Linear(5, 1).to(DEVICE, dtype) for task in "abc"}
+    x = torch.randn(7, 4).to(DEVICE, dtype)
+
+    def losses():
+        features = trunk(x)
+        return {
+            task: (head(features) - place).square().mean()
+            for place, (task, head) in enumerate(heads.items())
+        }
+
+    return trunk, heads, losses, {task: list(head.parameters()) for task, head in heads.items()}
+
+
+def all_gradients(trunk, heads):
+    modules = [trunk, *heads.values()]
+    found = [p.grad for module in modules for p in module.parameters()]
+    for module in modules:
+        module.zero_grad()
+    return found
+
+
+def test_joint_training_is_backward_of_the_sum_of_losses():
+    trunk, heads, losses, own = model()
+    torch.stack(list(losses().values())).sum().backward()
+    expected = all_gradients(trunk, heads)
+    gradients = task_gradients(losses(), trunk.parameters(), own=own)
+    apply_gradients(trunk, gradients, aggregator("joint"))
+    torch.testing.assert_close(all_gradients(trunk, heads), expected)
+    meter = ConflictMeter(trunk)
+    found = losses()
+    gramians = meter.observe_gramians(found, own=own, retain_graph=True)
+    apply_gramians(trunk, found, gramians, aggregator("joint"))
+    torch.testing.assert_close(all_gradients(trunk, heads), expected)
+
+
+@pytest.mark.parametrize("name", ["mgda", "pcgrad", "upgrad", "imtl_g", "cagrad"])
+def test_update_from_gramians_is_that_from_gradients(name):
+    trunk, heads, losses, own = model()
+    meter = ConflictMeter(trunk)
+    apply_gradients(trunk, meter.observe(losses(), own=own), made(name))
+    expected = all_gradients(trunk, heads)
+    found = losses()
+    gramians = meter.observe_gramians(found, own=own, retain_graph=True)
+    apply_gramians(trunk, found, gramians, made(name))
+    torch.testing.assert_close(all_gradients(trunk, heads), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_heads_are_not_touched_by_the_weights_of_the_trunk():
+    """A head's gradient is that of its own loss, whatever the aggregation makes of the trunk's."""
+    trunk, heads, losses, own = model()
+    torch.stack(list(losses().values())).sum().backward()
+    expected = [p.grad.clone() for head in heads.values() for p in head.parameters()]
+    apply_gradients(
+        trunk, task_gradients(losses(), trunk.parameters(), own=own), aggregator("mgda")
+    )
+    found = [p.grad for head in heads.values() for p in head.parameters()]
+    torch.testing.assert_close(found, expected)
+
+
+def test_tasks_with_one_head_add_up_on_it():
+    trunk, heads, *_ = model()
+    shared = list(heads["a"].parameters())
+    features = trunk(torch.ones(1, 4, dtype=torch.float64, device=DEVICE))
+    found = {"a": heads["a"](features).sum(), "b": 3 * heads["a"](features).sum()}
+    gradients = task_gradients(found, trunk.parameters(), own=dict.fromkeys("ab", shared))
+    bias = {id(parameter): value for parameter, value in gradients.own}[id(shared[1])]
+    assert bias.tolist() == [4.0]
+
+
+def test_gradients_replace_those_of_the_step_before():
+    trunk, _, losses, own = model()
+    for _ in range(2):
+        gradients = task_gradients(losses(), trunk.parameters(), own=own)
+        apply_gradients(trunk, gradients, aggregator("joint"))
+        first = [p.grad.clone() for p in trunk.parameters()]
+    torch.testing.assert_close([p.grad for p in trunk.parameters()], first)
+    optimiser = torch.optim.SGD(trunk.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in trunk.parameters()]
+    optimiser.step()
+    moved = [a - b for a, b in zip(before, trunk.parameters(), strict=True)]
+    torch.testing.assert_close(moved, [0.1 * gradient for gradient in first])
+
+
+def test_gradients_have_the_dtype_of_their_parameters():
+    trunk, _, losses, own = model(torch.bfloat16)
+    gradients = task_gradients(losses(), trunk.parameters(), own=own)
+    assert gradients.matrix.dtype == torch.float32
+    apply_gradients(trunk, gradients, aggregator("mgda"))
+    assert {p.grad.dtype for p in trunk.parameters()} == {torch.bfloat16}
+
+
+def test_gradients_of_another_trunk_are_refused():
+    trunk, heads, losses, _ = model()
+    gradients = task_gradients(losses(), trunk.parameters())
+    assert isinstance(gradients, TaskGradients)
+    with pytest.raises(ValueError, match="gradients must belong to the trunk's parameters"):
+        apply_gradients(heads["a"], gradients, aggregator("joint"))
+    found = losses()
+    gramians = ConflictMeter(trunk).observe_gramians(found, retain_graph=True)
+    with pytest.raises(ValueError, match=r"losses must be of \('a', 'b', 'c'\)"):
+        apply_gramians(trunk, {"a": found["a"], "b": found["b"]}, gramians, aggregator("joint"))

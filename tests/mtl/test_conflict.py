@@ -1,0 +1,542 @@
+import itertools
+import math
+import os
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ktlib.models import resnet18_features
+from ktlib.mtl import conflict
+from ktlib.mtl.conflict import BINS, SEVERITIES, ConflictMeter, pair_cosines
+from ktlib.mtl.layers import layers_of
+
+DEVICE = torch.device(os.environ.get("KTLIB_TEST_DEVICE", "cpu"))
+SEARCHES = ["observe", "observe_gramians"]
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 16, 8),
+        nn.Tanh(),
+        nn.Linear(8, 6),
+    ).to(DEVICE, torch.float64)
+
+
+def heads_of(tasks, width=6, seed=1):
+    torch.manual_seed(seed)
+    heads = {f"task{i}": nn.Linear(width, 3) for i in range(tasks)}
+    return {name: head.to(DEVICE, torch.float64) for name, head in heads.items()}
+
+
+def losses_of(trunk, heads, seed, size=6):
+    """Losses of one batch, each task with labels of its own."""
+    source = torch.Generator().manual_seed(seed)
+    images = torch.randn(8, 1, size, size, generator=source).to(next(trunk.parameters()))
+    features = trunk(images)
+    losses = {}
+    for task, head in heads.items():
+        labels = torch.randint(3, (8,), generator=source).to(DEVICE)
+        losses[task] = F.cross_entropy(head(features), labels)
+    return losses
+
+
+def own_of(heads):
+    return {task: list(head.parameters()) for task, head in heads.items()}
+
+
+def counts(meter):
+    state = meter.state_dict()
+    return {
+        name: torch.as_tensor(value).tolist()
+        for name, value in state.items()
+        if name in ("conflicts", "histograms", "observations")
+    }
+
+
+def by_separate_passes(trunk, heads, seeds, severity, layers):
+    """Conflict scores from a forward and a backward pass of its own for every task."""
+    scores = dict.fromkeys(layers, 0)
+    for seed in seeds:
+        gradients = {}
+        for task in heads:
+            trunk.zero_grad()
+            losses_of(trunk, heads, seed)[task].backward()
+            gradients[task] = {
+                name: torch.cat([p.grad.flatten().clone() for p in layer])
+                for name, layer in layers.items()
+            }
+        for one, other in itertools.combinations(heads, 2):
+            for name in layers:
+                cosine = F.cosine_similarity(gradients[one][name], gradients[other][name], dim=0)
+                scores[name] += int(cosine < severity)
+    trunk.zero_grad()
+    return scores
+
+
+class Vectors(nn.Module):
+    """Two layers that the losses are linear in: the gradients are the inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+        self.to(DEVICE, torch.float64)
+
+    def forward(self, to_first, to_second):
+        rows = [
+            torch.tensor(row, dtype=torch.float64, device=DEVICE) for row in (to_first, to_second)
+        ]
+        return (self.first(rows[0]) + self.second(rows[1])).sum()
+
+
+def direction(degrees, length=1.0):
+    angle = math.radians(degrees)
+    return [length * math.cos(angle), length * math.sin(angle)]
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_known_angles(search):
+    """120 and 95 degrees on the layers; together 2 cos 120 + 6 cos 95 over lengths (2.2, 3.6)."""
+    trunk = Vectors()
+    meter = ConflictMeter(trunk, severities=(0.0, -0.1, -0.4, -0.6))
+    getattr(meter, search)(
+        {
+            "a": trunk(direction(10, 1.0), direction(20, 2.0)),
+            "b": trunk(direction(130, 2.0), direction(115, 3.0)),
+        }
+    )
+    assert meter.scores(0.0) == {"first": 1, "second": 1}
+    assert meter.scores(-0.1) == {"first": 1, "second": 0}  # cos 95 = -0.087
+    assert meter.scores(-0.4) == {"first": 1, "second": 0}
+    assert meter.scores(-0.6) == {"first": 0, "second": 0}  # cos 120 = -0.5
+    together = (2 * math.cos(math.radians(120)) + 6 * math.cos(math.radians(95))) / math.sqrt(
+        5 * 13
+    )
+    assert -0.4 < together < -0.1
+    assert [meter.shared_score(s) for s in meter.severities] == [1, 1, 0, 0]
+    assert meter.histogram("second")[BINS.index(-0.09)] == 1
+    assert sum(meter.histogram("second")) == 1
+    assert meter.histogram()[sum(edge <= together for edge in BINS) - 1] == 1
+    assert meter.observations == 1
+    assert meter.pairs == {"first": 1, "second": 1}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("tasks", [2, 5])
+def test_one_pass_counts_what_separate_passes_count(search, tasks):
+    trunk, heads = network(), heads_of(tasks)
+    meter = ConflictMeter(trunk)
+    seeds = range(6)
+    for seed in seeds:
+        getattr(meter, search)(losses_of(trunk, heads, seed))
+    for severity in (0.0, -0.04, -0.15):
+        expected = by_separate_passes(trunk, heads, seeds, severity, layers_of(trunk))
+        assert meter.scores(severity) == expected
+    assert 0 < sum(meter.scores(-0.15).values()) < sum(meter.scores(0.0).values())
+    assert meter.observations == 6
+    assert set(meter.pairs.values()) == {6 * tasks * (tasks - 1) // 2}
+
+
+def test_the_gradients_are_those_of_backward():
+    trunk, heads = network(), heads_of(3)
+    found = ConflictMeter(trunk).observe(losses_of(trunk, heads, 0), own=own_of(heads))
+    assert found.tasks == ("task0", "task1", "task2")
+    for row, task in enumerate(found.tasks):
+        trunk.zero_grad()
+        losses_of(trunk, heads, 0)[task].backward()
+        expected = torch.cat([p.grad.flatten() for p in trunk.parameters()])
+        torch.testing.assert_close(found.matrix[row], expected)
+    own = {id(parameter): gradient for parameter, gradient in found.own}
+    for head in heads.values():
+        torch.testing.assert_close(own[id(head.weight)], head.weight.grad)
+
+
+def test_gramians_are_exact_and_counted_alike():
+    trunk, heads = network(), heads_of(5)
+    kept, dropped = ConflictMeter(trunk), ConflictMeter(trunk)
+    gradients = kept.observe(losses_of(trunk, heads, 3), own=own_of(heads))
+    gramians = dropped.observe_gramians(losses_of(trunk, heads, 3), own=own_of(heads))
+    expected = gradients.matrix @ gradients.matrix.T
+    torch.testing.assert_close(gramians.shared, expected.cpu(), rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(sum(gramians.layers.values()), gramians.shared)
+    assert counts(kept) == counts(dropped)
+    assert len(gramians.own) == len(gradients.own) == 10
+    for (one, left), (other, right) in zip(gradients.own, gramians.own, strict=True):
+        assert one is other
+        torch.testing.assert_close(left, right)
+
+
+class SkipsOverAll(nn.Module):
+    """The input of the head hangs on every layer: nothing but the output separates the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x):
+        outputs = [x]
+        for layer in self.layers:
+            outputs.append(layer(sum(outputs)).tanh())
+        return sum(outputs)
+
+
+class UsesOneTwice(nn.Module):
+    """One layer early and late: its gradient is complete only when both have been passed."""
+
+    def __init__(self):
+        super().__init__()
+        self.tied, *self.others = (nn.Linear(4, 4) for _ in range(3))
+        self.others = nn.ModuleList(self.others)
+
+    def forward(self, x):
+        x = self.others[0](self.tied(x).tanh()).tanh()
+        return self.tied(self.others[1](x).tanh()).tanh()
+
+
+class Splits(nn.Module):
+    """A node with several outputs in the one way through the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 8), nn.Linear(4, 4)
+
+    def forward(self, x):
+        left, right = self.one(x).chunk(2, dim=1)
+        return self.two(left.tanh() * right).tanh()
+
+
+class Scaled(nn.Module):
+    """A parameter of the module itself beside its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.two(self.one(x).tanh() * self.scale).tanh()
+
+
+@pytest.mark.parametrize("kind", [SkipsOverAll, UsesOneTwice, Splits, Scaled])
+def test_gramians_are_exact_in_other_graphs(kind):
+    torch.manual_seed(0)
+    trunk = kind().to(DEVICE, torch.float64)
+    heads = {f"t{i}": nn.Linear(4, 1).to(DEVICE, torch.float64) for i in range(3)}
+    x = torch.randn(5, 4, dtype=torch.float64, device=DEVICE)
+    losses = {task: head(trunk(x)).square().mean() for task, head in heads.items()}
+    features = trunk(x)
+    losses = {task: head(features).square().mean() for task, head in heads.items()}
+    meter = ConflictMeter(trunk)
+    expected = meter.observe(losses, retain_graph=True).matrix
+    found = meter.observe_gramians(losses).shared
+    torch.testing.assert_close(found, (expected @ expected.T).cpu())
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_task_may_leave_layers_out(search):
+    """The pair of the two early tasks has no cosine on the last layer, where they are not."""
+    torch.manual_seed(0)
+    first, last = (nn.Linear(4, 4).to(DEVICE, torch.float64) for _ in range(2))
+    trunk = nn.ModuleList([first, last])
+    x = torch.randn(5, 4, dtype=torch.float64, device=DEVICE)
+    early = first(x).tanh()
+    late = last(early)
+    losses = {"a": late.sum(), "b": late.square().sum(), "c": early.sum(), "d": -early.sum()}
+    meter = ConflictMeter(trunk)
+    getattr(meter, search)(losses)
+    assert meter.pairs == {"0": 6, "1": 1}
+    assert meter.histogram("0")[0] == 1  # c against d
+
+
+def test_network_is_cut_where_it_saves_most():
+    """ResNet18: one basic block of the last stage is the largest part, 42 % of the parameters."""
+    torch.manual_seed(0)
+    trunk = resnet18_features(1, 4, 2).to(DEVICE)
+    features = trunk(torch.randn(2, 1, 12, 12, device=DEVICE))
+    stretches = conflict._stretches(
+        {"a": features.sum(), "b": features.square().sum()}, list(trunk.parameters())
+    )
+    total = sum(p.numel() for p in trunk.parameters())
+    shares = [sum(p.numel() for p in stretch.parameters) / total for stretch in stretches]
+    assert sum(shares) == pytest.approx(1)
+    assert max(shares) == pytest.approx(0.42, abs=0.01)
+    assert len(shares) == 3
+    assert sum(len(stretch.parameters) for stretch in stretches) == len(list(trunk.parameters()))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, until they are freed."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                storage = value.untyped_storage()
+                if storage not in self.known:
+                    self.known.add(storage)
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self.freed, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def freed(self, size):
+        self.now -= size
+
+
+def test_memory_of_forty_tasks_is_halved():
+    torch.manual_seed(0)
+    trunk = resnet18_features(1, 8, 2).to(DEVICE)
+    heads = [nn.Linear(64, 1).to(DEVICE) for _ in range(40)]
+    images = torch.randn(2, 1, 12, 12, device=DEVICE)
+    peaks = {}
+    meters = {}
+    for search in SEARCHES:
+        features = trunk(images)
+        losses = {f"t{i}": head(features).square().mean() for i, head in enumerate(heads)}
+        meters[search] = ConflictMeter(trunk)
+        with LiveBytes() as memory:
+            result = getattr(meters[search], search)(losses)
+        assert len(result.tasks) == 40
+        peaks[search] = memory.peak
+    everything = 40 * 4 * sum(p.numel() for p in trunk.parameters())
+    assert peaks["observe"] >= everything
+    assert peaks["observe_gramians"] <= 0.5 * everything
+    assert set(meters["observe"].pairs.values()) == {780}
+
+
+def test_bins_below_a_severity_hold_its_conflicts():
+    trunk, heads = network(), heads_of(4)
+    meter = ConflictMeter(trunk, batch_norm=False)
+    for seed in range(5):
+        meter.observe(losses_of(trunk, heads, seed))
+    assert meter.layers == ("0", "4", "6")
+    for severity in SEVERITIES:
+        below = BINS.index(severity)
+        scores = meter.scores(severity)
+        for layer in meter.layers:
+            assert sum(meter.histogram(layer)[:below]) == scores[layer]
+        assert sum(meter.histogram()[:below]) == meter.shared_score(severity)
+    assert sum(meter.histogram()) == 5 * 6
+
+
+def test_batch_norms_are_part_of_the_shared_gradient_either_way():
+    trunk, heads = network(), heads_of(3)
+    without, counted = ConflictMeter(trunk, batch_norm=False), ConflictMeter(trunk)
+    for meter in (without, counted):
+        found = meter.observe(losses_of(trunk, heads, 0))
+        assert found.matrix.shape[1] == sum(p.numel() for p in trunk.parameters())
+    assert "1" in counted.layers
+    assert "1" not in without.layers
+    assert without.histogram() == counted.histogram()
+
+
+def test_edges_belong_to_the_bin_above_them():
+    """cos = 0 is no conflict; opposite and equal gradients are in the outer bins."""
+    trunk = Vectors()
+    meter = ConflictMeter(trunk, severities=[0.0], bins=(-1.0, 0.0, 1.0))
+    meter.observe({"a": trunk([1.0, 0.0], [1.0, 0.0]), "b": trunk([0.0, 1.0], [3.0, 0.0])})
+    meter.observe({"a": trunk([1.0, 0.0], [1.0, 0.0]), "b": trunk([-2.0, 0.0], [3.0, 0.0])})
+    assert meter.histogram("first") == [1, 1]
+    assert meter.histogram("second") == [0, 2]
+    assert meter.scores(0.0) == {"first": 1, "second": 0}
+
+
+def test_ranking_breaks_ties_by_the_order_of_the_network():
+    trunk = Vectors()
+    meter = ConflictMeter({"late": [trunk.second.weight], "early": [trunk.first.weight]}, [0.0])
+    assert meter.ranking(0.0) == ["late", "early"]
+    meter.observe({"a": trunk([1.0, 0.0], [1.0, 0.0]), "b": trunk([-1.0, 0.0], [3.0, 0.0])})
+    assert meter.ranking(0.0) == ["early", "late"]
+
+
+def test_quarters_add_up_to_the_whole_search():
+    trunk, heads = network(), heads_of(3)
+    whole, quarters = ConflictMeter(trunk), [ConflictMeter(trunk) for _ in range(4)]
+    for seed in range(8):
+        whole.observe(losses_of(trunk, heads, seed))
+        quarters[seed // 2].observe(losses_of(trunk, heads, seed))
+    merged = ConflictMeter(trunk)
+    for quarter in quarters:
+        before = counts(quarter)
+        merged.merge(quarter)
+        assert counts(quarter) == before
+    assert counts(merged) == counts(whole)
+
+
+def test_a_search_goes_on_where_it_was_saved(tmp_path):
+    trunk, heads = network(), heads_of(3)
+    whole, first = ConflictMeter(trunk), ConflictMeter(trunk)
+    for seed in range(4):
+        whole.observe(losses_of(trunk, heads, seed))
+    for seed in range(2):
+        first.observe(losses_of(trunk, heads, seed))
+    torch.save(first.state_dict(), tmp_path / "search.pt")
+    second = ConflictMeter(trunk)
+    second.observe(losses_of(trunk, heads, 9))  # replaced by what is loaded
+    for _ in range(2):
+        second.load_state_dict(torch.load(tmp_path / "search.pt", weights_only=True))
+        assert counts(second) == counts(first)
+    for seed in range(2, 4):
+        second.observe(losses_of(trunk, heads, seed))
+    assert counts(second) == counts(whole)
+    assert counts(first) != counts(whole)
+
+
+def test_counts_of_another_meter_are_refused():
+    trunk = network()
+    meter = ConflictMeter(trunk)
+    for other, name in [
+        (ConflictMeter(trunk, batch_norm=False), "layers"),
+        (ConflictMeter(trunk, [0.0]), "severities"),
+        (ConflictMeter(trunk, bins=(-1, 0, 1)), "bins"),
+    ]:
+        with pytest.raises(ValueError, match=f"{name} of the counts must be"):
+            meter.merge(other)
+        with pytest.raises(ValueError, match=f"{name} of the counts must be"):
+            meter.load_state_dict(other.state_dict())
+    assert meter.observations == 0
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_counting_leaves_no_gradients_behind(search):
+    trunk, heads = network(), heads_of(2)
+    losses = losses_of(trunk, heads, 0)
+    getattr(ConflictMeter(trunk), search)(losses)
+    assert all(p.grad is None for p in trunk.parameters())
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(losses["task1"], list(trunk.parameters()))
+    losses = losses_of(trunk, heads, 0)
+    getattr(ConflictMeter(trunk), search)(losses, retain_graph=True)
+    assert torch.autograd.grad(losses["task1"], list(trunk.parameters()))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_half_precision_counts_in_single_precision(search):
+    """Under autocast or outside of it, the inner products are not those of bfloat16."""
+    trunk, heads = network().float(), heads_of(3)
+    heads = {task: head.float() for task, head in heads.items()}
+    found = []
+    for inside in (True, False):
+        meter = ConflictMeter(trunk)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            losses = losses_of(trunk, heads, 0)
+            if inside:
+                result = getattr(meter, search)(losses)
+        if not inside:
+            result = getattr(meter, search)(losses)
+        found.append((counts(meter), result))
+    assert found[0][0] == found[1][0]
+    if search == "observe":
+        rows = found[0][1].matrix
+        assert rows.dtype == torch.float32
+        torch.testing.assert_close(rows, found[1][1].matrix)
+    else:
+        # Products of half precision would agree to 2 or 3 digits only.
+        torch.testing.assert_close(found[0][1].shared, found[1][1].shared, rtol=1e-5, atol=0)
+        kept = ConflictMeter(trunk)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            rows = kept.observe(losses_of(trunk, heads, 0)).matrix.double()
+        torch.testing.assert_close(found[0][1].shared, (rows @ rows.T).cpu(), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+def test_lengths_whose_squares_leave_single_precision(search, size):
+    trunk = Vectors().float()
+    a = size * (trunk.first(torch.tensor([1.0, 0.0], device=DEVICE)) + trunk.second.weight.sum())
+    b = size * (trunk.first(torch.tensor([-1.0, 1.0], device=DEVICE)) + trunk.second.weight.sum())
+    meter = ConflictMeter(trunk)
+    getattr(meter, search)({"a": a.sum(), "b": b.sum()})
+    assert meter.histogram("first")[BINS.index(-0.71)] == 1  # cos 135 degrees
+    assert meter.histogram("second")[-1] == 1
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gradients_that_are_not_finite_name_task_and_layer(search, bad):
+    trunk = Vectors()
+    meter = ConflictMeter(trunk)
+    good = {"a": trunk([1.0, 0.0], [1.0, 0.0]), "b": trunk([0.0, 1.0], [3.0, 0.0])}
+    getattr(meter, search)(good)
+    before = counts(meter)
+    losses = {"a": trunk([1.0, 0.0], [1.0, 0.0]), "b": trunk([0.0, 1.0], [bad, 0.0])}
+    with pytest.raises(FloatingPointError, match="task 'b' is not finite on layer 'second'"):
+        getattr(meter, search)(losses)
+    assert counts(meter) == before
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_losses_that_cannot_be_searched_are_refused(search):
+    trunk, heads = network(), heads_of(2)
+    meter = ConflictMeter(trunk)
+    losses = losses_of(trunk, heads, 0)
+    apart = nn.Linear(3, 1).to(DEVICE, torch.float64)
+    ones = torch.ones(3, dtype=torch.float64, device=DEVICE)
+
+    def refuse(message, **changed):
+        with pytest.raises(ValueError, match=message):
+            getattr(meter, search)(losses | changed, retain_graph=True)
+
+    refuse("loss of task 'alone' does not depend on the shared", alone=apart(ones).sum())
+    refuse("loss of task 'still' does not depend on the shared", still=torch.zeros(()))
+    refuse("loss of task 'task1' must be a scalar. Found shape \\(8,\\)", task1=torch.ones(8))
+    with pytest.raises(ValueError, match=r"at least 2 tasks. Found \['task0'\]"):
+        getattr(meter, search)({"task0": losses["task0"]})
+    with pytest.raises(ValueError, match=r"own must name tasks .* Found \['other'\]"):
+        getattr(meter, search)(losses, own={"other": apart.parameters()})
+    with pytest.raises(ValueError, match="task 'task0' has parameters of its own that are also"):
+        getattr(meter, search)(losses, own={"task0": [trunk[0].weight]})
+    trunk[0].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="must require gradients. Found 1 of 8 frozen"):
+        getattr(meter, search)(losses)
+    assert meter.observations == 0
+
+
+def test_frozen_layers_of_a_network_are_left_out():
+    trunk, heads = network(), heads_of(2)
+    trunk[0].requires_grad_(False)
+    meter = ConflictMeter(trunk)
+    meter.observe(losses_of(trunk, heads, 0))
+    assert meter.layers == ("1", "4", "6")
+    with pytest.raises(ValueError, match="layers whose parameters are trained. Found none"):
+        ConflictMeter(network().requires_grad_(False))
+
+
+@pytest.mark.parametrize("severity", [0.3, -1.0, -2.0, math.nan])
+def test_severity_outside_is_refused(severity):
+    with pytest.raises(ValueError, match=r"severity must lie in \(-1, 0\]. Found severity="):
+        ConflictMeter(network(), severities=[0.0, severity])
+
+
+def test_what_was_not_counted_is_refused():
+    meter = ConflictMeter(network(), severities=[0.0, -0.1])
+    with pytest.raises(ValueError, match=r"one of \(0.0, -0.1\).* Found severity=-0.2"):
+        meter.scores(-0.2)
+    with pytest.raises(ValueError, match="layer must be one of .* Found layer='8'"):
+        meter.histogram("8")
+    with pytest.raises(ValueError, match="bins must rise from -1 to 1"):
+        ConflictMeter(network(), bins=(-1, 0, 0, 1))
+    shared = nn.Linear(2, 2).weight
+    with pytest.raises(ValueError, match="each parameter in one layer"):
+        ConflictMeter({"a": [shared], "b": [shared]})
+
+
+def test_cosines_of_pairs_by_hand():
+    """Lengths 1, 2, 0 and inner product -1 of the first two: cos = -0.5, others undefined."""
+    gramian = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 4.0, 0.0], [0.0, 0.0, 0.0]])
+    cosines, defined = pair_cosines(gramian)
+    assert cosines.tolist() == [-0.5, 0.0, 0.0]
+    assert defined.tolist() == [True, False, False]
