@@ -18,10 +18,13 @@ from ktlib.data.loaders import (
     load_pairs,
 )
 from ktlib.data.multi_task import (
+    MultiTaskFiles,
     MultiTaskImages,
     Task,
+    load_celeba,
     load_multi_fashion_mnist,
     load_tasks,
+    open_tasks,
 )
 from ktlib.data.root import data_root
 from ktlib.data.topic import TopicLists, TopicProtocol, read_topic_lists, topic_keys, topic_lists
@@ -29,6 +32,7 @@ from ktlib.data.topic import TopicLists, TopicProtocol, read_topic_lists, topic_
 __all__ = [
     "DataError",
     "LabelledImages",
+    "MultiTaskFiles",
     "MultiTaskImages",
     "Task",
     "TopicLists",
@@ -37,6 +41,7 @@ __all__ = [
     "data_root",
     "image_names",
     "load",
+    "load_celeba",
     "load_cifar100",
     "load_cub200",
     "load_digits",
@@ -47,6 +52,7 @@ __all__ = [
     "load_pairs",
     "load_tasks",
     "normalised",
+    "open_tasks",
     "read_topic_lists",
     "topic_keys",
     "topic_lists",

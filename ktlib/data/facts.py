@@ -13,9 +13,13 @@ DATA_SETS = (
     "mini_imagenet",
     "cub200",
     "multi_fashion_mnist",
+    "celeba",
+    "cityscapes",
+    "nyuv2",
+    "pascal_context",
 )
 # Several targets for each image: ktlib.data.multi_task loads them.
-MULTI_TASK = ("multi_fashion_mnist",)
+MULTI_TASK = ("multi_fashion_mnist", "celeba", "cityscapes", "nyuv2", "pascal_context")
 SPLITS = ("train", "test")
 
 # idx file names begin with these words; "t10k" is the ten thousand images of the test split.

@@ -1,6 +1,7 @@
 """Images with several targets each, and the data sets of multi-task learning.
 
-A target is a class, or a map over the pixels: classes, depth, normals, saliency or edges.
+A target is a class, or a map over the pixels: classes, depth, normals, saliency or edges. Sets of
+one file per image and target are also read image by image, through :class:`MultiTaskFiles`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ktlib.data import facts
-from ktlib.data.files import read_verified
+from ktlib.data import celeba, facts
+from ktlib.data.files import data_error, read_verified
 from ktlib.data.idx import decode_idx
+from ktlib.data.loaders import manifest_facts
 from ktlib.data.root import data_root
 
 if TYPE_CHECKING:
     # Only for the types: reading manifests and checksums must not cost the import of torch.
     from torch import Tensor
+
+    from ktlib.data.file_sets import FileSet
 
 Kind = Literal["classes", "segmentation", "depth", "normals", "saliency", "edges"]
 # The pixels that a loss and a metric leave out, in a segmentation, a saliency or an edge map.
@@ -134,10 +138,104 @@ def _wrong_target(task: Task, values: Tensor, images: tuple[int, ...]) -> str | 
     return None
 
 
+class MultiTaskFiles:
+    """One split of a set that stays in its files: a map-style data set for a ``DataLoader``.
+
+    A file is compared with the SHA-256 that ``data_prep`` recorded each time it is read.
+
+    Args:
+        data: The set.
+        split: "train" or "test".
+        root: The data root; None stands for :func:`ktlib.data.data_root`.
+
+    Raises:
+        ValueError: an unknown split.
+        DataError: the set is not prepared.
+    """
+
+    def __init__(self, data: FileSet, split: str, root: Path | None = None) -> None:
+        _check_split(split)
+        self.data, self.tasks = data, data.tasks
+        self.folder = (root or data_root()) / data.name
+        self._known = manifest_facts(data.name, None, root)
+        listed = data.lists.get(split)
+        text = self._read(listed).decode("utf-8") if listed else ""
+        self._rows = data.rows(split, text, self._known)
+
+    def __len__(self) -> int:
+        """The number of images, n."""
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """One image and its targets, without the dimension n.
+
+        Raises:
+            DataError: a file is missing or altered; the message names it and the command.
+        """
+        import torch
+
+        paths = self._rows[row]
+        try:
+            decoded = self.data.decode({role: self._read(path) for role, path in paths.items()})
+        except ValueError as error:
+            path = self.folder / paths[getattr(error, "role", "image")]
+            problem = f"Data file {path} is not as expected: {error}."
+            raise data_error(self.data.name, problem) from error
+        image, targets = decoded
+        return torch.from_numpy(image), {k: torch.from_numpy(v) for k, v in targets.items()}
+
+    def in_memory(
+        self, rows: Sequence[int] | None = None, size: tuple[int, int] | None = None
+    ) -> MultiTaskImages:
+        """The images at ``rows``, by default all, read at once.
+
+        Args:
+            rows: Their numbers.
+            size: Height and width to which smaller images are filled up, to the right and below:
+                the image with 0, the targets with what stands for no value. Needed where images
+                differ in size.
+
+        Raises:
+            ValueError: images differ in size, or one is larger than ``size``.
+            DataError: as for reading one image.
+        """
+        import torch
+
+        images: list[Tensor] = []
+        columns: dict[str, list[Tensor]] = {task.name: [] for task in self.tasks}
+        for row in range(len(self)) if rows is None else rows:
+            image, targets = self[row]
+            wanted = size or tuple((images[0] if images else image).shape[1:])
+            missing = [w - found for w, found in zip(wanted, image.shape[1:], strict=True)]
+            if min(missing) < 0 or (size is None and max(missing) > 0):
+                rule = f"images must have the size {wanted}" + (" or less" if size else "")
+                raise ValueError(f"{rule}. Found {tuple(image.shape[1:])} in row {row}.")
+            images.append(_filled(image, missing, 0))
+            for task in self.tasks:
+                empty = 0 if task.kind in ("depth", "normals") else IGNORE
+                columns[task.name].append(_filled(targets[task.name], missing, empty))
+        stacked = {name: torch.stack(values) for name, values in columns.items()}
+        return MultiTaskImages(torch.stack(images), stacked, self.tasks)
+
+    def _read(self, file: str) -> bytes:
+        if file not in self._known:
+            problem = f"The manifest in {self.folder} does not list {file}."
+            raise data_error(self.data.name, problem)
+        return read_verified(self.folder / file, self._known[file], self.data.name).tobytes()
+
+
+def _filled(values: Tensor, missing: Sequence[int], empty: int) -> Tensor:
+    """``values`` (..., h, w) with ``missing`` rows below and columns to the right."""
+    from torch.nn.functional import pad
+
+    return pad(values, (0, missing[1], 0, missing[0]), value=empty) if any(missing) else values
+
+
 MULTI_FASHION_MNIST_TASKS = (
     Task("item", "classes", facts.FASHION_NAMES),
     Task("digit", "classes", facts.DIGIT_NAMES),
 )
+CELEBA_TASKS = tuple(Task(name, "classes", ("no", "yes")) for name in celeba.ATTRIBUTES)
 
 
 def load_multi_fashion_mnist(split: str, root: Path | None = None) -> MultiTaskImages:
@@ -158,11 +256,52 @@ def load_multi_fashion_mnist(split: str, root: Path | None = None) -> MultiTaskI
     return _in_memory(images[:, None], labels, MULTI_FASHION_MNIST_TASKS)
 
 
+def load_celeba(split: str, root: Path | None = None) -> MultiTaskImages:
+    """CelebA: faces, 64x64, 162,770 train, 19,867 valid and 19,962 test, 40 tasks of two classes.
+
+    The images stay on the disk until they are used; changes to them never reach the file.
+    Arguments and errors as in :func:`load_tasks`; besides its two splits there is "valid".
+    """
+    from ktlib.data.photographs import map_images  # Pillow, only where it is needed
+
+    name = "celeba"
+    _check_split(split, celeba.SPLITS)
+    folder = (root or data_root()) / name
+    files = celeba.FILES[split]
+    known = manifest_facts(name, files, root)
+    images = map_images(folder / files[0], known[files[0]], name)
+    content = read_verified(folder / files[1], known[files[1]], name)
+    try:
+        return _in_memory(images, decode_idx(content), CELEBA_TASKS)
+    except ValueError as error:
+        problem = f"The files {' and '.join(files)} in {folder} do not fit together: {error}"
+        raise data_error(name, problem) from error
+
+
+def open_tasks(name: str, split: str, root: Path | None = None) -> MultiTaskFiles:
+    """One split of a set that stays in its files: "cityscapes", "nyuv2" or "pascal_context".
+
+    CityScapes (Cordts et al., 2016): street scenes, 128x256, 2,975 train and 500 test, 7 classes
+    and inverse depth. NYUv2 (Silberman et al., 2012): rooms, 288x384, 795 train and 654 test, 13
+    classes, depth and normals. PASCAL-Context (Mottaghi et al., 2014): photographs of many sizes,
+    4,998 train and 5,105 test, five tasks. The test split is what the literature calls ``val`` and
+    reports on. Arguments and errors as in :func:`load_tasks`.
+    """
+    from ktlib.data.file_sets import CITYSCAPES, NYUV2
+    from ktlib.data.pascal_context import PASCAL_CONTEXT
+
+    sets = {data.name: data for data in (CITYSCAPES, NYUV2, PASCAL_CONTEXT)}
+    if name not in sets:
+        raise ValueError(f"name must be one of {', '.join(sets)}. Found name={name!r}.")
+    return MultiTaskFiles(sets[name], split, root)
+
+
 def load_tasks(name: str, split: str, root: Path | None = None) -> MultiTaskImages:
-    """One split of a data set with several targets for each image.
+    """One split of a data set with several targets for each image, in memory.
 
     Args:
-        name: "multi_fashion_mnist".
+        name: "multi_fashion_mnist", "celeba", "cityscapes" or "nyuv2"; for "pascal_context", whose
+            images differ in size, use :func:`open_tasks`.
         split: "train" or "test".
         root: The data root; None stands for :func:`ktlib.data.data_root`.
 
@@ -172,6 +311,9 @@ def load_tasks(name: str, split: str, root: Path | None = None) -> MultiTaskImag
     """
     loaders: dict[str, Callable[[str, Path | None], MultiTaskImages]] = {
         "multi_fashion_mnist": load_multi_fashion_mnist,
+        "celeba": load_celeba,
+        "cityscapes": lambda split, root: open_tasks("cityscapes", split, root).in_memory(),
+        "nyuv2": lambda split, root: open_tasks("nyuv2", split, root).in_memory(),
     }
     if name not in loaders:
         raise ValueError(f"name must be one of {', '.join(loaders)}. Found name={name!r}.")
@@ -189,6 +331,7 @@ def _in_memory(
     return MultiTaskImages(torch.from_numpy(images), targets, tasks)
 
 
-def _check_split(split: str) -> None:
-    if split not in facts.SPLITS:
-        raise ValueError(f"split must be 'train' or 'test'. Found split={split!r}.")
+def _check_split(split: str, splits: tuple[str, ...] = facts.SPLITS) -> None:
+    if split not in splits:
+        known = " or ".join(repr(one) for one in splits)
+        raise ValueError(f"split must be {known}. Found split={split!r}.")
