@@ -403,7 +403,7 @@ pd.DataFrame(rows).style.hide(axis="index").format({"D <= 0": "{:.2%}"})
 #
 # {eq}`eq-recon-proof-difference` is a prediction that can be tested: the difference divided by $\alpha$ must tend to $-\sum_{k\in P}D_k$. The network is a ResNet18 with two
 # heads on the images of {ref}`chap-fcl`, which show an article of clothing and a digit each: task 1 names the article, task 2 the digit. It is trained jointly for a few epochs; then the
-# gradients and losses are taken on a fixed set of images.
+# gradients and losses are taken on a fixed set of images of the training split, drawn anew.
 
 # %%
 from torch import nn
@@ -697,8 +697,8 @@ print(f"conflicting pairs {counted} of 3, slope {slope(gramian, torch.ones(3).do
 # the second step. It says nothing about the end of training, and nothing about new images. More free parameters make it easy to win on the training loss.
 # ````
 #
-# **New images.** The same steps on the network, made from the training images, now measured by the loss of test images. The prediction $-\sum D_k$ is no promise any more; the part of the gradient that belongs to the single
-# training images does not help there.
+# **Other images.** The same steps on the network, made from the same gradients, but now measured by the loss on as many test images. The prediction $-\sum D_k$ is no promise any more. Part of each
+# $\lVert g_i\rVert^2$ in it is chance, the more of it the fewer images the gradient is averaged over; chance lowers the loss of these images, and does not carry over to others.
 
 # %%
 alpha = P.step_sizes[-2]
@@ -709,18 +709,18 @@ for seed, point in networks.items():
         found = point.measured_slopes(alpha, weights, chosen[seed], fresh)
         rows += [
             {"seed": seed, "version": version, "set": n, "slope": s,
-             "as in training": s * point.predicted_slope(weights, chosen[seed][n]) > 0}
+             "same sign": s * point.predicted_slope(weights, chosen[seed][n]) > 0}
             for n, s in found.items()
         ]  # fmt: skip
 
 # %%
 record.table("slopes_on_test_images", rows)
 on_test = pd.DataFrame(rows)
-glue("recon-proof-same-sign", 100 * float(on_test["as in training"].mean()), display=False)
+glue("recon-proof-same-sign", 100 * float(on_test["same sign"].mean()), display=False)
 on_test.groupby(["version", "set"])["slope"].agg(["mean", "min", "max"]).style.format("{:+.4f}")
 
 # %% [markdown]
-# {glue:text}`recon-proof-same-sign:.0f` % of these slopes have the sign that the training images gave them.
+# {glue:text}`recon-proof-same-sign:.0f` % of these slopes have the sign that they had on the images of the step.
 #
 # **Many steps.** Two linear regression tasks with few noisy examples each, once with the same true weights and once with opposite ones. A shared weight vector and two copies start at zero and make many steps of the mean version.
 
@@ -899,7 +899,7 @@ pd.DataFrame(rows).style.hide(axis="index").format(precision=4)
 # - Theorem 4.1 holds, with slips of notation only (E1). On a real network the loss difference tends to the prediction as the step gets small, and at usual rates it may have the other sign.
 # - Its condition (4.6) is true for conflicting pairs and for many others; with equal weights the conclusion needs no condition at all. It does not favour conflict layers (E2).
 # - On the sum of losses, which is what is trained, the sign of the inner products decides. That version does single out conflict layers (E3).
-# - Both are about one step, from one point, on the training images (E4). Whether splitting helps in the end is a matter of experiments with controls.
+# - Both are about one step, from one point, on the images of that step (E4). Whether splitting helps in the end is a matter of experiments with controls.
 #
 # ## Further reading
 #
