@@ -265,9 +265,7 @@ def task_gradients(
     shared = tuple(dict.fromkeys(parameters))
     mine = check_tasks(losses, shared, own)
     sizes = [parameter.numel() for parameter in shared]
-    matrix = torch.zeros(
-        (len(losses), sum(sizes)), dtype=matrix_dtype(shared), device=shared[0].device
-    )
+    matrix = empty_rows(len(losses), shared, shared)
     found = OwnGradients()
     with no_autocast(shared[0].device):
         for row, (task, loss) in enumerate(losses.items()):
@@ -348,12 +346,11 @@ def gramian(rows: Tensor) -> Tensor:
     The products of a chunk are formed in the rows' own precision; what float64 is for is the sum
     over millions of entries.
     """
-    total = torch.zeros((len(rows), len(rows)), dtype=torch.float64, device=rows.device)
     # Shorter on a CPU, whose products lose digits with length, than on a GPU, where calls cost.
+    chunks = rows.split(2**20 if rows.is_cuda else 2**15, dim=1)
     with no_autocast(rows.device):
-        for chunk in rows.split(2**20 if rows.is_cuda else 2**15, dim=1):
-            total += chunk @ chunk.T
-    return total
+        products = [(chunk @ chunk.T).double() for chunk in chunks]
+    return products[0] if len(products) == 1 else torch.stack(products).sum(dim=0)
 
 
 def parameters_of(
@@ -411,16 +408,28 @@ def matrix_dtype(parameters: Sequence[nn.Parameter]) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
+def empty_rows(
+    tasks: int, columns: Sequence[nn.Parameter], parameters: Sequence[nn.Parameter]
+) -> Tensor:
+    """Room for the gradients on some of the parameters, one row per task."""
+    width = sum(parameter.numel() for parameter in columns)
+    kind = matrix_dtype(parameters)
+    return torch.empty((tasks, width), dtype=kind, device=parameters[0].device)
+
+
 def no_autocast(device: torch.device) -> torch.autocast:
     """Autocast off: it would compute inner products in half precision."""
     return torch.autocast(device.type, enabled=False)
 
 
 def fill_row(row: Tensor, sizes: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
-    """Copy gradients into one row; zeros stay where a task has none."""
-    for part, gradient in zip(row.split(list(sizes)), gradients, strict=True):
-        if gradient is not None:
-            part.view(gradient.shape).copy_(gradient)
+    """Copy gradients into one row, zeros where a task has none."""
+    parts = [
+        row.new_zeros(size) if gradient is None else gradient.reshape(-1)
+        for size, gradient in zip(sizes, gradients, strict=True)
+    ]
+    if parts:
+        torch.cat(parts, out=row)
 
 
 class OwnGradients:

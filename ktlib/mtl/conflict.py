@@ -20,6 +20,7 @@ from ktlib.mtl.aggregation import (
     TaskGradients,
     TaskGramians,
     check_tasks,
+    empty_rows,
     fill_row,
     gramian,
     independent,
@@ -82,6 +83,7 @@ class ConflictMeter:
         counted = layers_of(trunk, batch_norm) if isinstance(trunk, nn.Module) else trunk
         self._everything = {name: list(layer) for name, layer in everything.items() if layer}
         self._parameters = parameters_of(self._everything)
+        self._owner = {p: name for name, layer in self._everything.items() for p in layer}
         if len(self._parameters) < sum(map(len, self._everything.values())):
             raise ValueError("trunk must hold each parameter in one layer. Found one in two.")
         if not self._parameters or not counted:
@@ -119,9 +121,7 @@ class ConflictMeter:
                 the iteration is counted.
         """
         gradients = task_gradients(losses, self._parameters, own=own, retain_graph=retain_graph)
-        sizes = [parameter.numel() for parameter in self._parameters]
-        blocks = dict(zip(self._parameters, gradients.matrix.split(sizes, dim=1), strict=True))
-        self.count(_layer_gramians(self._everything, blocks, gradients.tasks))
+        self.count(self._products(gradients.tasks, self._parameters, gradients.matrix))
         return gradients
 
     def observe_gramians(
@@ -153,15 +153,12 @@ class ConflictMeter:
             for stretch in stretches:
                 first, last = stretch is stretches[0], stretch is stretches[-1]
                 sizes = [parameter.numel() for parameter in stretch.parameters]
-                rows = torch.zeros(
-                    (len(tasks), sum(sizes)),
-                    dtype=matrix_dtype(self._parameters),
-                    device=self._parameters[0].device,
-                )
+                rows = empty_rows(len(tasks), stretch.parameters, self._parameters)
                 for row, task in enumerate(tasks):
                     output, flow = entries[row]
-                    if not first and flow is None:
-                        continue  # nothing of this task comes so far down
+                    if not first and flow is None:  # nothing of this task comes so far down
+                        rows[row].zero_()
+                        continue
                     private = mine[task] if first else []
                     exits = [] if stretch.exit is None else [stretch.exit]
                     targets: list[Any] = [*stretch.parameters, *private, *exits]
@@ -180,10 +177,9 @@ class ConflictMeter:
                         raise independent(task)
                     entries[row] = (stretch.exit, onward)
                     del gradients, shared, flow
-                blocks = dict(zip(stretch.parameters, rows.split(sizes, dim=1), strict=True))
-                for name, part in _layer_gramians(self._everything, blocks, tasks).items():
+                for name, part in self._products(tasks, stretch.parameters, rows).items():
                     products[name] = products[name] + part if name in products else part
-                del rows, blocks
+                del rows
         self.count(products)
         shared_products = torch.stack(list(products.values())).sum(dim=0)
         counted = {name: products[name] for name in self.layers}
@@ -278,6 +274,34 @@ class ConflictMeter:
             if own != given:
                 raise ValueError(f"{name} of the counts must be {own}. Found {given}.")
 
+    def _products(
+        self, tasks: Sequence[str], parameters: Sequence[nn.Parameter], rows: Tensor
+    ) -> dict[str, Tensor]:
+        """Inner products on each layer that has columns among the rows, as float64 on the CPU."""
+        widths: dict[str, int] = {}
+        for parameter in parameters:  # in the order of the layers, so those of a layer are together
+            name = self._owner[parameter]
+            widths[name] = widths.get(name, 0) + parameter.numel()
+        if not widths:
+            return {}
+        blocks = dict(zip(widths, rows.split(list(widths.values()), dim=1), strict=True))
+        # One transfer for all layers: on a GPU each one waits for everything before it.
+        found = torch.stack([gramian(block) for block in blocks.values()]).cpu()
+        squares = found.diagonal(dim1=-2, dim2=-1)
+        doubtful = (~squares.isfinite() | (squares < 1e-30)).any(dim=1)
+        for index, (name, block) in enumerate(blocks.items()):
+            if not doubtful[index]:
+                continue
+            for task, finite in zip(tasks, block.isfinite().all(dim=1).tolist(), strict=True):
+                if not finite:
+                    raise FloatingPointError(
+                        f"the gradient of task {task!r} is not finite on layer {name!r}: "
+                        "lower the lr, or look at the loss of this task."
+                    )
+            # Finite, but too long or too short for their squares in float32; or 0.
+            found[index] = gramian(block.double()).cpu()
+        return dict(zip(blocks, found, strict=True))
+
     def _column(self, severity: float) -> int:
         if severity not in self.severities:
             raise ValueError(
@@ -304,44 +328,6 @@ def pair_cosines(gramians: Tensor) -> tuple[Tensor, Tensor]:
     defined = lengths > 0
     cosines = gramians[..., first, second] / torch.where(defined, lengths, 1.0)
     return torch.where(defined, cosines, 0.0).clamp(-1, 1), defined
-
-
-def _layer_gramians(
-    layers: Layers, blocks: Mapping[nn.Parameter, Tensor], tasks: Sequence[str]
-) -> dict[str, Tensor]:
-    """Inner products on each layer that has a parameter among the blocks, as float64 on the CPU.
-
-    Args:
-        layers: name -> parameters.
-        blocks: parameter -> ``(T, size)`` gradients.
-        tasks: names of the rows.
-    """
-    parts = {
-        name: [blocks[parameter] for parameter in layer if parameter in blocks]
-        for name, layer in layers.items()
-    }
-    parts = {name: part for name, part in parts.items() if part}
-    if not parts:
-        return {}
-    # One transfer for all layers: on a GPU each one waits for everything before it.
-    found = torch.stack([_sum(gramian(block) for block in part) for part in parts.values()]).cpu()
-    squares = found.diagonal(dim1=-2, dim2=-1)
-    doubtful = ~squares.isfinite() | (squares < 1e-30)
-    for row in doubtful.any(dim=1).nonzero().flatten().tolist():
-        name, part = list(parts.items())[row]
-        for index, task in enumerate(tasks):
-            if not all(bool(block[index].isfinite().all()) for block in part):
-                raise FloatingPointError(
-                    f"the gradient of task {task!r} is not finite on layer {name!r}: "
-                    "lower the lr, or look at the loss of this task."
-                )
-        # Finite, but too long or too short for the squares in float32.
-        found[row] = _sum(gramian(block.double()) for block in part).cpu()
-    return dict(zip(parts, found, strict=True))
-
-
-def _sum(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(tensors)).sum(dim=0)
 
 
 @dataclass(frozen=True)
