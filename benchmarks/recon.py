@@ -93,7 +93,7 @@ def backward_passes(
     ]
 
 
-def slowest_difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+def largest_difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     """The largest difference of two sets of numbers, relative to the largest number."""
     return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
 
@@ -136,7 +136,7 @@ def main() -> None:
         rows = torch.stack(
             [torch.cat([g.flatten() for g in row]) for row in backward_passes(losses, parameters)]
         )
-        error = slowest_difference([(kept.matrix, rows)])
+        error = largest_difference([(kept.matrix, rows)])
         del kept, rows
         calls: dict[str, Callable[[], object]] = {
             "backward": lambda given=losses: backward_passes(given, parameters),
@@ -165,7 +165,7 @@ def main() -> None:
     sides = [ConflictMeter(trunk), ConflictMeter(trunk)]
     rows = sides[0].observe(losses, retain_graph=True).matrix.double()
     found = sides[1].observe_gramians(losses, retain_graph=True).shared
-    error = slowest_difference([(found, (rows @ rows.T).cpu())])
+    error = largest_difference([(found, (rows @ rows.T).cpu())])
     del rows
     everything = peak_bytes(lambda: backward_passes(losses, parameters), device)
     observed = peak_bytes(lambda: sides[0].observe(losses, retain_graph=True), device)
