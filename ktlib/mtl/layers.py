@@ -1,0 +1,85 @@
+"""Which layers a network has, and which parameters belong to each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from torch import nn
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def layers_of(module: nn.Module, batch_norm: bool = True) -> dict[str, list[nn.Parameter]]:
+    """The layers of a network: every module that owns parameters itself, not through a child.
+
+    Weight and bias of a layer belong together. Convolutions, batch norms and linear layers are
+    layers, and so is a module of your own with an ``nn.Parameter``; a block of layers is none.
+
+    Frozen parameters, those with ``requires_grad=False``, are left out; a layer all of whose
+    parameters are frozen is no layer at all.
+
+    Args:
+        module: the network.
+        batch_norm: whether batch norms count, as in the thesis (chapter 4) and its released code,
+            where they come out on top of the rankings.
+
+    Returns:
+        Name as in ``module.named_modules()`` -> trainable parameters, in the order in which the
+        network registered its layers. The name of the network itself is ``""``.
+
+    Raises:
+        ValueError: a module with parameters, or a parameter, has two names. Which of the two a
+            layer stands for would be ambiguous.
+    """
+    _refuse_two_names(module)
+    layers = {}
+    for name, layer in module.named_modules():
+        own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
+        if own and (batch_norm or not isinstance(layer, _BATCH_NORMS)):
+            layers[name] = own
+    return layers
+
+
+def check_layers(module: nn.Module, layers: Iterable[str] | str) -> tuple[str, ...]:
+    """The names, in the order of the network and each once, if all are layers of ``module``.
+
+    Raises:
+        ValueError: a name is unknown, or what it names has no trainable parameters of its own;
+            or as :func:`layers_of`.
+    """
+    known, modules = layers_of(module), dict(module.named_modules())
+    chosen = {layers} if isinstance(layers, str) else set(layers)
+    for name in sorted(chosen - known.keys()):
+        if name in modules:
+            frozen = bool(list(modules[name].parameters(recurse=False)))
+            why = "all its parameters are frozen" if frozen else "it has no parameters of its own"
+            found = f"{name!r} ({type(modules[name]).__name__}); {why}."
+        else:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            hint = f"did you mean {close[0]!r}?" if close else "it has no layers."
+            found = f"{name!r}; {hint}"
+        raise ValueError(f"layers must name layers of {type(module).__name__}. Found {found}")
+    return tuple(name for name in known if name in chosen)
+
+
+def _refuse_two_names(module: nn.Module) -> None:
+    """Modules with parameters, and parameters, must each have one name."""
+    first: dict[nn.Module, str] = {}
+    for name, part in module.named_modules(remove_duplicate=False):
+        if next(part.parameters(recurse=False), None) is None:
+            continue  # one ReLU may serve in many places
+        if part in first:
+            raise ValueError(
+                f"module must hold each layer once. Found one {type(part).__name__} under the "
+                f"names {first[part]!r} and {name!r}."
+            )
+        first[part] = name
+    owners: dict[nn.Parameter, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter in owners:
+            raise ValueError(
+                "module must hold each parameter once. Found one under the names "
+                f"{owners[parameter]!r} and {name!r}."
+            )
+        owners[parameter] = name
