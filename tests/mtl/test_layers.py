@@ -65,7 +65,7 @@ def test_names_come_back_in_the_order_of_the_network_each_once(own_module):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("layer1.0.conv", "Found 'layer1.0.conv'; did you mean 'layer1.0.conv1'?"),
+        ("layer1.0.konv1", "Found 'layer1.0.konv1'; did you mean 'layer1.0.conv1'?"),
         ("bn", "Found 'bn'; did you mean 'bn1'?"),
         ("layer1", "Found 'layer1' (Sequential); it has no parameters of its own."),
         ("pool", "Found 'pool' (AdaptiveAvgPool2d); it has no parameters of its own."),
