@@ -45,7 +45,7 @@
 # papermill notebooks/fcl.ipynb out.ipynb -p seeds '[7]' -p noise_bound 0.02
 # ```
 #
-# Which parts of F2M matter, and for which settings, is the matter of the [next chapter](fcl_studies.py).
+# Which parts of F2M matter, and for which settings, is the matter of the [next chapter](chap-fcl-studies).
 
 # %% tags=["parameters"]
 profile = "cpu"  # name of this set of values, noted in the record
@@ -1091,7 +1091,7 @@ print(f"loss {found.loss_at_minimum:.2f}, indicator {found.indicator:.1e}")
 #
 # ## Further reading
 #
-# [Which parts of F2M matter](fcl_studies.py) is the next chapter, {ref}`proof-fcl` the proof. The paper
+# [Which parts of F2M matter](chap-fcl-studies) is the next chapter, {ref}`proof-fcl` the proof. The paper
 # {cite}`shi2021f2m`, the thesis {cite}`shi2025thesis`, why flat minima were
 # looked for first {cite}`hochreiter1997flat`, and another way to find them {cite}`foret2021sam`.
 
