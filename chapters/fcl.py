@@ -789,7 +789,7 @@ grid.sort_values("mean accuracy", ascending=False).style.hide(axis="index").form
 # the prototypes is the stronger of the two halves of the base loss.
 #
 # The learning rate of the sessions, and what else a method leaves open, was searched for every method alike:
-# `python -m benchmarks.methods_fcl`. Each profile has a search at its own size, because a short training leaves a
+# `python -m benchmarks.methods_fcl --profile cpu`. The long run has a search at its own size: a short training leaves a
 # network that bears smaller steps. This is the one at the size of the live run; every setting tried is listed.
 
 # %% tags=["hide-input", "table"]
