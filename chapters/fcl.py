@@ -776,9 +776,8 @@ setting = ["noise_bound", "prototype_weight", "session_lr"]
 grid = found[setting].drop_duplicates().reset_index(drop=True)
 for name in ("mean_accuracy", "last_accuracy", "flatness_gain"):
     grid[name.replace("_", " ")] = mean_and_spread(found, setting, name)["mean"].round(2)
-own = (
-    grid[grid["noise_bound"] == P.noise_bound].groupby("prototype_weight")["flatness gain"].first()
-)
+chosen = grid[grid["flatness gain"] >= 3].sort_values("mean accuracy").iloc[-1]["noise_bound"]
+own = grid[grid["noise_bound"] == chosen].groupby("prototype_weight")["flatness gain"].first()
 for weight in (own.index.min(), own.index.max()):
     glue(f"fcl-search-gain-{'with' if weight else 'without'}", float(own[weight]), display=False)
 grid.sort_values("mean accuracy", ascending=False).style.hide(axis="index").format(precision=4)
