@@ -179,13 +179,15 @@ save_figure(fig, P.run_dir, "images")
 # %%
 import copy
 import inspect
+import textwrap
 
 from IPython.display import Code
 
 
 def shown(function):
     """The lines of a function below its description."""
-    return Code(inspect.getsource(function).split('"""')[2].strip("\n"), language="python")
+    lines = inspect.getsource(function).split('"""')[2].strip("\n")
+    return Code(textwrap.dedent(lines), language="python")
 
 
 shown(FewShotExperiment.train_plain)
