@@ -45,7 +45,7 @@
 # papermill notebooks/fcl.ipynb out.ipynb -p seeds '[7]' -p noise_bound 0.02
 # ```
 #
-# Which parts of F2M matter, and for which settings, is the matter of the [next chapter](fcl_studies.py).
+# Which parts of F2M matter, and for which settings, is the matter of the [next chapter](chap-fcl-studies).
 
 # %% tags=["parameters"]
 profile = "cpu"  # name of this set of values, noted in the record
@@ -179,13 +179,15 @@ save_figure(fig, P.run_dir, "images")
 # %%
 import copy
 import inspect
+import textwrap
 
 from IPython.display import Code
 
 
 def shown(function):
     """The lines of a function below its description."""
-    return Code(inspect.getsource(function).split('"""')[2].strip("\n"), language="python")
+    lines = inspect.getsource(function).split('"""')[2].strip("\n")
+    return Code(textwrap.dedent(lines), language="python")
 
 
 shown(FewShotExperiment.train_plain)
@@ -265,8 +267,8 @@ save_figure(fig, P.run_dir, "forgetting")
 # %% [markdown]
 # Fine-tuning learns the new classes better and pays with the old ones: this is *catastrophic
 # forgetting* {cite}`mccloskey1989`. The frozen network forgets nothing. When the new images are few, what it
-# fails to learn costs less than what fine-tuning forgets, and the do-nothing baseline wins. It belongs
-# into every comparison: in table 3.1 of the thesis all earlier incremental methods stay below it.
+# fails to learn can cost less than what fine-tuning forgets: compare the last column of the two rows. The do-nothing
+# baseline belongs into every comparison: in table 3.1 of the thesis all earlier incremental methods stay below it.
 #
 # ## The idea: a place where small changes do no harm
 #
@@ -448,7 +450,8 @@ glue("fcl-flat-thesis", float(printed_flat["Baseline"] / printed_flat["F2M"]), d
 # %% [markdown]
 # Over all seeds, splits and half-widths of this run, the indicator of plain training is at least
 # {glue:text}`fcl-flat-min:.1f` times that of F2M. The thesis prints indicators whose ratio is
-# {glue:text}`fcl-flat-thesis:.1f` on test data (table 3.5). Noise does find flatter minima.
+# {glue:text}`fcl-flat-thesis:.1f` on test data (table 3.5). Above 1, training under noise found the flatter minimum in every
+# case.
 #
 # ### A look at the landscape
 #
@@ -775,9 +778,8 @@ setting = ["noise_bound", "prototype_weight", "session_lr"]
 grid = found[setting].drop_duplicates().reset_index(drop=True)
 for name in ("mean_accuracy", "last_accuracy", "flatness_gain"):
     grid[name.replace("_", " ")] = mean_and_spread(found, setting, name)["mean"].round(2)
-own = (
-    grid[grid["noise_bound"] == P.noise_bound].groupby("prototype_weight")["flatness gain"].first()
-)
+chosen = grid[grid["flatness gain"] >= 3].sort_values("mean accuracy").iloc[-1]["noise_bound"]
+own = grid[grid["noise_bound"] == chosen].groupby("prototype_weight")["flatness gain"].first()
 for weight in (own.index.min(), own.index.max()):
     glue(f"fcl-search-gain-{'with' if weight else 'without'}", float(own[weight]), display=False)
 grid.sort_values("mean accuracy", ascending=False).style.hide(axis="index").format(precision=4)
@@ -789,7 +791,7 @@ grid.sort_values("mean accuracy", ascending=False).style.hide(axis="index").form
 # the prototypes is the stronger of the two halves of the base loss.
 #
 # The learning rate of the sessions, and what else a method leaves open, was searched for every method alike:
-# `python -m benchmarks.methods_fcl`. Each profile has a search at its own size, because a short training leaves a
+# `python -m benchmarks.methods_fcl --profile cpu`. The long run has a search at its own size: a short training leaves a
 # network that bears smaller steps. This is the one at the size of the live run; every setting tried is listed.
 
 # %% tags=["hide-input", "table"]
@@ -804,7 +806,8 @@ grid.style.hide(axis="index").format(precision=2)
 # %% [markdown]
 # One pattern runs through the table: most methods do best where they change the network *least*. At
 # its smallest rates fsll is the frozen network under another name. With five images a class there
-# is little to learn and much to lose, and no method of the table finds a way around that.
+# is little to learn and much to lose: on these held-out images no method of the table is ahead of ncm by as much as
+# a point, crt included, which sees all data.
 
 # %% [markdown]
 # (sec-fcl-claims)=
@@ -857,7 +860,7 @@ def better(claim, printed_in, thesis, method, reference):
 at_end = printed["session_9"]
 differ = "{:+.2f} points at session 9".format
 claims = [
-    better("The frozen network beats fine-tuning without a box", "Table 3.6",
+    better("At the thesis's learning rate the frozen network beats fine-tuning without a box", "Table 3.6",
            "43.83 against 6.45 at session 9", "ncm", "finetune fast"),
     better("F2M beats the frozen network", "Table 3.1",
            differ(at_end["F2M"] - at_end["Baseline"]), "f2m", "ncm"),
@@ -1002,13 +1005,17 @@ f"PD: A {80 - 60}, B {50 - 40}; A reaches {new_accuracy:.0f} % on new classes"
 # ```{exercise}
 # :label: ex-fcl-bound
 # *Change a parameter.* What should happen to `f2m` as $b\to0$? Predict it, then run the chapter with
-# `-p noise_bound 0.0` and compare the rows `ncm` and `f2m`. Are they equal in every digit? Why?
+# `-p noise_bound 0.0` and compare the rows `ncm` and `f2m`. Are they equal in every digit? If not, what else
+# has to be switched off?
 # ```
 #
 # ````{solution} ex-fcl-bound
 # :class: dropdown
-# With $b=0$ the noise is zero and the prototypes do not shift, so the base session is plain training, bit for bit,
-# and the box holds the single point $\phi^\star$: nothing moves. The rows agree in every digit.
+# The box holds the single point $\phi^\star$, so no session moves anything. The base session is *nearly* plain training: all
+# draws are the same point, and prototypes do not shift. But batch norm counts every pass: its running statistics behind the cut are
+# updated once for each of the $M$ draws, and once more for the prototypes without noise, instead of once a step. So the
+# test accuracies differ a little. With `-p noise_draws 1 -p prototype_weight 0.0` as well there is one pass, and the rows agree in
+# every digit. The test suite holds `f2m_loss` to this limit.
 # ````
 #
 # ```{exercise}
@@ -1091,7 +1098,7 @@ print(f"loss {found.loss_at_minimum:.2f}, indicator {found.indicator:.1e}")
 #
 # ## Further reading
 #
-# [Which parts of F2M matter](fcl_studies.py) is the next chapter, {ref}`proof-fcl` the proof. The paper
+# [Which parts of F2M matter](chap-fcl-studies) is the next chapter, {ref}`proof-fcl` the proof. The paper
 # {cite}`shi2021f2m`, the thesis {cite}`shi2025thesis`, why flat minima were
 # looked for first {cite}`hochreiter1997flat`, and another way to find them {cite}`foret2021sam`.
 

@@ -21,7 +21,7 @@
 # penalty, normalised prototypes, and a number to choose for each. Which of them change the result, and
 # which could be left out?
 #
-# This chapter takes the finished method of [the chapter before](fcl.py) and changes one thing at a time.
+# This chapter takes the finished method of [the chapter before](chap-fcl) and changes one thing at a time.
 #
 # After this chapter you can
 #
@@ -30,7 +30,7 @@
 # - tell what the authors' printed text and their released code do differently, and whether it matters,
 # - say when a box around the weights helps, when it does nothing, and when it is in the way.
 #
-# **Before you start.** Read [the chapter on F2M](fcl.py) first. The [notation page](../notation.md) has the symbols.
+# **Before you start.** Read [the chapter on F2M](chap-fcl) first. The [notation page](../notation.md) has the symbols.
 #
 # **Time to run.** A few minutes on two CPU cores at the default size; the
 # [execution page](../execution.md) shows the time of the run that you are reading.
@@ -113,7 +113,7 @@ record = RunRecord.start("fcl_studies", P, data=data.checksums(P.dataset))
 
 # %% [markdown]
 # `FewShotExperiment` holds what must be the same wherever settings are compared: the sessions, the normalised images,
-# the base training and the methods. All of it is explained step by step in [the chapter before](fcl.py).
+# the base training and the methods. All of it is explained step by step in [the chapter before](chap-fcl).
 
 # %%
 from ktlib.fcl.experiment import FewShotExperiment

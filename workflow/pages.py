@@ -232,7 +232,10 @@ def _state(record: RunRecord) -> str:
 def _command(record: RunRecord) -> str:
     if record.profile in PROFILES:
         return f"`make record CHAPTER={record.chapter} PROFILE={record.profile}`"
-    return f"`python -m benchmarks.{record.profile}_{record.chapter}`"
+    # A search at the size of a profile carries its name: `methods_cpu`.
+    script, _, size = record.profile.partition("_")
+    at_size = f" --profile {size}" if size else ""
+    return f"`python -m benchmarks.{script}_{record.chapter}{at_size}`"
 
 
 def _versions(records: Sequence[RunRecord]) -> str:

@@ -174,12 +174,15 @@ def test_execution_part_tells_time_device_and_versions():
     assert "`python -m benchmarks.search_part`" in pages.execution_part(
         [record()], [record(profile="search")]
     )
+    assert "`python -m benchmarks.methods_part --profile cpu`" in pages.execution_part(
+        [record()], [record(profile="methods_cpu")]
+    )
 
 
 @pytest.mark.parametrize("path", sorted((project.ROOT / "results").glob("*.json")))
 def test_the_command_named_for_a_committed_record_is_there(path):
     text = pages.execution_part([record()], [load_record(path)])
-    scripts = re.findall(r"`python -m benchmarks\.(\w+)`", text)
+    scripts = re.findall(r"`python -m benchmarks\.(\w+)(?: --profile \w+)?`", text)
     named = scripts or re.findall(r"`make record CHAPTER=(\S+) PROFILE", text)
     assert len(named) == 1
     folder = "benchmarks" if scripts else "chapters"
