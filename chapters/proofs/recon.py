@@ -16,10 +16,10 @@
 # (proof-recon)=
 # # Does splitting conflict layers lower the loss? The proof, line by line
 #
-# **The question.** Recon {cite}`shi2023recon` finds the layers in which the gradients of several tasks point against each
-# other, and gives each task a copy of its own of these layers. A theorem says that after one step of gradient descent the network with the copies has a
-# lower loss than the shared one. What exactly is proved, from which assumptions, and is it a reason to split *conflict* layers
-# rather than others?
+# **The question.** Recon {cite}`shi2023recon`, the method of {ref}`chap-recon`, finds the layers in which the gradients of several
+# tasks point against each other, and gives each task a copy of its own of these layers. A theorem says that after one step of
+# gradient descent the network with the copies has a lower loss than the shared one. What exactly is proved, from which
+# assumptions, and is it a reason to split *conflict* layers rather than others?
 #
 # The theorem is true, and this page proves it in full. Each step is checked by algebra or by numbers, and a box, called an *erratum*, says where
 # the page departs from the thesis {cite}`shi2025thesis` and why. The last part of the question has a surprising answer.
@@ -31,7 +31,8 @@
 # - say why the condition of the theorem is about the lengths of gradients as much as about conflict,
 # - say which version of the theorem does single out conflict layers, and what one step does *not* tell.
 #
-# **Before you start.** You should know gradients, inner products and the first-order Taylor expansion.
+# **Before you start.** You should know gradients, inner products and the first-order Taylor expansion. The page can be read
+# without the chapter on the method; the [notation page](../../notation.md) has the symbols.
 #
 # **Time to run.** About two minutes on one CPU core; the [execution page](../../execution.md) has the
 # time of the run that you are reading. To run it again: `make book`.
@@ -90,7 +91,7 @@ record = RunRecord.start("proofs/recon", P, data=data.checksums("pairs"))
 # - $g_i^{\mathrm{fix}}$, all layers of the trunk that stay shared,
 # - $g_i^{\mathrm{ts}}$, the head of task $i$, which belongs to one task in both networks.
 #
-# Two networks make one step of gradient descent with rate $\alpha$ from the same point. With weights $w_j\ge0$, the **shared** step ends at
+# Two networks make one step of gradient descent with rate $\alpha$ from the same point. With weights $w_j$, the **shared** step ends at
 # $\theta^{\mathrm{sh}}$ and the **split** step at $\theta^{\mathrm{sp}}$:
 #
 # ```{math}
@@ -117,8 +118,9 @@ record = RunRecord.start("proofs/recon", P, data=data.checksums("pairs"))
 # It is Theorem 4.1 of the thesis, where $P$ is the set of conflict layers. That $P$ may be *any* set is no addition of this page: the proof uses
 # nothing else. Here come the four assumptions, with a case where each holds and one where it fails, and the meaning of $\alpha_0$.
 #
-# The test bench for them are tasks with prescribed gradients, $L_i(v)=\langle g_i,v\rangle+\frac c2\lVert v\rVert^2$ at $v=0$. `measured_slopes` makes both
-# steps and returns the difference *split minus shared* of the summed losses, divided by $\alpha$.
+# They are tried out on tasks with prescribed gradients, $L_i(v)=\langle g_i,v\rangle+\frac c2\lVert v\rVert^2$ at $v=0$, the **bench** of this page.
+# `measured_slopes` makes both steps and returns the difference *split minus shared* of the summed losses, divided by $\alpha$. Below zero, the
+# split network is ahead.
 
 # %%
 from ktlib.mtl.proof import SharedPoint, condition_holds, cosines, point_with_gradients, slope
@@ -194,6 +196,14 @@ for name, weights in {"mean": half, "sum": ones}.items():
     print(f"{name:>4}: {measured(bench((1.0, 0.0), (1.0, 0.0)), 1e-6, weights):+.3f}")
 
 # %% [markdown]
+# The paper {cite}`shi2023recon` asks only for the sum; that no weight is negative is added here, since step 3 uses it. It is needed: two
+# gradients at right angles satisfy the next assumption, and still the split network is worse with these weights.
+
+# %%
+negative = torch.tensor([1.5, -0.5], dtype=torch.float64)
+print(f"{measured(bench((1.0, 0.0), (0.0, 0.5)), 1e-6, negative):+.3f}")
+
+# %% [markdown]
 # ```{prf:assumption} Condition (4.6)
 # :label: ass-recon-norms
 # For all ordered pairs $i\ne j$ of tasks and all layers $k\in P$: $\ \cos_{ij}^{(k)}\lVert g_i^{(k)}\rVert<\lVert g_j^{(k)}\rVert$.
@@ -222,6 +232,34 @@ pd.DataFrame(rows).style.hide(axis="index").format(precision=3)
 
 # %% [markdown]
 # Where the condition fails, in the last row, the conclusion fails with unequal weights: the slope is positive. With equal weights it holds all the same; erratum E2 says why.
+#
+# For two entries the condition can be drawn. Keep $g_1=(1,0)$ and let $g_2$ be any point of the plane:
+
+# %%
+side = torch.linspace(-1.25, 1.75, 301, dtype=torch.float64)
+second = torch.cartesian_prod(side, side)
+both = torch.stack([torch.tensor([1.0, 0.0]).double().expand_as(second), second], dim=1)
+plane = condition_holds(both @ both.mT).double().reshape(301, 301).T  # rows: second entry
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "A plane with an arrow from the origin to the right, the first gradient. Grey are a disc that has the arrow as its diameter and all points to the right of the arrow's tip; everywhere else the condition holds. The left half of the plane, where the tasks conflict, is only a part of that. Three of the four marked points lie outside of the grey region.", "classes": "chart"}, "figure": {"name": "fig-recon-proof-plane", "caption": "Where the second gradient may lie, if the first one is the arrow: the condition (4.6) fails in the grey region and holds elsewhere, on both sides of the dotted line. Left of that line the tasks are in conflict. Crosses: the cases of the table. Computed from the condition, not from a run."}}
+fig, ax = plt.subplots(figsize=(5.4, 4.2))
+ax.contourf(side, side, plane, levels=[-0.5, 0.5, 1.5], colors=["0.8", "white"])
+ax.axvline(0, color="black", linestyle=":", linewidth=1)
+ax.annotate("", (1, 0), (0, 0), arrowprops={"arrowstyle": "-|>", "color": "C0", "linewidth": 2})
+ax.text(0.5, -0.14, "$g_1$", color="C0", ha="center")
+for name, (across, up) in cases.items():
+    ax.plot(across, up, "x", color="C1", markersize=8, markeredgewidth=2)
+    ax.text(across, up + 0.09, name, ha="center")
+ax.text(-0.62, -1.1, "conflict", ha="center")
+ax.text(0.5, -1.1, "aligned", ha="center")
+ax.text(1.38, -1.1, "(4.6) fails", ha="center")
+ax.set(xlabel="first entry of $g_2$", ylabel="second entry", aspect="equal")
+ax.grid(visible=False)
+save_figure(fig, P.run_dir, "plane")
+
+# %% [markdown]
+# The whole left half of {numref}`fig-recon-proof-plane`, conflict, satisfies the condition. So does a large part of the right half. It fails in the disc,
+# where $g_2$ is aligned and the shorter one, and beyond the tip of the arrow, where $g_1$ is.
 #
 # **And a small rate.** The theorem promises some $\alpha_0$ and gives no number for it. On the bench with curvature $c$ and equal weights the difference is
 # $-\alpha D\,(1-\frac{c\alpha}2)$, so that $\alpha_0=2/c$: the rate beyond which gradient descent itself diverges. Here $c=1$, and $D$ is 1.6:
@@ -368,7 +406,21 @@ for i, j in ((0, 1), (1, 0)):
     print(f"i, j = {i + 1}, {j + 1}: condition {condition:+.2f}, bracket {bracket:+.2f}")
 
 # %% [markdown]
-# Now many random sets of three gradients of different lengths, with random and with equal weights. How often is $D\le0$, so that the conclusion fails?
+# The brackets say more than the theorem does. Each task has its own sum over $j$ in them:
+#
+# ```{prf:corollary} Every task gains
+# :label: cor-recon-each
+# If no single weight is 1, then under the assumptions of {prf:ref}`thm-proof-recon` and for small $\alpha$ not only the sum falls, but
+# $L_i(\theta^{\mathrm{sp}})<L_i(\theta^{\mathrm{sh}})$ for *every* task $i$.
+# ```
+#
+# ```{prf:proof}
+# By {prf:ref}`lem-recon-taylor` the difference for task $i$ is $-\alpha\sum_{k\in P}\sum_jw_j\big(\lVert g_i^{(k)}\rVert^2-\langle g_i^{(k)},g_j^{(k)}\rangle\big)+o(\alpha)$. The bracket is zero for $j=i$ and above zero for all others, and one of the others has a
+# positive weight.
+# ```
+#
+# Now many random sets of three gradients of different lengths, with random and with equal weights. How often is $D\le0$, so that the theorem's conclusion fails? And how often is
+# there a task that does not gain? `task_slopes` computes the differences of the single tasks.
 
 # %%
 stream = generator(P.seeds[0], "trials")
@@ -386,19 +438,23 @@ random_weights = random_weights / random_weights.sum(dim=1, keepdim=True)
 holds = condition_holds(products)
 
 # %%
+from ktlib.mtl.proof import task_slopes
+
 rows = []
 for name, chosen in {"random": random_weights, "equal": torch.full((3,), 1 / 3).double()}.items():
-    fails = slope(products, chosen) >= 0
+    each = task_slopes(products, chosen)
+    cases = {"D <= 0": slope(products, chosen) >= 0, "a task loses": (each >= 0).any(dim=1)}
     for kind, among in {"holds": holds, "fails": ~holds}.items():
-        share = float(fails[among].double().mean())
-        rows.append({"weights": name, "(4.6)": kind, "sets": int(among.sum()), "D <= 0": share})
+        row = {"weights": name, "(4.6)": kind, "sets": int(among.sum())}
+        rows.append(row | {n: float(case[among].double().mean()) for n, case in cases.items()})
 
 # %%
 record.table("random_gradients", rows)
-pd.DataFrame(rows).style.hide(axis="index").format({"D <= 0": "{:.2%}"})
+pd.DataFrame(rows).style.hide(axis="index").format("{:.2%}", subset=["D <= 0", "a task loses"])
 
 # %% [markdown]
-# Under the condition it never fails. Without it, it fails sometimes with random weights, and again never with equal ones.
+# Under the condition both columns are zero, as proved. Without it, $D\le0$ occurs with random weights and never with equal ones; a single task loses far more often, with equal weights too.
+# So this is what (4.6) is worth in joint training with the mean: not that the *sum* falls, but that *no task* pays for it.
 #
 # ## The theorem on a real network
 #
@@ -448,9 +504,10 @@ def train_network(seed):
 
 
 # %% [markdown]
-# Two things make the test sharp. First, everything is computed in float64: for $\alpha=10^{-6}$ the two losses agree in about seven digits, and float32 has no more than that. Second, batch
+# Two things make the test sharp. First, everything is computed in float64: for $\alpha=10^{-6}$ the two losses differ by about a millionth, and float32 has no more than seven digits. Second, batch
 # norm is in `eval` mode. Its running mean and variance are no parameters, and no gradient reaches them; in training mode every forward pass would move them, and the loss of an image would
-# depend on the other images. `network_point` takes care of both, on a copy. A *layer* is a module that has parameters itself, batch norms included (40 here).
+# depend on the other images. `network_point` takes care of both, on a copy. A *layer* is a module that has parameters itself, batch norms included; here there are
+# {glue:text}`recon-proof-count`.
 
 # %%
 measuring = "cpu" if device.type == "mps" else device  # float64
@@ -484,6 +541,7 @@ for seed, point in networks.items():
 # %%
 layers = pd.DataFrame(layer_rows)
 record.table("layers", layer_rows)
+glue("recon-proof-count", len(ranked), display=False)
 cosine_of = layers.set_index(["seed", "layer"])["cosine"]
 pd.DataFrame(
     {s: {n: cosine_of[s].loc[P_].mean() for n, P_ in sets.items()} for s, sets in chosen.items()}
@@ -600,9 +658,9 @@ for name, share in (shares | {"conflict": 1 - aligned.mean()}).items():
 # ````{admonition} Erratum E2: the theorem does not say that conflict layers are the right ones
 # :class: warning
 # The proof uses of $P$ only that its layers satisfy (4.6). So *any* such set $P$ will do, aligned layers included, and
-# as each layer adds its own $D_k>0$ to {eq}`eq-recon-proof-difference`, the theorem likes best the *largest* one. With equal weights there is not even a condition ({prf:ref}`prp-recon-equal`). The other direction has a
-# gap too: with three or more tasks a layer in which *some* pairs conflict need not satisfy (4.6) for the others. The evidence for choosing by conflict is
-# the comparison with random, first and last layers in the experiments, not the theorem.
+# as each layer adds its own $D_k>0$ to {eq}`eq-recon-proof-difference`, the theorem likes best the *largest* one. With equal weights the sum of the losses needs no condition at all ({prf:ref}`prp-recon-equal`). The other direction has a
+# gap too: with three or more tasks a layer in which *some* pairs conflict need not satisfy (4.6) for the others. *Repair:* state the theorem for any $P$. The evidence for choosing by conflict is
+# the comparison with random, first and last layers, in {ref}`chap-recon` and {ref}`chap-recon-studies`, not the theorem.
 # ````
 #
 # ```{prf:proposition} Equal weights need no condition
@@ -652,8 +710,8 @@ print("condition holds:", bool(condition_holds(gramian)))
 # {prf:ref}`lem-recon-taylor` and {eq}`eq-recon-proof-difference` do not use the sum of the weights. Put $w_j=1$ there: $D_k=\sum_i\lVert g_i\rVert^2-\sum_i\sum_j\langle g_i,g_j\rangle=-\sum_{i\ne j}\langle g_i,g_j\rangle$.
 # ```
 #
-# No condition is left, and the sign now depends on the layer: sharing wins a step where the tasks agree, and loses it where they conflict. For two tasks the best $P$ is *exactly* the set of the
-# conflict layers. By algebra:
+# No condition is left, and the sign now depends on the layer: sharing wins a step where the tasks agree, and loses it where they conflict. In {numref}`fig-recon-proof-plane` it is the dotted line that
+# decides, not the grey region. For two tasks the best $P$ for a small step is *exactly* the set of the conflict layers. By algebra:
 
 # %%
 total = {w[j]: 1 for j in range(3)}
@@ -790,7 +848,23 @@ print(f"mean {at_end.mean():.3f}, highest {at_end.max():.3f}")
 # %% [markdown]
 # Its mean is {glue:text}`recon-proof-end-cosine:.2f`. So it matters *when* conflicts are counted; Recon's search uses the first quarter of the training.
 #
-# The theorem also says nothing about other rules for the step: momentum, weight decay and the gradient manipulation of MGDA, PCGrad or CAGrad make other steps than {eq}`eq-recon-proof-steps`.
+# **Gradient surgery.** Both networks must use *the same* weights $w_j$ for the layers that stay shared; only then these layers cancel in step 2. MGDA {cite}`desideri2012mgda,sener2018mgda`, PCGrad {cite}`yu2020pcgrad` and
+# CAGrad {cite}`liu2021cagrad` compute their weights from the gradients of all shared layers. After the split these are fewer, and the weights are others. PCGrad's do not have the sum 1 either. Two tasks with
+# two layers, one of which is split; the weights are divided by $T$, so that those of joint training are those of the mean:
+
+# %%
+from ktlib.mtl import aggregator
+
+stays = torch.tensor([[1.0, 0.0], [-0.5, 1.0]], dtype=torch.float64)
+goes = torch.tensor([[2.0, 0.0], [-1.0, 0.5]], dtype=torch.float64)
+before, after = stays @ stays.T + goes @ goes.T, stays @ stays.T
+for name in ("joint", "mgda", "pcgrad"):
+    found = [aggregator(name).weights(gramian) / 2 for gramian in (before, after)]
+    rounded = [[round(float(w), 2) for w in weights] for weights in found]
+    print(f"{name:>6}: all layers shared {rounded[0]}, one split {rounded[1]}")
+
+# %% [markdown]
+# So with gradient surgery the theorem does not compare the two networks that are trained. Nor does it with momentum or weight decay, which make other steps than {eq}`eq-recon-proof-steps`.
 #
 # ## Exercises
 #
@@ -895,9 +969,11 @@ pd.DataFrame(rows).style.hide(axis="index").format(precision=4)
 # ## Summary
 #
 # - Theorem 4.1 holds, with slips of notation only (E1). On a real network the loss difference tends to the prediction as the step gets small, and at usual rates it may have the other sign.
-# - Its condition (4.6) is true for conflicting pairs and for many others; with equal weights the conclusion needs no condition at all. It does not favour conflict layers (E2).
+# - Its condition (4.6) is true for conflicting pairs and for many others; with equal weights the sum of the losses needs no condition at all. It does not favour conflict layers (E2).
+#   What it does give is that no single task loses by the step.
 # - On the sum of losses, which is what is trained, the sign of the inner products decides. That version does single out conflict layers (E3).
-# - Both are about one step, from one point, on the images of that step (E4). Whether splitting helps in the end is a matter of experiments with controls.
+# - Both are about one step of plain gradient descent, from one point, on the images of that step (E4). Whether splitting helps in the end is a matter of experiments with controls: those of
+#   {ref}`chap-recon`.
 #
 # ## Further reading
 #

@@ -85,7 +85,11 @@ class SharedPoint:
 
     @cached_property
     def gradients(self) -> list[dict[str, Tensor]]:
-        """One per task: gradient by parameter name, zero where the loss uses no such parameter."""
+        """One per task: gradient by parameter name, zero where the loss uses no such parameter.
+
+        Raises:
+            ValueError: a task-specific parameter has a gradient from more than one loss.
+        """
         values = {name: v.detach().requires_grad_() for name, v in self.parameters.items()}
         found = []
         for loss in self.losses:
@@ -95,6 +99,13 @@ class SharedPoint:
                 value, list(values.values()), allow_unused=True, materialize_grads=True
             )
             found.append(dict(zip(values, parts, strict=True)))
+        for name in self.task_specific:
+            users = [task for task, gradient in enumerate(found) if gradient[name].any()]
+            if len(users) > 1:
+                raise ValueError(
+                    f"a task-specific parameter must be used by one loss. Found {name!r} in the "
+                    f"losses {users}."
+                )
         return found
 
     def gramians(self) -> dict[str, Tensor]:
@@ -180,21 +191,34 @@ class SharedPoint:
         return sum(float(slope(gramians[layer], weights)) for layer in split)
 
 
-def slope(gramian: Tensor, weights: Tensor) -> Tensor:
-    """What splitting a layer adds to the summed loss after a step, per unit of the rate.
+def task_slopes(gramian: Tensor, weights: Tensor) -> Tensor:
+    """What splitting a layer adds to the loss of each task after a step, per unit of the rate.
 
-    To first order, ``sum_i <g_i, sum_j w_j g_j> - sum_i ||g_i||^2``. Below 0 the split network
-    has the lower loss.
+    To first order, ``<g_i, sum_j w_j g_j> - ||g_i||^2``. Below 0 the task has the lower loss in the
+    split network.
 
     Args:
         gramian: ``(..., tasks, tasks)``, inner products of the task gradients in the layer.
         weights: ``(..., tasks)``, the ``w_j``; any numbers.
 
     Returns:
+        ``(..., tasks)``.
+    """
+    common = (gramian * weights.unsqueeze(-2)).sum(dim=-1)
+    return common - gramian.diagonal(dim1=-2, dim2=-1)
+
+
+def slope(gramian: Tensor, weights: Tensor) -> Tensor:
+    """What splitting a layer adds to the summed loss after a step: the sum of :func:`task_slopes`.
+
+    Args:
+        gramian: ``(..., tasks, tasks)``.
+        weights: ``(..., tasks)``.
+
+    Returns:
         ``(...)``.
     """
-    common = (gramian * weights.unsqueeze(-2)).sum(dim=(-2, -1))
-    return common - gramian.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    return task_slopes(gramian, weights).sum(dim=-1)
 
 
 def condition_holds(gramian: Tensor) -> Tensor:

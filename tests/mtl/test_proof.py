@@ -18,6 +18,7 @@ from ktlib.mtl.proof import (
     network_point,
     point_with_gradients,
     slope,
+    task_slopes,
 )
 from ktlib.seeding import generator
 
@@ -97,6 +98,31 @@ def test_condition_gives_a_falling_slope_for_any_weights(products):
     assert bool((found[~condition_holds(products)] > 0).any())  # it is needed
 
 
+def test_slopes_of_tasks_by_hand():
+    # ||g_1||^2 = 4, ||g_2||^2 = 1, product 1.5: aligned, and the short one loses
+    gramian = numbers([4, 1.5], [1.5, 1])
+    # task 1: (4 + 1.5)/2 - 4, task 2: (1.5 + 1)/2 - 1
+    assert task_slopes(gramian, HALF).tolist() == pytest.approx([-1.25, 0.25])
+    assert float(slope(gramian, HALF)) == pytest.approx(-1.0)
+
+
+def test_condition_makes_every_task_gain(products):
+    weights = torch.rand((500, 3), generator=generator(0, "w"), dtype=torch.float64) + 0.01
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    holds, loses = condition_holds(products), (task_slopes(products, weights) >= 0).any(dim=1)
+    assert not bool(loses[holds].any())
+    thirds = torch.full((3,), 1 / 3, dtype=torch.float64)
+    loses = (task_slopes(products, thirds) >= 0).any(dim=1)
+    assert not bool(loses[holds].any())
+    assert bool(loses[~holds].any())  # although the sum never loses with equal weights
+
+
+def test_negative_weight_breaks_the_theorem():
+    gramian = numbers([1, 0], [0, 0.25])  # (4.6) holds; 1 * 1.5 - 1 + 0.25 * (-0.5) - 0.25
+    assert bool(condition_holds(gramian))
+    assert float(slope(gramian, numbers(1.5, -0.5))) == pytest.approx(0.125)
+
+
 def test_equal_weights_need_no_condition(products):
     thirds = torch.full((3,), 1 / 3, dtype=torch.float64)
     rows = torch.linalg.cholesky(products)  # vectors with these products
@@ -124,6 +150,16 @@ def test_bench_has_the_gradients_it_is_given(weights):
     for split in (["a"], ["b"], ["a", "b"]):
         found = point.measured_slopes(1e-7, weights, {"P": split})["P"]
         assert found == pytest.approx(point.predicted_slope(weights, split), abs=1e-5)
+
+
+def test_losses_of_single_tasks_follow_their_slopes():
+    point = point_with_gradients({"a": numbers((2, 0), (0.75, 0.6614378))})
+    weights = numbers(0.7, 0.3)
+    split, shared = (point.losses_after(1e-7, weights, p) for p in (["a"], []))
+    (gramian,) = point.gramians().values()
+    assert ((split - shared) / 1e-7).tolist() == pytest.approx(
+        task_slopes(gramian, weights).tolist(), abs=1e-5
+    )
 
 
 def test_difference_on_the_bench_is_exact():
@@ -226,6 +262,10 @@ def test_wrong_arguments_are_refused(network):
         SharedPoint(point.losses[:1], point.parameters, point.layers)
     with pytest.raises(ValueError, match="every parameter must belong to one layer"):
         SharedPoint(point.losses, point.parameters, {})
+    both = [lambda v, c=c: c * v["h"].sum() for c in (1, 2)]
+    common = SharedPoint(both, {"h": numbers(1.0)}, {}, task_specific=["h"])
+    with pytest.raises(ValueError, match=r"used by one loss. Found 'h' in the losses \[0, 1\]."):
+        common.losses_after(0.1, HALF)
     trunk, heads, images, labels = network
     with pytest.raises(ValueError, match="for each of the 2 rows of labels. Found 1."):
         network_point(trunk, heads[:1], images, labels)
