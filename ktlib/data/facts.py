@@ -13,13 +13,23 @@ DATA_SETS = (
     "mini_imagenet",
     "cub200",
     "multi_fashion_mnist",
+    "multi_mnist",
+    "multi_fashion",
     "celeba",
     "cityscapes",
     "nyuv2",
     "pascal_context",
 )
 # Several targets for each image: ktlib.data.multi_task loads them.
-MULTI_TASK = ("multi_fashion_mnist", "celeba", "cityscapes", "nyuv2", "pascal_context")
+MULTI_TASK = (
+    "multi_fashion_mnist",
+    "multi_mnist",
+    "multi_fashion",
+    "celeba",
+    "cityscapes",
+    "nyuv2",
+    "pascal_context",
+)
 SPLITS = ("train", "test")
 
 # idx file names begin with these words; "t10k" is the ten thousand images of the test split.
@@ -71,7 +81,7 @@ PAIRS_FILES = {
     ),
 }
 
-# Built by data_prep.multi_fashion_mnist from the same two; labels are (item, digit).
+# Built by data_prep.overlaid from the same two; labels are (item, digit).
 MULTI_FASHION_MNIST_FILES = {
     "train-images-idx3-ubyte": FileFacts(
         155_520_016, "85b5a99a46522cbc8269a9e3176113be1e730a82d17e1589ee45a7270f6aea76"
@@ -87,11 +97,43 @@ MULTI_FASHION_MNIST_FILES = {
     ),
 }
 
+# Built by data_prep.overlaid from one of the two; labels are (top left, bottom right).
+MULTI_MNIST_FILES = {
+    "train-images-idx3-ubyte": FileFacts(
+        155_520_016, "96ee9384d31d970e5e68d845ba9fab2fc6883e9852b82fa26961d0e496018b1e"
+    ),
+    "train-labels-idx2-ubyte": FileFacts(
+        240_012, "0c5930f6cb11326a627d6e99ee91e88aa5ce83d4dc8a09850246d12a3e406954"
+    ),
+    "t10k-images-idx3-ubyte": FileFacts(
+        25_920_016, "95e763bb8346c2829036159927623c40a44259a4d0115ece0ac91df68108100b"
+    ),
+    "t10k-labels-idx2-ubyte": FileFacts(
+        40_012, "fd0d08d06635d76d3a98600bb8f5c74c952cb984facd10be3a7219c5fb50910f"
+    ),
+}
+MULTI_FASHION_FILES = {
+    "train-images-idx3-ubyte": FileFacts(
+        155_520_016, "9fff8f9a1e75ce7a80561dd6754426e1b51a9d44a76baaeeb42da9298eeaa883"
+    ),
+    "train-labels-idx2-ubyte": FileFacts(
+        240_012, "b8aa2efebfc317389141ec84c62c842e8bed1648691cc35c0fb5b09318c42e5b"
+    ),
+    "t10k-images-idx3-ubyte": FileFacts(
+        25_920_016, "04e1f84360227865718ce2664a093a0b76bb2554d626c6f7315f7448cca9c9eb"
+    ),
+    "t10k-labels-idx2-ubyte": FileFacts(
+        40_012, "bd1c78c2cd10dd93444a43beb3bb0bf218c319b9ed21a608c2bcb9db36f85ff2"
+    ),
+}
+
 IDX_FILES = {
     "mnist": MNIST_FILES,
     "fashion_mnist": FASHION_MNIST_FILES,
     "pairs": PAIRS_FILES,
     "multi_fashion_mnist": MULTI_FASHION_MNIST_FILES,
+    "multi_mnist": MULTI_MNIST_FILES,
+    "multi_fashion": MULTI_FASHION_FILES,
 }
 
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))

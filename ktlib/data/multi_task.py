@@ -235,6 +235,10 @@ MULTI_FASHION_MNIST_TASKS = (
     Task("item", "classes", facts.FASHION_NAMES),
     Task("digit", "classes", facts.DIGIT_NAMES),
 )
+MULTI_MNIST_TASKS, MULTI_FASHION_TASKS = (
+    (Task("top_left", "classes", names), Task("bottom_right", "classes", names))
+    for names in (facts.DIGIT_NAMES, facts.FASHION_NAMES)
+)
 CELEBA_TASKS = tuple(Task(name, "classes", ("no", "yes")) for name in celeba.ATTRIBUTES)
 
 
@@ -242,18 +246,24 @@ def load_multi_fashion_mnist(split: str, root: Path | None = None) -> MultiTaskI
     """Multi-Fashion+MNIST: one article and one digit on 36x36, 120,000 train and 20,000 test.
 
     Two tasks of ten classes, "item" and "digit". How the images are made and in which order they
-    stand is described in ``data_prep.multi_fashion_mnist``. Arguments and errors as in
+    stand is described in ``data_prep.overlaid``. Arguments and errors as in :func:`load_tasks`.
+    """
+    return _load_overlaid("multi_fashion_mnist", split, root, MULTI_FASHION_MNIST_TASKS)
+
+
+def load_multi_mnist(split: str, root: Path | None = None) -> MultiTaskImages:
+    """MultiMNIST: two digits on 36x36, 120,000 train and 20,000 test images.
+
+    Two tasks of ten classes, "top_left" and "bottom_right"; both digits may be of the same class.
+    They are made as for :func:`load_multi_fashion_mnist`. Arguments and errors as in
     :func:`load_tasks`.
     """
-    name = "multi_fashion_mnist"
-    _check_split(split)
-    folder = (root or data_root()) / name
-    prefix = facts.IDX_PREFIX[split]
-    images, labels = (
-        decode_idx(read_verified(folder / file, facts.IDX_FILES[name][file], name))
-        for file in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx2-ubyte")
-    )
-    return _in_memory(images[:, None], labels, MULTI_FASHION_MNIST_TASKS)
+    return _load_overlaid("multi_mnist", split, root, MULTI_MNIST_TASKS)
+
+
+def load_multi_fashion(split: str, root: Path | None = None) -> MultiTaskImages:
+    """Multi-Fashion: as :func:`load_multi_mnist`, with two articles of clothing."""
+    return _load_overlaid("multi_fashion", split, root, MULTI_FASHION_TASKS)
 
 
 def load_celeba(split: str, root: Path | None = None) -> MultiTaskImages:
@@ -300,8 +310,8 @@ def load_tasks(name: str, split: str, root: Path | None = None) -> MultiTaskImag
     """One split of a data set with several targets for each image, in memory.
 
     Args:
-        name: "multi_fashion_mnist", "celeba", "cityscapes" or "nyuv2"; for "pascal_context", whose
-            images differ in size, use :func:`open_tasks`.
+        name: "multi_fashion_mnist", "multi_mnist", "multi_fashion", "celeba", "cityscapes" or
+            "nyuv2"; for "pascal_context", whose images differ in size, use :func:`open_tasks`.
         split: "train" or "test".
         root: The data root; None stands for :func:`ktlib.data.data_root`.
 
@@ -311,6 +321,8 @@ def load_tasks(name: str, split: str, root: Path | None = None) -> MultiTaskImag
     """
     loaders: dict[str, Callable[[str, Path | None], MultiTaskImages]] = {
         "multi_fashion_mnist": load_multi_fashion_mnist,
+        "multi_mnist": load_multi_mnist,
+        "multi_fashion": load_multi_fashion,
         "celeba": load_celeba,
         "cityscapes": lambda split, root: open_tasks("cityscapes", split, root).in_memory(),
         "nyuv2": lambda split, root: open_tasks("nyuv2", split, root).in_memory(),
@@ -318,6 +330,20 @@ def load_tasks(name: str, split: str, root: Path | None = None) -> MultiTaskImag
     if name not in loaders:
         raise ValueError(f"name must be one of {', '.join(loaders)}. Found name={name!r}.")
     return loaders[name](split, root)
+
+
+def _load_overlaid(
+    name: str, split: str, root: Path | None, tasks: tuple[Task, ...]
+) -> MultiTaskImages:
+    """One split of a set of four idx files, with two labels for each image."""
+    _check_split(split)
+    folder = (root or data_root()) / name
+    prefix = facts.IDX_PREFIX[split]
+    images, labels = (
+        decode_idx(read_verified(folder / file, facts.IDX_FILES[name][file], name))
+        for file in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx2-ubyte")
+    )
+    return _in_memory(images[:, None], labels, tasks)
 
 
 def _in_memory(

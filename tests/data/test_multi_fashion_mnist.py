@@ -5,10 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_prep import fashion_mnist, is_current, mnist
+from data_prep import fashion_mnist, is_current, mnist, overlaid
 from data_prep import multi_fashion_mnist as form
 from data_prep.errors import PrepareError
-from data_prep.multi_fashion_mnist import build_images
+from data_prep.overlaid import SEED, build_images
 from ktlib.data import DataError, checksums, facts, load, load_tasks
 from ktlib.data.files import FileFacts
 from ktlib.data.idx import encode_idx
@@ -109,16 +109,16 @@ def pinned(tmp_path, monkeypatch):
         ("train", TRAIN, 30, "train"), ("t10k", TEST, 20, "test")
     ):  # fmt: skip
         digits, articles = marked(number, DIGIT, mark), marked(number, ARTICLE, mark)
-        out = build_images(articles, digits, form.SEED[split])
+        out = build_images(articles, digits, SEED[split])
         for name, arrays in zip(made, (digits, articles, out), strict=True):
             for array, kind in zip(arrays, ("images", "labels"), strict=True):
                 made[name][f"{prefix}-{kind}-idx{array.ndim}-ubyte"] = encode_idx(array)
     for name, files in made.items():
         known = {file: facts_of(content) for file, content in files.items()}
         monkeypatch.setitem(facts.IDX_FILES, name, known)
-        module = {"mnist": mnist, "fashion_mnist": fashion_mnist, form.NAME: form}[name]
-        monkeypatch.setattr(module, f"{name.upper()}_FILES", known)
         if name != form.NAME:
+            module = {"mnist": mnist, "fashion_mnist": fashion_mnist}[name]
+            monkeypatch.setattr(module, f"{name.upper()}_FILES", known)
             (tmp_path / name).mkdir()
             for file, content in files.items():
                 (tmp_path / name / file).write_bytes(content)
@@ -129,7 +129,7 @@ def test_a_split_is_made_only_from_files_of_that_split(pinned):
     folder = form.prepare(pinned)
     assert is_current(form.NAME, pinned)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["manifest.json", *form.MULTI_FASHION_MNIST_FILES]
+        ["manifest.json", *facts.IDX_FILES[form.NAME]]
     )
     for split, mark, number in (("train", TRAIN, 60), ("test", TEST, 40)):
         loaded = load_tasks(form.NAME, split, pinned)
@@ -144,7 +144,7 @@ def test_a_split_is_made_only_from_files_of_that_split(pinned):
 def test_a_second_run_builds_nothing_and_a_damaged_file_is_built_again(pinned, monkeypatch):
     folder = form.prepare(pinned)
     with monkeypatch.context() as patch:
-        patch.delattr(form, "build_images")
+        patch.delattr(overlaid, "build_images")
         form.prepare(pinned)
     path = folder / "t10k-labels-idx2-ubyte"
     before, other = path.read_bytes(), (folder / "train-images-idx3-ubyte").stat().st_mtime_ns
@@ -158,7 +158,7 @@ def test_a_second_run_builds_nothing_and_a_damaged_file_is_built_again(pinned, m
 
 def test_another_result_than_the_pinned_one_is_refused_and_not_kept(pinned, monkeypatch):
     known = {name: FileFacts(k.size, "0" * 64) for name, k in facts.IDX_FILES[form.NAME].items()}
-    monkeypatch.setattr(form, "MULTI_FASHION_MNIST_FILES", known)
+    monkeypatch.setitem(facts.IDX_FILES, form.NAME, known)
     with pytest.raises(PrepareError, match=r"images-idx3-ubyte has SHA-256 (.|\n)*of numpy"):
         form.prepare(pinned)
     assert list((pinned / form.NAME).iterdir()) == []
@@ -174,12 +174,12 @@ def test_its_loader_is_not_load():
 
 
 def test_the_real_set_is_known_by_size_and_checksum():
-    for file, known in form.MULTI_FASHION_MNIST_FILES.items():
+    for file, known in facts.MULTI_FASHION_MNIST_FILES.items():
         number = 120_000 if file.startswith("train") else 20_000
         assert known.size == (16 + number * 36 * 36 if "images" in file else 12 + 2 * number)
         assert len(known.sha256) == 64
     assert checksums(form.NAME) == {
-        file: known.sha256 for file, known in form.MULTI_FASHION_MNIST_FILES.items()
+        file: known.sha256 for file, known in facts.MULTI_FASHION_MNIST_FILES.items()
     }
 
 
