@@ -34,7 +34,7 @@
 # **Before you start.** You should know gradients, inner products and the first-order Taylor expansion. The page can be read
 # without the chapter on the method; the [notation page](../../notation.md) has the symbols.
 #
-# **Time to run.** About two minutes on one CPU core; the [execution page](../../execution.md) has the
+# **Time to run.** Under two minutes on one CPU core; the [execution page](../../execution.md) has the
 # time of the run that you are reading. To run it again: `make book`.
 
 # %% tags=["parameters"]
@@ -504,7 +504,7 @@ def train_network(seed):
 
 
 # %% [markdown]
-# Two things make the test sharp. First, everything is computed in float64: for $\alpha=10^{-6}$ the two losses differ by about a millionth, and float32 has no more than seven digits. Second, batch
+# Two things make the test sharp. First, everything is computed in float64: for $\alpha=10^{-6}$ the two losses differ by some millionths, and float32 has no more than seven digits. Second, batch
 # norm is in `eval` mode. Its running mean and variance are no parameters, and no gradient reaches them; in training mode every forward pass would move them, and the loss of an image would
 # depend on the other images. `network_point` takes care of both, on a copy. A *layer* is a module that has parameters itself, batch norms included; here there are
 # {glue:text}`recon-proof-count`.
