@@ -1,13 +1,52 @@
-"""Multi-task learning: which layers of a network conflict, and what to do about it.
+"""Multi-task learning: where the gradients of tasks conflict, and what to do about it.
 
-A few lines on a network of your own::
+For any network and any losses. The search for the layers that conflict takes part in training, and
+the layers it finds become the tasks' own::
 
-    trunk = split(backbone, ["layer1.0.conv1"], tasks=["left", "right"])
-    features = trunk(images)                        # {"left": ..., "right": ...}
-    trunk.shared_parameters(), trunk.task_parameters("left")
+    meter = ConflictMeter(trunk)
+    combine = aggregator("cagrad")                     # see aggregators()
+    for images, labels in batches:
+        features = trunk(images)
+        losses = {task: loss(heads[task](features), labels[task]) for task in heads}
+        gradients = meter.observe(losses, own={t: heads[t].parameters() for t in heads})
+        apply_gradients(trunk, gradients, combine)     # writes .grad; also that of the heads
+        optimizer.step()
+    network = split(trunk, meter.ranking(-0.1)[:25], list(heads))
+    features = network(images)                         # {task: its features}
+
+Split the trunk as it was before training: Recon trains the new network from the start. Its shared
+layers, ``network.shared_layers()``, are what :func:`apply_gradients` and a new meter then take.
+All of it runs in one process on one device: gradients that several processes average have no pairs
+of tasks to compare any more.
 """
 
+from ktlib.mtl.aggregation import aggregator, aggregators
+from ktlib.mtl.conflict import ConflictMeter
+from ktlib.mtl.cost import forward_flops, parameter_megabytes
+from ktlib.mtl.gradients import apply_gradients, apply_gramians, task_gradients
 from ktlib.mtl.layers import layers_of
-from ktlib.mtl.split import SplitTrunk, forward_flops, parameter_megabytes, split
+from ktlib.mtl.metrics import (
+    ranking_correlation,
+    ranking_distance,
+    relative_improvement,
+    top_overlap,
+)
+from ktlib.mtl.split import SplitTrunk, split
 
-__all__ = ["SplitTrunk", "forward_flops", "layers_of", "parameter_megabytes", "split"]
+__all__ = [
+    "ConflictMeter",
+    "SplitTrunk",
+    "aggregator",
+    "aggregators",
+    "apply_gradients",
+    "apply_gramians",
+    "forward_flops",
+    "layers_of",
+    "parameter_megabytes",
+    "ranking_correlation",
+    "ranking_distance",
+    "relative_improvement",
+    "split",
+    "task_gradients",
+    "top_overlap",
+]

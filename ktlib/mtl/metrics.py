@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
+from scipy import stats
+
 
 def relative_improvement(
     results: Mapping[str, Mapping[str, float]],
@@ -72,6 +74,22 @@ def ranking_distance(one: Sequence[str], other: Sequence[str]) -> float:
     """
     positions = _positions(one, other)
     return math.fsum(abs(place - positions[name]) for place, name in enumerate(one)) / len(one)
+
+
+def ranking_correlation(one: Sequence[str], other: Sequence[str]) -> float:
+    """Spearman's rank correlation of two rankings of the same layers.
+
+    Returns:
+        From -1, for one ranking turned round, to 1, for equal ones; by chance about 0.
+
+    Raises:
+        ValueError: there are fewer than two layers, or as :func:`ranking_distance`.
+    """
+    positions = _positions(one, other)
+    if len(one) < 2:
+        raise ValueError(f"rankings must have at least 2 layers. Found {list(one)}.")
+    found = stats.spearmanr(range(len(one)), [positions[name] for name in one])
+    return float(found.statistic)
 
 
 def top_overlap(one: Sequence[str], other: Sequence[str], count: int) -> float:

@@ -4,7 +4,12 @@ import statistics
 
 import pytest
 
-from ktlib.mtl.metrics import ranking_distance, relative_improvement, top_overlap
+from ktlib.mtl.metrics import (
+    ranking_correlation,
+    ranking_distance,
+    relative_improvement,
+    top_overlap,
+)
 from ktlib.tables import thesis_table
 
 TASKS = {
@@ -108,6 +113,25 @@ def test_distance_is_a_metric_and_about_a_third_by_chance():
     assert mean == pytest.approx(41 / 3, rel=0.05)
 
 
+def test_correlation_by_hand():
+    """a moves by 2, b and c by 1: 1 - 6 (4 + 1 + 1 + 0) / (4 (16 - 1)) = 0.4."""
+    assert ranking_correlation(list("abcd"), list("bcad")) == pytest.approx(0.4)
+    assert ranking_correlation(list("abcd"), list("dcba")) == pytest.approx(-1.0)
+    assert ranking_correlation(list("abcd"), list("abcd")) == pytest.approx(1.0)
+
+
+def test_correlation_is_symmetric_turns_its_sign_and_is_about_0_by_chance():
+    drawn = random.Random(0)
+    names = [f"layer{k}" for k in range(41)]
+    rankings = [drawn.sample(names, len(names)) for _ in range(12)]
+    pairs = list(itertools.combinations(rankings, 2))
+    found = [ranking_correlation(a, b) for a, b in pairs]
+    assert found == pytest.approx([ranking_correlation(b, a) for a, b in pairs])
+    assert found == pytest.approx([-ranking_correlation(a[::-1], b) for a, b in pairs])
+    assert statistics.mean(found) == pytest.approx(0, abs=0.05)
+    assert statistics.pstdev(found) == pytest.approx(1 / 40**0.5, rel=0.2)
+
+
 def test_overlap_by_hand():
     assert top_overlap(list("abcd"), list("bcad"), 1) == 0.0
     assert top_overlap(list("abcd"), list("bcad"), 2) == 0.5
@@ -123,8 +147,14 @@ def test_overlap_by_hand():
     ],
 )
 def test_rankings_of_other_layers_are_refused(one, other, message):
-    with pytest.raises(ValueError, match=message):
-        ranking_distance(one, other)
+    for compare in (ranking_distance, ranking_correlation):
+        with pytest.raises(ValueError, match=message):
+            compare(one, other)
+
+
+def test_a_correlation_needs_two_layers():
+    with pytest.raises(ValueError, match=r"at least 2 layers. Found \['a'\]"):
+        ranking_correlation(["a"], ["a"])
 
 
 @pytest.mark.parametrize("count", [0, 3])

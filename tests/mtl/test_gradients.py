@@ -1,0 +1,142 @@
+"""Task gradients and the one update that is written from them."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from ktlib.mtl.aggregation import aggregator
+from ktlib.mtl.conflict import ConflictMeter
+from ktlib.mtl.gradients import (
+    TaskGradients,
+    apply_gradients,
+    apply_gramians,
+    gramian,
+    task_gradients,
+)
+
+DEVICE = torch.device(os.environ.get("KTLIB_TEST_DEVICE", "cpu"))
+
+
+def made(name):
+    """The aggregator; the test is skipped where a solver that is an extra of torchjd is missing."""
+    try:
+        return aggregator(name)
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+def test_inner_products_of_many_columns():
+    rows = torch.randn(3, 2**18 + 5, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    expected = rows.double() @ rows.double().T
+    found = gramian(rows)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-3)
+    assert gramian(rows[:, :0]).tolist() == [[0.0] * 3] * 3
+
+
+def model(dtype=torch.float64):
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)).to(DEVICE, dtype)
+    heads = {task: nn.Linear(5, 1).to(DEVICE, dtype) for task in "abc"}
+    x = torch.randn(7, 4).to(DEVICE, dtype)
+
+    def losses():
+        features = trunk(x)
+        return {
+            task: (head(features) - place).square().mean()
+            for place, (task, head) in enumerate(heads.items())
+        }
+
+    return trunk, heads, losses, {task: list(head.parameters()) for task, head in heads.items()}
+
+
+def all_gradients(trunk, heads):
+    modules = [trunk, *heads.values()]
+    found = [p.grad for module in modules for p in module.parameters()]
+    for module in modules:
+        module.zero_grad()
+    return found
+
+
+def test_joint_training_is_backward_of_the_sum_of_losses():
+    trunk, heads, losses, own = model()
+    torch.stack(list(losses().values())).sum().backward()
+    expected = all_gradients(trunk, heads)
+    gradients = task_gradients(losses(), trunk.parameters(), own=own)
+    apply_gradients(trunk, gradients, aggregator("joint"))
+    torch.testing.assert_close(all_gradients(trunk, heads), expected)
+    meter = ConflictMeter(trunk)
+    found = losses()
+    gramians = meter.observe_gramians(found, own=own, retain_graph=True)
+    apply_gramians(trunk, found, gramians, aggregator("joint"))
+    torch.testing.assert_close(all_gradients(trunk, heads), expected)
+
+
+@pytest.mark.parametrize("name", ["mgda", "pcgrad", "upgrad", "imtl_g", "cagrad"])
+def test_update_from_gramians_is_that_from_gradients(name):
+    trunk, heads, losses, own = model()
+    meter = ConflictMeter(trunk)
+    apply_gradients(trunk, meter.observe(losses(), own=own), made(name))
+    expected = all_gradients(trunk, heads)
+    found = losses()
+    gramians = meter.observe_gramians(found, own=own, retain_graph=True)
+    apply_gramians(trunk, found, gramians, made(name))
+    torch.testing.assert_close(all_gradients(trunk, heads), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_heads_are_not_touched_by_the_weights_of_the_trunk():
+    """A head's gradient is that of its own loss, whatever the aggregation makes of the trunk's."""
+    trunk, heads, losses, own = model()
+    torch.stack(list(losses().values())).sum().backward()
+    expected = [p.grad.clone() for head in heads.values() for p in head.parameters()]
+    apply_gradients(
+        trunk, task_gradients(losses(), trunk.parameters(), own=own), aggregator("mgda")
+    )
+    found = [p.grad for head in heads.values() for p in head.parameters()]
+    torch.testing.assert_close(found, expected)
+
+
+def test_tasks_with_one_head_add_up_on_it():
+    trunk, heads, *_ = model()
+    shared = list(heads["a"].parameters())
+    features = trunk(torch.ones(1, 4, dtype=torch.float64, device=DEVICE))
+    found = {"a": heads["a"](features).sum(), "b": 3 * heads["a"](features).sum()}
+    gradients = task_gradients(found, trunk.parameters(), own=dict.fromkeys("ab", shared))
+    bias = {id(parameter): value for parameter, value in gradients.own}[id(shared[1])]
+    assert bias.tolist() == [4.0]
+
+
+def test_gradients_replace_those_of_the_step_before():
+    trunk, _, losses, own = model()
+    for _ in range(2):
+        gradients = task_gradients(losses(), trunk.parameters(), own=own)
+        apply_gradients(trunk, gradients, aggregator("joint"))
+        first = [p.grad.clone() for p in trunk.parameters()]
+    torch.testing.assert_close([p.grad for p in trunk.parameters()], first)
+    optimiser = torch.optim.SGD(trunk.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in trunk.parameters()]
+    optimiser.step()
+    moved = [a - b for a, b in zip(before, trunk.parameters(), strict=True)]
+    torch.testing.assert_close(moved, [0.1 * gradient for gradient in first])
+
+
+def test_gradients_have_the_dtype_of_their_parameters():
+    trunk, _, losses, own = model(torch.bfloat16)
+    gradients = task_gradients(losses(), trunk.parameters(), own=own)
+    assert gradients.matrix.dtype == torch.float32
+    apply_gradients(trunk, gradients, aggregator("mgda"))
+    assert {p.grad.dtype for p in trunk.parameters()} == {torch.bfloat16}
+
+
+def test_gradients_of_another_trunk_are_refused():
+    trunk, heads, losses, _ = model()
+    gradients = task_gradients(losses(), trunk.parameters())
+    assert isinstance(gradients, TaskGradients)
+    with pytest.raises(ValueError, match="gradients must belong to the trunk's parameters"):
+        apply_gradients(heads["a"], gradients, aggregator("joint"))
+    found = losses()
+    gramians = ConflictMeter(trunk).observe_gramians(found, retain_graph=True)
+    with pytest.raises(ValueError, match=r"losses must be of \('a', 'b', 'c'\)"):
+        apply_gramians(trunk, {"a": found["a"], "b": found["b"]}, gramians, aggregator("joint"))
