@@ -45,7 +45,8 @@ def digest(wildcards):
 
 
 def manifests(wildcards):
-    return [f"{DATA}/{name}/{MANIFEST}" for name in data_sets(wildcards.chapter, wildcards.profile)]
+    names = data_sets(wildcards.chapter, wildcards.profile, run=wildcards.run)
+    return [f"{DATA}/{name}/{MANIFEST}" for name in names]
 
 
 def main_runs(file):

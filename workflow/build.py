@@ -11,10 +11,12 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from ktlib.atomic import write_text
 from workflow.guard import BuildRunningError, build_lock
 from workflow.project import (
+    MAIN_RUN,
     ROOT,
     RUNS,
     chapter_source,
@@ -28,13 +30,19 @@ INDEX = ROOT / "book" / "_build" / "html" / "index.html"
 STAMP = INDEX.with_name(".rendered")
 
 
-def snakemake(targets: list[str], names: list[str], options: argparse.Namespace) -> bool:
+def snakemake(
+    targets: list[str],
+    names: list[str],
+    options: argparse.Namespace,
+    runs: Sequence[str] = (MAIN_RUN,),
+) -> bool:
     """Let Snakemake make the targets.
 
     Args:
         targets: files or rules.
         names: the chapters that run for them.
         options: the command line.
+        runs: the runs of each of these chapters.
 
     Returns:
         Whether all targets are there now.
@@ -42,7 +50,7 @@ def snakemake(targets: list[str], names: list[str], options: argparse.Namespace)
     for name in names:
         parameter_file(name, options.profile)
     if not options.dry_run:
-        forget_touched_data(names, options.profile)
+        forget_touched_data(names, options.profile, runs)
     from snakemake.cli import main as snakemake_main  # takes seconds to import
 
     arguments = [
@@ -69,12 +77,13 @@ def snakemake(targets: list[str], names: list[str], options: argparse.Namespace)
     return True
 
 
-def forget_touched_data(names: list[str], profile: str) -> None:
+def forget_touched_data(names: list[str], profile: str, runs: Sequence[str]) -> None:
     """Let data sets be prepared again whose files are missing or were touched since."""
     from data_prep import MANIFEST, is_current
     from ktlib.data.root import data_root
 
-    for name in {name for chapter in names for name in data_sets(chapter, profile)}:
+    needed = {d for name in names for run in runs for d in data_sets(name, profile, run=run)}
+    for name in needed:
         manifest = data_root() / name / MANIFEST
         if manifest.exists() and not is_current(name):
             print(f"Data set {name}: its files have changed since they were prepared.")
@@ -104,8 +113,9 @@ def sweep(options: argparse.Namespace) -> int:
     if options.seeds:
         choices["seeds"] = options.seeds
     folder = f"runs/{options.chapter}/{options.profile}"
-    targets = [f"{folder}/{run}/result.json" for run in sweep_runs(choices)]
-    if not snakemake(targets, [options.chapter], options):
+    runs = sweep_runs(choices)
+    targets = [f"{folder}/{run}/result.json" for run in runs]
+    if not snakemake(targets, [options.chapter], options, runs):
         print("Not all runs were made; the messages above say why.", file=sys.stderr)
         return 1
     print(f"{len(targets)} runs in {folder}. Tables: ktlib.results.collect({folder!r})")

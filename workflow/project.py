@@ -61,23 +61,25 @@ def parameter_file(chapter: str, profile: str, root: Path = ROOT) -> Path:
     return files[profile]
 
 
-def data_sets(chapter: str, profile: str, root: Path = ROOT) -> list[str]:
-    """The data sets that a chapter needs, named in its header.
+def data_sets(chapter: str, profile: str, root: Path = ROOT, run: str = MAIN_RUN) -> list[str]:
+    """The data sets that a run of a chapter needs, named in its header.
 
     The header's ``ktlib: {data: [pairs]}`` lists them. With ``data_parameter: dataset`` beside it,
-    the value of that parameter in the profile's file replaces the list.
+    the value of that parameter, in the name of the run or else in the profile's file, replaces the
+    list. Several parameters, ``data_parameter: [dataset, other_dataset]``, need the sets of all of
+    them; one that is given nowhere may have any default, and so stands for the whole list.
 
     Raises:
         ValueError: it names a data set that there is not. Snakemake would not say so: it takes
             what an earlier build left of a chapter that it sees no way to make.
     """
     header = _header(chapter_source(chapter, root))
-    names = [str(name) for name in header.get("data", [])]
-    parameter = header.get("data_parameter")
-    if parameter:
-        values = _yaml_mapping(parameter_file(chapter, profile, root))
-        value = values.get(str(parameter), names)
-        names = [value] if isinstance(value, str) else [str(name) for name in value]
+    names = _listed(header.get("data"))
+    parameters = _listed(header.get("data_parameter"))
+    if parameters:
+        values = {**_yaml_mapping(parameter_file(chapter, profile, root)), **run_values(run)}
+        needed = [name for key in parameters for name in _listed(values.get(key, names))]
+        names = list(dict.fromkeys(needed))
     for name in names:
         if name not in DATA_SETS:
             known = ", ".join(DATA_SETS)
@@ -132,6 +134,13 @@ def _header(source: Path) -> dict[str, Any]:
     header = yaml.safe_load("\n".join(line.removeprefix("#").removeprefix(" ") for line in block))
     part = (header or {}).get("jupyter", {}).get("ktlib", {})
     return dict(part) if isinstance(part, Mapping) else {}
+
+
+def _listed(value: Any) -> list[str]:
+    """The names in a value of YAML: one, several or none."""
+    if value is None:
+        return []
+    return [str(name) for name in value] if isinstance(value, list) else [str(value)]
 
 
 def _yaml_mapping(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import jupytext
 import nbformat
 import pytest
 
+from ktlib.data import facts
 from ktlib.results import RunRecord, load_record
 from workflow import browser, pages, project, stage
 from workflow.check_chapters import Chapter, parameter_files
@@ -99,6 +100,45 @@ def test_outputs_of_other_code_are_refused(root, executed):
 def test_data_sets_follow_the_header_and_the_profile(root):
     assert project.data_sets("part", "cpu", root) == ["pairs"]
     assert project.data_sets("part", "smoke", root) == ["digits"]
+
+
+def test_data_sets_follow_the_run_of_a_sweep(root):
+    for name in facts.DATA_SETS:
+        run = f"dataset={name},seeds=1"
+        assert project.data_sets("part", "smoke", root, run) == [name]
+    assert project.data_sets("part", "smoke", root, "rate=2.0") == ["digits"]
+    with pytest.raises(ValueError, match="must name data of .*. Found 'digit'."):
+        project.data_sets("part", "smoke", root, "dataset=digit")
+
+
+def test_data_sets_of_several_parameters(root):
+    """One that is set nowhere may have any default: then the whole list is needed."""
+    source = root / "chapters/several.py"
+    names = "data: [multi_fashion_mnist, multi_mnist]"
+    both = SOURCE.replace("data: [pairs]", names)
+    source.write_text(both.replace("data_parameter: dataset", "data_parameter: [dataset, other]"))
+    for text, expected in (
+        ("{}", ["multi_fashion_mnist", "multi_mnist"]),
+        ("dataset: multi_fashion\nother: multi_mnist", ["multi_fashion", "multi_mnist"]),
+        ("dataset: multi_fashion\nother: multi_fashion", ["multi_fashion"]),
+        ("dataset: multi_fashion\nother: null", ["multi_fashion"]),
+        ("dataset: multi_fashion\nother: [pairs, digits]", ["multi_fashion", "pairs", "digits"]),
+        ("other: multi_mnist", ["multi_fashion_mnist", "multi_mnist"]),
+        ("dataset: digits", ["digits", "multi_fashion_mnist", "multi_mnist"]),
+    ):
+        (root / "chapters/params/several.cpu.yaml").write_text(f"{text}\n")
+        assert project.data_sets("several", "cpu", root) == expected
+
+
+def test_make_data_prepares_what_the_default_profile_uses():
+    """And what the tests of the data sets read: a test without its data is only skipped."""
+    rule = (project.ROOT / "Makefile").read_text().split("\ndata:")[1]
+    prepared = re.search(r"for name in ([\w ]+);", rule)[1].split()
+    used = {d for name in project.chapters() for d in project.data_sets(name, "cpu")}
+    assert used <= set(prepared)
+    assert set(facts.IDX_FILES) <= set(prepared)
+    for name in facts.DATA_SETS:
+        assert (project.ROOT / f"data_prep/{name}.py").is_file()
 
 
 def test_chapter_in_a_folder_of_its_own(root):
