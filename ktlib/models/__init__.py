@@ -1,4 +1,4 @@
-"""Backbones: embedding networks that map a batch of images to feature vectors."""
+"""Backbones: embedding networks that map a batch of images to feature vectors or feature maps."""
 
 from ktlib.models.resnet import (
     IMAGENET_MEAN,

@@ -2,65 +2,86 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import OrderedDict
-from pathlib import Path
-from urllib.error import URLError
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.models.resnet import BasicBlock
+
+from ktlib.models.weights import load_weights, read_weights
 
 # Of ImageNet, per channel on the scale 0 to 1: what networks with its weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def resnet18_features(in_channels: int = 3, width: int = 64, stem_stride: int = 1) -> nn.Sequential:
+def resnet18_features(
+    in_channels: int = 3,
+    width: int = 64,
+    stem_stride: int = 1,
+    *,
+    stem_kernel: int = 3,
+    stem_pool: bool = False,
+    pool_size: int = 1,
+    embedding: int | None = None,
+) -> nn.Sequential:
     """ResNet18 without its classifier, with the 3x3 stem used for small images.
 
     The stages have ``width``, ``2 width``, ``4 width`` and ``8 width`` channels; ``width=64`` is
-    the ResNet18 of He et al. (2016). Multiples of 16 are several times faster on a CPU.
+    the ResNet18 of He et al. (2016). Multiples of 16 are several times faster on a CPU. The stem of
+    that paper is ``stem_stride=2, stem_kernel=7, stem_pool=True``.
 
     Args:
         in_channels: channels of the images, 1 for grey and 3 for colour.
         width: channels of the first stage.
         stem_stride: stride of the first convolution; 2 halves the resolution of everything after
             it, which makes the network about four times cheaper.
+        stem_kernel: side of the first convolution's window, an odd number.
+        stem_pool: whether max pooling with a 3x3 window and stride 2 follows the stem.
+        pool_size: the last map is averaged down to this side, and all of it is the embedding.
+        embedding: size of a linear layer ``fc`` with a ReLU at the end; None for none.
 
     Returns:
         A module from images ``(batch, in_channels, height, width)`` to embeddings
-        ``(batch, 8 * width)``. Its attribute ``feature_dim`` is ``8 * width``.
+        ``(batch, feature_dim)``. Its attribute ``feature_dim`` is ``embedding``, or without one
+        ``8 * width * pool_size**2``.
 
     Raises:
-        ValueError: if an argument is below 1.
+        ValueError: if an argument is below 1, or ``stem_kernel`` is even.
     """
     for name, value in (
         ("in_channels", in_channels),
         ("width", width),
         ("stem_stride", stem_stride),
+        ("stem_kernel", stem_kernel),
+        ("pool_size", pool_size),
+        ("embedding", 1 if embedding is None else embedding),
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1. Found {name}={value!r}.")
+    if stem_kernel % 2 == 0:
+        raise ValueError(f"stem_kernel must be odd. Found stem_kernel={stem_kernel!r}.")
     channels = [width, width, 2 * width, 4 * width, 8 * width]
     stages = {
         f"layer{i}": _stage(channels[i - 1], channels[i], stride=1 if i == 1 else 2)
         for i in range(1, 5)
     }
-    network = nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(
-                in_channels, width, kernel_size=3, stride=stem_stride, padding=1, bias=False
-            ),
-            bn1=nn.BatchNorm2d(width),
-            relu=nn.ReLU(inplace=True),
-            **stages,
-            pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
-        )
+    conv1 = nn.Conv2d(
+        in_channels, width, stem_kernel, stride=stem_stride, padding=stem_kernel // 2, bias=False
     )
-    network.feature_dim = channels[-1]  # type: ignore[assignment]
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=conv1, bn1=nn.BatchNorm2d(width), relu=nn.ReLU(inplace=True)
+    )
+    if stem_pool:
+        parts["maxpool"] = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    parts.update(stages, pool=nn.AdaptiveAvgPool2d(pool_size), flatten=nn.Flatten())
+    feature_dim = channels[-1] * pool_size**2
+    if embedding is not None:
+        parts["fc"] = nn.Linear(feature_dim, embedding)
+        parts["fc_relu"] = nn.ReLU(inplace=True)
+        feature_dim = embedding
+    network = nn.Sequential(parts)
+    network.feature_dim = feature_dim  # type: ignore[assignment]
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -90,68 +111,15 @@ def imagenet_resnet18_features(weights: str | None = None) -> nn.Sequential:
         ValueError: the file is not a state dict of a ResNet18.
     """
     # Weights are read before the network is made: what can fail comes first.
-    state = None if weights is None else _imagenet_state(weights)
+    state = None if weights is None else read_weights(weights, ResNet18_Weights)
     whole = resnet18(weights=None)
     stages = {name: module for name, module in whole.named_children() if name != "fc"}
     pool = stages.pop("avgpool")
     network = nn.Sequential(OrderedDict(**stages, pool=pool, flatten=nn.Flatten()))
     network.feature_dim = whole.fc.in_features
     if state is not None:
-        _load(network, state, str(weights))
+        load_weights(network, state, str(weights), "torchvision's ResNet18")
     return network
-
-
-def _imagenet_state(weights: str) -> dict[str, Tensor]:
-    """The state dict that ``weights`` names."""
-    if weights in ResNet18_Weights.__members__:
-        chosen = ResNet18_Weights[weights]
-        try:
-            return dict(chosen.get_state_dict(progress=False, check_hash=True))
-        except (URLError, OSError, RuntimeError) as error:
-            cache = Path(torch.hub.get_dir()) / "checkpoints"
-            name = chosen.url.rpartition("/")[2]
-            raise RuntimeError(
-                f"torchvision cannot provide the weights {weights!r} ({error}). Without a network, "
-                f"get {chosen.url} elsewhere and put {name} into {cache}, or name the file "
-                "itself: weights='path/to/file.pth'."
-            ) from error
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        names = ", ".join(repr(name) for name in ResNet18_Weights.__members__)
-        raise FileNotFoundError(
-            f"weights must be None, one of {names}, or the path of a file. Found "
-            f"weights={weights!r}, and there is no such file."
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"weights must be a file of tensors. {path} cannot be read: {error}"
-        ) from (error)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"weights must be a file with a state dict. {path} holds something else.")
-    return state
-
-
-def _load(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Copy a state dict into the network; it must fit exactly, its classifier apart."""
-    own = network.state_dict()
-    given = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    shapes = [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
-    # Older files lack these counters, which nothing here reads.
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or unknown or shapes:
-        wrong = (
-            [f"{name} is missing" for name in missing]
-            + [f"{name} is unknown" for name in unknown]
-            + [f"{name} has shape {tuple(given[name].shape)}" for name in sorted(shapes)]
-        )
-        raise ValueError(
-            f"weights must fit torchvision's ResNet18. In {source} {'; '.join(wrong[:3])}"
-            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}."
-        )
-    network.load_state_dict(given, strict=False)
 
 
 def _stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

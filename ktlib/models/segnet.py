@@ -90,6 +90,24 @@ class _Unpool(nn.Module):
         return zeros.scatter(2, places.flatten(2), values.flatten(2)).view(like.shape)
 
 
+def dense_head(in_channels: int, out_channels: int) -> nn.Sequential:
+    """What Liu et al. put on top of SegNet and MTAN for a task: a 3x3 and a 1x1 convolution.
+
+    There is nothing between the two, as in their released code.
+
+    Returns:
+        A module from features ``(batch, in_channels, h, w)`` to ``(batch, out_channels, h, w)``.
+    """
+    head = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1),
+            conv2=nn.Conv2d(in_channels, out_channels, kernel_size=1),
+        )
+    )
+    initialise(head)
+    return head
+
+
 def block(in_channels: int, out_channels: int) -> nn.Sequential:
     """A 3x3 convolution with a bias, a batch norm and a ReLU."""
     return nn.Sequential(

@@ -35,20 +35,20 @@ def npy(values):
     return content.getvalue()
 
 
-def numpy_files(name):
-    """From path to content: images of 4x6, as the prepared CityScapes or NYUv2 has them."""
+def numpy_files(name, size=(4, 6)):
+    """From path to content: small images, as the prepared CityScapes or NYUv2 has them."""
     random = np.random.RandomState(0)
     files = {}
     for part, number in (("train", 3), ("val", 2)):
         for i in range(number):
-            label = random.randint(-1, 7, (4, 6)).astype(np.float32)
-            files[f"{part}/image/{i}.npy"] = npy(random.rand(4, 6, 3).astype(np.float32))
-            files[f"{part}/depth/{i}.npy"] = npy(random.rand(4, 6, 1).astype(np.float32))
+            label = random.randint(-1, 7, size).astype(np.float32)
+            files[f"{part}/image/{i}.npy"] = npy(random.rand(*size, 3).astype(np.float32))
+            files[f"{part}/depth/{i}.npy"] = npy(random.rand(*size, 1).astype(np.float32))
             if name == "cityscapes":
                 files[f"{part}/label_7/{i}.npy"] = npy(label)
             else:
                 files[f"{part}/label/{i}.npy"] = npy(label)
-                files[f"{part}/normal/{i}.npy"] = npy(random.randn(4, 6, 3))
+                files[f"{part}/normal/{i}.npy"] = npy(random.randn(*size, 3))
     return files
 
 

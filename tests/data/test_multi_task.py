@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 from torchvision import transforms
 
 from data_prep import celeba, cityscapes, is_current, nyuv2, pascal_context
@@ -27,7 +28,8 @@ from ktlib.data import (
 )
 from ktlib.data import pascal_context as pascal_form
 from ktlib.data.celeba import ATTRIBUTES, parse_lists
-from ktlib.mtl.dense import SegmentationScore, segmentation_loss
+from ktlib.mtl.dense import segmentation_loss
+from ktlib.mtl.scores import SegmentationScore
 from tests.data.small_multi_task import (
     CELEBA,
     PHOTOGRAPHS,
@@ -129,14 +131,50 @@ def test_the_five_targets_of_pascal_context_are_those_of_its_files(tmp_path):
             normals = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1
         torch.testing.assert_close(targets["normals"][:, :, :2], normals[:, :, :2])
         assert (targets["normals"][:, :, 2:] == 0).all()
-        # Floor meets grass between the second and the third column.
+        # Floor meets grass between the second and the third column: of the two, thinning keeps the
+        # left one, but for the upper end, which goes with the right one.
         edges = torch.zeros(1, *size)
-        edges[:, :, 1:3] = 1
+        edges[:, 1:, 1] = 1
         assert torch.equal(targets["edges"], edges)
     parts = torch.zeros(PHOTOGRAPHS["2008_000008"], dtype=torch.int8)
     parts[0], parts[3, 3:] = 1, 6  # the person's hair and foot, nothing of the dog
     assert torch.equal(train[0][1]["human_parts"], parts)
     assert (train[1][1]["human_parts"] == -1).all()
+
+
+def test_thinning_by_hand():
+    # Guo and Hall, first half: the right and the upper rim goes; second half: the lower left one.
+    block = np.zeros((5, 6), dtype=bool)
+    block[1:4, 1:5] = True
+    expected = np.zeros((5, 6), dtype=bool)
+    expected[2, 2:4] = True
+    before = block.copy()
+    assert (pascal_form.thinned(block) == expected).all()
+    assert (block == before).all()
+    # A pixel, a line, a slanted line and a crossing of lines are thin already.
+    thin = np.zeros((9, 9), dtype=bool)
+    thin[0, 8] = thin[8, :5] = True
+    thin[range(3), range(3)] = True
+    thin[5, 2:7] = thin[3:8, 4] = True
+    thin[8, 4] = False
+    assert (pascal_form.thinned(thin) == thin).all()
+    for empty in (np.zeros((3, 4), dtype=bool), np.zeros((0, 4), dtype=bool)):
+        assert not pascal_form.thinned(empty).any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_thinning_takes_away_and_leaves_together_what_hangs_together(seed):
+    random = np.random.RandomState(seed)
+    labels = np.kron(random.randint(0, 4, (6, 6)), np.ones((5, 5), dtype=int))
+    lines = ndimage.laplace(labels, mode="mirror") != 0
+    thin = pascal_form.thinned(lines)
+    assert not (thin & ~lines).any()
+    assert thin.sum() < 0.6 * lines.sum()
+    assert (pascal_form.thinned(thin) == thin).all()
+    together = np.ones((3, 3))
+    parts, number = ndimage.label(lines, together)
+    assert ndimage.label(thin, together)[1] == number
+    assert set(parts[thin]) == set(range(1, number + 1))
 
 
 def test_images_of_many_sizes_are_filled_up_with_what_has_no_value(tmp_path):

@@ -1,4 +1,4 @@
-"""Losses and scores of dense tasks, against values worked out by hand."""
+"""Losses and scores of tasks, against values worked out by hand."""
 
 import math
 
@@ -6,17 +6,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ktlib.mtl import dense
+from ktlib.mtl import scores
 from ktlib.mtl.dense import (
+    balanced_cross_entropy,
+    depth_loss,
+    normals_loss,
+    segmentation_loss,
+)
+from ktlib.mtl.scores import (
+    ClassScore,
     DepthScore,
     EdgeScore,
     NormalsScore,
     SaliencyScore,
     SegmentationScore,
-    balanced_cross_entropy,
-    depth_loss,
-    normals_loss,
-    segmentation_loss,
 )
 
 
@@ -202,14 +205,33 @@ def test_max_f_averages_precision_and_recall_over_images_first():
     assert only_low.result()["max_f"] == pytest.approx(low)
 
 
-def test_nothing_found_and_nothing_to_find_count_as_zero():
+def test_nothing_found_and_nothing_to_find_count_as_zero_and_both_as_a_full_overlap():
     score = SaliencyScore([0.5])
     score.update(maps((0.1, 0.2)), maps((1, 0)))
-    assert score.result()["max_f"] == 0
+    assert score.result() == {"max_f": 0, "miou": 0}
     score.update(maps((0.9, 0.2)), maps((1, 0)))
-    assert score.result()["max_f"] == pytest.approx(0.5)
+    assert score.result() == pytest.approx({"max_f": 0.5, "miou": 0.5})
     score.update(maps((0.1, 0.2)), maps((0, 0)))
-    assert score.result()["max_f"] == pytest.approx(1 / 3)
+    assert score.result() == pytest.approx({"max_f": 1 / 3, "miou": 2 / 3})
+    score.update(maps((0.9, 0.2)), maps((0, 0)))
+    assert score.result()["miou"] == pytest.approx(2 / 4)
+
+
+def test_overlap_of_what_is_salient_by_hand_leaves_out_pixels_without_a_value():
+    score = SaliencyScore([0.25, 0.5])
+    score.update(maps((0.9, 0.4, 0.6, 0.1, 0.9)), maps((1, 1, 0, 0, -1)))
+    score.update(maps((0.9, 0.3, 0.3, 0.3, 0.9)), maps((1, 0, 0, 0, -1)))
+    # At 0.25: 2 of 3 and 1 of 4. At 0.5: 1 of 3 and 1 of 1.
+    assert score.result()["miou"] == pytest.approx((1 / 3 + 1) / 2)
+
+
+def test_classes_are_counted_over_batches_of_different_size():
+    score = ClassScore()
+    score.update(torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 1, 1]))
+    score.update(torch.tensor([[1.0, 2.0]]), torch.tensor([0]))
+    assert score.result() == {"accuracy": 0.5, "error": 0.5}
+    with pytest.raises(ValueError, match=r"target must have shape \('any',\). Found \(1, 1\)"):
+        score.update(torch.zeros(1, 2), torch.zeros(1, 1))
 
 
 def edge_score(probability, target, radius, thresholds=(0.5,)):
@@ -240,23 +262,24 @@ def test_edges_use_the_best_threshold_and_leave_out_pixels_without_a_value():
 def test_without_tolerance_edges_and_a_single_image_of_saliency_agree():
     torch.manual_seed(1)
     probability, target = torch.rand(1, 1, 9, 9), torch.randint(-1, 2, (1, 1, 9, 9)).float()
-    saliency = SaliencyScore(dense.EDGE_THRESHOLDS)
+    saliency = SaliencyScore(scores.EDGE_THRESHOLDS)
     saliency.update(probability, target)
-    found = edge_score(probability, target, 0, dense.EDGE_THRESHOLDS)
+    found = edge_score(probability, target, 0, scores.EDGE_THRESHOLDS)
     assert found == pytest.approx(saliency.result()["max_f"])
 
 
 def test_tolerance_never_lowers_the_edge_score():
     torch.manual_seed(2)
     probability, target = torch.rand(2, 1, 12, 12), (torch.rand(2, 1, 12, 12) > 0.9).float()
-    scores = [edge_score(probability, target, r, dense.EDGE_THRESHOLDS) for r in range(4)]
-    assert scores == sorted(scores)
-    assert scores[0] < scores[3]
+    found = [edge_score(probability, target, r, scores.EDGE_THRESHOLDS) for r in range(4)]
+    assert found == sorted(found)
+    assert found[0] < found[3]
 
 
 @pytest.mark.parametrize(
     ("score", "prediction", "target"),
     [
+        (ClassScore(), torch.zeros(0, 2), torch.zeros(0)),
         (SegmentationScore(2), torch.zeros(1, 2, 1, 1), torch.full((1, 1, 1), -1)),
         (DepthScore(), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)),
         (NormalsScore(), torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)),
@@ -274,11 +297,11 @@ def test_a_perfect_prediction_has_the_best_of_every_score():
     torch.manual_seed(3)
     classes, yes = torch.randint(3, (2, 4, 4)), torch.randint(2, (2, 1, 4, 4)).float()
     depth, normals = torch.rand(2, 1, 4, 4) + 1, torch.randn(2, 3, 4, 4)
-    scores = SegmentationScore(3), DepthScore(), NormalsScore(), SaliencyScore(), EdgeScore()
+    everything = SegmentationScore(3), DepthScore(), NormalsScore(), SaliencyScore(), EdgeScore()
     one_hot = F.one_hot(classes, 3).permute(0, 3, 1, 2)
     predictions, targets = (one_hot, depth, normals, yes, yes), (classes, depth, normals, yes, yes)
-    for score, prediction, target in zip(scores, predictions, targets, strict=True):
+    for score, prediction, target in zip(everything, predictions, targets, strict=True):
         score.update(prediction, target)
-    results = {name: value for score in scores for name, value in score.result().items()}
+    results = {name: value for score in everything for name, value in score.result().items()}
     best = {"absolute_error": 0, "relative_error": 0, "mean": 0, "median": 0}
     assert results == pytest.approx({name: best.get(name, 1) for name in results}, abs=1e-3)
