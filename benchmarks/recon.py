@@ -2,9 +2,10 @@
 
 Time: a counted iteration (:meth:`ConflictMeter.observe`) against the backward passes, one per task,
 that any method that looks at the tasks' gradients needs. Memory: the search that keeps inner
-products only against the one that keeps the gradients of all tasks. Prints ratios; in time the two
-sides take turns, so that a machine whose speed drifts treats them alike. Each comparison first
-checks that both sides compute the same.
+products only against the one that keeps the gradients of all tasks. Forward pass: a split network
+whose shared first part is computed once against one that computes every task's whole trunk. Prints
+ratios; in time the sides take turns, so that a machine whose speed drifts treats them alike. Each
+comparison first checks that both sides compute the same.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ktlib.models import resnet18_features
-from ktlib.mtl.conflict import ConflictMeter
+from ktlib.mtl import ConflictMeter, forward_flops, split
 
 MIB = 2**20
 
@@ -98,6 +99,43 @@ def largest_difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
 
 
+def take_turns(
+    calls: dict[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of every call in every turn, after one turn to warm up."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for turn, (name, call) in itertools.product(range(repeats + 1), calls.items()):
+        spent = seconds(call, device)
+        if turn:
+            taken[name].append(spent)
+    return taken
+
+
+def compare_forwards(
+    trunk: nn.Module, images: Tensor, tasks: int, repeats: int, device: torch.device
+) -> None:
+    """Split at the beginning of each stage: shared first part against whole trunks."""
+    names = [f"task{i}" for i in range(tasks)]
+    for layer in ("conv1", *(f"layer{stage}.0.conv1" for stage in range(1, 5))):
+        once = split(trunk, [layer], names).eval()
+        whole = split(trunk, [layer], names, share_prefix=False).eval()
+        with torch.no_grad():
+            ours, theirs = once(images), whole(images)
+            error = largest_difference([(ours[name], theirs[name]) for name in names])
+            taken = take_turns(
+                {"once": lambda by=once: by(images), "whole": lambda by=whole: by(images)},
+                repeats,
+                device,
+            )
+        spent = {name: statistics.median(turns) for name, turns in taken.items()}
+        operations = forward_flops(once, images[:1]) / forward_flops(whole, images[:1])
+        print(
+            f"T = {tasks:2d}, split at {layer}: whole trunks {spent['whole'] * 1e3:8.1f} ms   "
+            f"first part once {spent['once'] / spent['whole']:.3f}x (operations {operations:.3f}x)"
+            f"; largest relative difference {error:.0e}"
+        )
+
+
 def main() -> None:
     """Compare, then print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -145,11 +183,7 @@ def main() -> None:
                 given, retain_graph=True
             ),
         }
-        taken: dict[str, list[float]] = {name: [] for name in calls}
-        for turn, (name, call) in itertools.product(range(given.repeats + 1), calls.items()):
-            spent = seconds(call, device)
-            if turn:
-                taken[name].append(spent)
+        taken = take_turns(calls, given.repeats, device)
         base = statistics.median(taken["backward"])
         line = f"T = {tasks:2d}: backward passes {base * 1e3:8.1f} ms"
         for name in ("observe", "gramians"):
@@ -159,6 +193,8 @@ def main() -> None:
                 f"(turn by turn {min(pairs):.2f} to {max(pairs):.2f})"
             )
         print(f"{line}; largest relative difference {error:.0e}")
+
+    compare_forwards(trunk, images, min(given.tasks), given.repeats, device)
 
     tasks = max(given.tasks)
     losses = fresh_losses(tasks)

@@ -201,15 +201,18 @@ def test_bins_below_a_severity_hold_its_conflicts():
     assert sum(meter.histogram()) == 5 * 6
 
 
-def test_batch_norms_are_part_of_the_shared_gradient_either_way():
-    trunk, heads = network(), heads_of(3)
-    without, counted = ConflictMeter(trunk, batch_norm=False), ConflictMeter(trunk)
-    for meter in (without, counted):
-        found = meter.observe(losses_of(trunk, heads, 0))
-        assert found.matrix.shape[1] == sum(p.numel() for p in trunk.parameters())
-    assert "1" in counted.layers
-    assert "1" not in without.layers
-    assert without.histogram() == counted.histogram()
+@pytest.mark.parametrize("search", SEARCHES)
+def test_batch_norms_are_part_of_the_shared_gradient_either_way(search):
+    """The tasks agree on the layer; on the norm they want the opposite, three times as much."""
+    trunk = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)).to(DEVICE, torch.float64)
+    for batch_norm in (False, True):
+        meter = ConflictMeter(trunk, batch_norm=batch_norm)
+        layer, norm = trunk[0].weight.sum(), 3 * trunk[1].bias.sum()
+        getattr(meter, search)({"a": layer + norm, "b": layer - norm})
+        assert meter.layers == (("0", "1") if batch_norm else ("0",))
+        assert meter.scores(-0.15) == ({"0": 0, "1": 1} if batch_norm else {"0": 0})
+        assert meter.histogram()[BINS.index(-0.8)] == 1  # cos = (1 - 9) / (1 + 9)
+        assert meter.shared_score(-0.15) == 1
 
 
 def test_edges_belong_to_the_bin_above_them():

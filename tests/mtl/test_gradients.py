@@ -98,6 +98,16 @@ def test_heads_are_not_touched_by_the_weights_of_the_trunk():
     torch.testing.assert_close(found, expected)
 
 
+def test_frozen_parameters_of_a_head_get_no_gradient():
+    trunk, heads, losses, own = model()
+    heads["a"].weight.requires_grad_(False)
+    gradients = task_gradients(losses(), trunk.parameters(), own=own)
+    apply_gradients(trunk, gradients, aggregator("joint"))
+    assert heads["a"].weight.grad is None
+    assert all(p.grad is not None for task in "bc" for p in own[task])
+    assert heads["a"].bias.grad is not None
+
+
 def test_tasks_with_one_head_add_up_on_it():
     trunk, heads, *_ = model()
     shared = list(heads["a"].parameters())
@@ -110,11 +120,18 @@ def test_tasks_with_one_head_add_up_on_it():
 
 def test_gradients_replace_those_of_the_step_before():
     trunk, _, losses, own = model()
+    combine, found = aggregator("joint"), []
     for _ in range(2):
-        gradients = task_gradients(losses(), trunk.parameters(), own=own)
-        apply_gradients(trunk, gradients, aggregator("joint"))
-        first = [p.grad.clone() for p in trunk.parameters()]
-    torch.testing.assert_close([p.grad for p in trunk.parameters()], first)
+        apply_gradients(trunk, task_gradients(losses(), trunk.parameters(), own=own), combine)
+        found.append([p.grad.clone() for p in (*trunk.parameters(), *own["a"])])
+    for _ in range(2):
+        now = losses()
+        gramians = ConflictMeter(trunk).observe_gramians(now, own=own, retain_graph=True)
+        apply_gramians(trunk, now, gramians, combine)
+        found.append([p.grad.clone() for p in (*trunk.parameters(), *own["a"])])
+    for again in found[1:]:
+        torch.testing.assert_close(again, found[0])
+    first = found[0][: len(list(trunk.parameters()))]
     optimiser = torch.optim.SGD(trunk.parameters(), lr=0.1)
     before = [p.detach().clone() for p in trunk.parameters()]
     optimiser.step()

@@ -54,6 +54,23 @@ def test_work_in_place_does_not_reach_the_next_task(write):
         assert torch.equal(features["task 1"], expected)
 
 
+class WritesToItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.own(x.mul_(2))
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_work_in_place_on_the_input_does_not_reach_the_next_task(share_prefix):
+    network, x = WritesToItsInput(), torch.randn(4, 3)
+    trunk = split(network, ["own"], names(3), share_prefix=share_prefix)
+    expected = network(x.clone())
+    assert_same(trunk(x), dict.fromkeys(trunk.tasks, expected))
+
+
 class CalledTwice(nn.Module):
     """Its layers ``a`` and ``b`` are each called twice: a, b, a, b."""
 
