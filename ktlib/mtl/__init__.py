@@ -14,8 +14,9 @@ the layers it finds become the tasks' own::
     network = split(trunk, meter.ranking(-0.1)[:25], list(heads))
     features = network(images)                         # {task: its features}
 
-Split the trunk as it was before training: Recon trains the new network from the start. Its shared
-layers, ``network.shared_layers()``, are what :func:`apply_gradients` and a new meter then take.
+Split the trunk as it was before training: Recon trains the new network from the start. It goes
+into :func:`apply_gradients` and into a new meter as the trunk did, where only what is still shared
+counts; ``network.task_parameters(task)`` belong to ``own``, beside those of the head.
 All of it runs in one process on one device: gradients that several processes average have no pairs
 of tasks to compare any more.
 """

@@ -28,6 +28,7 @@ from ktlib.mtl.gradients import (
     task_gradients,
 )
 from ktlib.mtl.layers import layers_of
+from ktlib.mtl.split import SplitTrunk
 
 Layers: TypeAlias = Mapping[str, Sequence[nn.Parameter]]
 
@@ -43,8 +44,9 @@ class ConflictMeter:
     others is not defined.
 
     Args:
-        trunk: the network that the tasks share, or its layers: name -> parameters, in the order of
-            the network. Frozen parameters of a network are left out.
+        trunk: the network that the tasks share, of a :class:`ktlib.mtl.SplitTrunk` what is still
+            shared; or its layers: name -> parameters, in the order of the network. Frozen
+            parameters of a network are left out.
         severities: values ``S`` in ``(-1, 0]`` at which conflicts are counted.
         batch_norm: whether batch norms count as layers; their gradients are part of the update and
             of the cosine over all shared parameters either way.
@@ -77,8 +79,7 @@ class ConflictMeter:
         rises = all(low < high for low, high in itertools.pairwise(self.bins))
         if len(self.bins) < 2 or (self.bins[0], self.bins[-1]) != (-1, 1) or not rises:
             raise ValueError(f"bins must rise from -1 to 1. Found bins={self.bins}.")
-        everything = layers_of(trunk) if isinstance(trunk, nn.Module) else trunk
-        counted = layers_of(trunk, batch_norm) if isinstance(trunk, nn.Module) else trunk
+        everything, counted = _layers(trunk, True), _layers(trunk, batch_norm)
         self._everything = {name: list(layer) for name, layer in everything.items() if layer}
         self._parameters = parameters_of(self._everything)
         self._owner = {p: name for name, layer in self._everything.items() for p in layer}
@@ -326,3 +327,10 @@ def pair_cosines(gramians: Tensor) -> tuple[Tensor, Tensor]:
     defined = lengths > 0
     cosines = gramians[..., first, second] / torch.where(defined, lengths, 1.0)
     return torch.where(defined, cosines, 0.0).clamp(-1, 1), defined
+
+
+def _layers(trunk: nn.Module | Layers, batch_norm: bool) -> Layers:
+    """The layers that the tasks share, those without batch norms if asked of a network."""
+    if isinstance(trunk, SplitTrunk):
+        return trunk.shared_layers(batch_norm)
+    return layers_of(trunk, batch_norm) if isinstance(trunk, nn.Module) else trunk

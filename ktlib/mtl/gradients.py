@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ktlib.mtl.split import SplitTrunk
+
 if TYPE_CHECKING:
     from ktlib.mtl.aggregation import SumScale
 
@@ -168,7 +170,8 @@ def parameters_of(
 ) -> tuple[nn.Parameter, ...]:
     """The shared parameters, each once: of a module those that are trained, of layers all."""
     if isinstance(trunk, nn.Module):
-        return tuple(parameter for parameter in trunk.parameters() if parameter.requires_grad)
+        shared = trunk.shared if isinstance(trunk, SplitTrunk) else trunk
+        return tuple(parameter for parameter in shared.parameters() if parameter.requires_grad)
     return tuple(dict.fromkeys(parameter for layer in trunk.values() for parameter in layer))
 
 

@@ -133,7 +133,7 @@ class SplitTrunk(nn.Module):
         return self._views[task]
 
     def shared_layers(self, batch_norm: bool = True) -> dict[str, list[nn.Parameter]]:
-        """The layers that are still shared, as :func:`layers_of` gives them."""
+        """The layers that are still shared, under the names that :func:`layers_of` gives them."""
         everything = layers_of(self._views[self.tasks[0]], batch_norm)
         return {name: own for name, own in everything.items() if name not in self.layers}
 
