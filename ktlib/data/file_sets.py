@@ -144,7 +144,8 @@ def _channels_first(values: NDArray[Any]) -> NDArray[np.float32]:
     return np.ascontiguousarray(np.moveaxis(values, -1, 0), dtype=np.float32)
 
 
-# The seven categories of CityScapes in the order of their numbers there; its "void" is -1.
+# The seven categories of CityScapes in the order of their numbers there; its "void" is -1. The
+# files come without a list: that they keep this order is assumed. No loss or score depends on it.
 CITYSCAPES_CLASSES = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
 # The 13 classes of Handa et al. (SceneNet); what they call unknown is -1.
 NYUV2_CLASSES = (

@@ -23,6 +23,7 @@ def backbone(
     *,
     embedding: int | None = None,
     pool_size: int = 1,
+    weights: str | None = None,
 ) -> nn.Module:
     """A trunk whose features heads of tasks are put on: :func:`ktlib.mtl.tasks.task_head`.
 
@@ -34,6 +35,8 @@ def backbone(
         width: channels of the first convolution; None is the published network's.
         embedding: of ``resnet18``; see :func:`ktlib.models.resnet18_features`.
         pool_size: as ``embedding``.
+        weights: of ``mobilenet_v2``; see :class:`ktlib.models.mobilenet.MobileNetV2`. The other
+            networks start from random ones, as in the released code.
 
     Returns:
         A module from images ``(batch, in_channels, height, width)`` to features: ``(batch,
@@ -43,11 +46,14 @@ def backbone(
 
     Raises:
         ValueError: an unknown name, an option that the network does not have, or a width that it
-            cannot have.
+            cannot have. For ``weights``, also what is raised by ``MobileNetV2``.
     """
     if name not in BACKBONES:
         raise ValueError(f"name must be one of {', '.join(BACKBONES)}. Found name={name!r}.")
     width = BACKBONES[name] if width is None else width
+    if weights is not None and name != "mobilenet_v2":
+        found = f"weights={weights!r} for {name}"
+        raise ValueError(f"weights must be None but for mobilenet_v2. Found {found}.")
     if name == "resnet18":
         return resnet18_features(
             in_channels, width, 2, stem_kernel=7, stem_pool=True, pool_size=pool_size,
@@ -58,8 +64,9 @@ def backbone(
         raise ValueError(
             f"embedding and pool_size must be left out but for resnet18. Found {found}."
         )
-    classes = {"segnet": SegNet, "mtan": MTAN, "mobilenet_v2": MobileNetV2}
-    return classes[name](in_channels, width)
+    if name == "mobilenet_v2":
+        return MobileNetV2(in_channels, width, weights)
+    return {"segnet": SegNet, "mtan": MTAN}[name](in_channels, width)
 
 
 @dataclass(frozen=True)
@@ -83,13 +90,16 @@ SETTINGS: Mapping[str, _Setting] = {
 }
 
 
-def backbone_for(data: str, name: str | None = None, width: int | None = None) -> nn.Module:
+def backbone_for(
+    data: str, name: str | None = None, width: int | None = None, *, weights: str | None = None
+) -> nn.Module:
     """The thesis's network for a data set, as :func:`backbone` gives it.
 
     Args:
         data: one of :data:`SETTINGS`.
         name: one of its networks; None is that of the thesis's main table.
         width: as in :func:`backbone`.
+        weights: as in :func:`backbone`.
 
     Raises:
         ValueError: an unknown data set, or a network that the thesis does not use on it.
@@ -101,4 +111,4 @@ def backbone_for(data: str, name: str | None = None, width: int | None = None) -
     if name not in setting.names:
         known = ", ".join(setting.names)
         raise ValueError(f"name must be one of {known} for {data}. Found name={name!r}.")
-    return backbone(name, setting.in_channels, width, **setting.options)
+    return backbone(name, setting.in_channels, width, weights=weights, **setting.options)

@@ -128,6 +128,7 @@ def test_options_left_alone_change_nothing():
         (lambda: backbone("vgg"), "name must be one of resnet18, .* Found name='vgg'"),
         (lambda: backbone("segnet", 3, 4, embedding=9), "but for resnet18. Found embedding=9, "),
         (lambda: backbone("mtan", 3, 4, pool_size=2), "Found .* pool_size=2 for mtan"),
+        (lambda: backbone_for("nyuv2", weights="DEFAULT"), "Found weights='DEFAULT' for mtan"),
         (lambda: backbone("mobilenet_v2", 3, 6), "multiple of 4. Found width=6"),
         (
             lambda: backbone("mobilenet_v2", 0),
