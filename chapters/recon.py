@@ -1,0 +1,927 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   ktlib:
+#     data: [multi_fashion_mnist]
+#     data_parameter: dataset
+# ---
+
+# %% [markdown]
+# (chap-recon)=
+# # Two tasks, one network: which layers should they not share?
+#
+# **The question.** One network is to do two things at once: name a garment and read a digit, both in the same image.
+# It has one trunk for both tasks. Every step of training asks both tasks how the trunk should change, and they
+# do not agree. Where in the network do they disagree, and what is the cheapest way out?
+#
+# The answer of this chapter, Recon {cite}`shi2023recon,shi2025thesis`, is: *look first, then cut*. Train for a while and count,
+# layer by layer, how often the tasks pull in opposite directions. Give each task a copy of its own of the few layers
+# with the highest counts, and train again from the start.
+#
+# After this chapter you can
+#
+# - measure conflicts between the gradients of tasks, in the whole network and layer by layer,
+# - tell what gradient surgery (MGDA, PCGrad, GradDrop, CAGrad, ...) changes, and what it leaves as it was,
+# - find the layers of *your* network in which tasks conflict, and split them, in ten lines,
+# - compare multi-task networks fairly: by every task, by size, and by time.
+#
+# **Before you start.** You should have trained a small convolutional network with PyTorch once. No
+# knowledge of multi-task learning is needed; the [notation page](../notation.md) has the symbols.
+#
+# **Time to run.** A few minutes on two CPU cores at the default size; the
+# [execution page](../execution.md) shows the time of the run that you are reading. To run it again:
+#
+# ```bash
+# make book                                         # this chapter, at the default size
+# make notebooks                                    # chapters as notebooks, then for example:
+# papermill notebooks/recon.ipynb out.ipynb -p seeds '[7]' -p top_k 10
+# ```
+#
+# Whether the *choice* of layers matters, how many there should be, and what the search costs with many tasks, is the
+# matter of the [next chapter](chap-recon-studies).
+
+# %% tags=["parameters"]
+profile = "cpu"  # name of this set of values, noted in the record
+run_dir = ""  # folder for result.json and figures; "" writes nothing
+device = "auto"  # auto, cpu, cuda or mps; the thesis: one RTX 3090
+precision = "float32"  # auto, float32 or bfloat16
+seeds = [0, 1]  # one repetition each: weights, batches, images; the thesis: 3 runs
+dataset = "multi_fashion_mnist"  # images with several targets; the thesis: this one and four more
+backbone = "resnet18"  # the network that the tasks share; the thesis: this one here
+train_images = 6000  # training images, 0: all; the thesis: 120,000
+test_images = 4000  # test images, 0: all; the thesis: 20,000
+width = 16  # channels of the first stage; the thesis: 64
+epochs = 3  # passes over the training images; authors' code: 120
+batch_size = 64  # images per step; authors' code: 256
+optimizer = "sgd"  # sgd with momentum 0.9, or adam; authors' code: sgd
+lr = 0.1  # first learning rate; authors' code: 0.1
+lr_drops = [
+    0.5,
+    0.75,
+]  # shares of the training after which lr falls to a tenth; authors' code: these
+cagrad_c = 0.2  # how far CAGrad may move away from the mean; authors' code: 0.2
+batch_norm = True  # whether batch norms count as layers; authors' code: True
+severity = -0.1  # severity S: a cosine below it is counted; authors' code: -0.1
+top_k = 25  # layers K that become task-specific; authors' code: 25 of 41
+search_quarters = 1  # quarters of the training that count; the thesis: 1
+methods = ["single", "joint", "mgda", "pcgrad", "graddrop", "cagrad"]  # to train as they are
+recon_methods = ["joint", "pcgrad"]  # to train on the split network, too; the thesis: all
+compared_seeds = 1  # seeds, at most, that methods other than single and joint are run with
+method_lr = {}  # learning rate of a method, where it is not lr; not stated in the thesis
+experts = 2  # expert networks of MMoE; the thesis: 2, by the size that it prints
+timed_images = 200  # images of the timed forward pass; not stated in the thesis
+
+# %% tags=["setup"]
+from ktlib.mtl.parameters import ReconParameters
+from ktlib.parameters import check_parameters
+
+P = check_parameters(globals(), ReconParameters)
+
+# %% [markdown]
+# ## The problem
+#
+# In **multi-task learning** {cite}`caruana1997multitask` one network serves $T$ tasks. It has a **trunk**, the layers
+# $\theta_{\mathrm{sh}}$ that all tasks share, and a **head** for each task, the layers $\theta_i$ that only this task uses. Each task $i$ has a
+# loss $L_i(\theta_{\mathrm{sh}},\theta_i)$. The plain way to train, **joint training**, minimises their sum:
+#
+# ```{math}
+# :label: eq-recon-joint
+# \min_{\theta_{\mathrm{sh}},\theta_1,\dots,\theta_T}\ \sum_{i=1}^T L_i(\theta_{\mathrm{sh}},\theta_i).
+# ```
+#
+# Sharing saves memory and time, and what one task learns may help another. It may also hurt: then a network for each
+# task alone would have been better. That is called **negative transfer**.
+#
+# The data of this chapter is Multi-Fashion+MNIST {cite}`lin2019paretomtl`, made for this question: each image has a garment
+# of Fashion-MNIST {cite}`xiao2017fashion` in one corner and a digit of MNIST {cite}`lecun1998gradient` in the other, and each is a task of ten classes. What
+# is signal for one task is clutter for the other.
+
+# %%
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from IPython.display import display
+from myst_nb import glue
+
+from ktlib import data
+from ktlib.device import choose_device
+from ktlib.plotting import save_figure, use_style
+from ktlib.progress import progress
+from ktlib.results import RunRecord
+from ktlib.seeding import deterministic
+
+use_style()
+deterministic()
+record = RunRecord.start("recon", P, data=data.checksums(P.dataset))
+
+# %% [markdown]
+# `MultiTaskExperiment` holds what must be the same for all methods: images, networks, batches. A seed changes all three.
+# Test images come from the test files only, the same for every seed.
+
+# %%
+from ktlib.mtl.experiment import MultiTaskExperiment
+
+experiment = MultiTaskExperiment(P, choose_device(P.device))
+rows = experiment.training_rows(P.seeds[0])
+print(
+    f"{len(rows)} training images, {len(experiment.test_data)} test images, tasks: {', '.join(experiment.tasks)}"
+)
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Six small grey images; each has one object towards the upper left corner and another towards the lower right one, and they overlap.", "classes": "photo"}, "figure": {"name": "fig-recon-images", "caption": "Six training images and their targets, first seed."}}
+shown_images = experiment.train_data.subset(rows[:6])
+fig, axes = plt.subplots(1, 6, figsize=(7.2, 1.7))
+for number, ax in enumerate(axes):
+    ax.imshow(shown_images.images[number].permute(1, 2, 0).squeeze().numpy(), cmap="gray")
+    known = [
+        task.class_names[int(shown_images.targets[name][number])]
+        for name, task in experiment.tasks.items()
+        if task.kind == "classes"
+    ]
+    ax.set_title("\n".join(known[:2]), fontsize=7)
+    ax.set_axis_off()
+save_figure(fig, P.run_dir, "images")
+
+# %% [markdown]
+# A small example shows what "hurt" means. Two tasks share a single weight vector $v$ in the plane. Each has a quadratic loss
+# with a place of its own where it is lowest. The arrows are the directions in which each task would move $v$.
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two panels with two arrows each that start at one point: in the left panel they form an acute angle, in the right one an obtuse angle; a third, dashed arrow is their sum.", "classes": "chart"}, "figure": {"name": "fig-recon-angle", "caption": "Two task gradients (with their sign turned, so arrows show the steps) and their sum, dashed. Left: the tasks agree, the sum helps both. Right: they conflict. The sum is short, and along it the loss of the second task rises. Computed for two quadratic losses."}}
+import numpy as np
+
+fig, axes = plt.subplots(1, 2, figsize=(5.8, 2.8), sharex=True, sharey=True)
+for ax, other in zip(axes, ([0.2, 1.0], [-1.0, 0.35]), strict=True):
+    steps = np.array([[1.6, 0.3], other])
+    cosine = steps[0] @ steps[1] / np.linalg.norm(steps[0]) / np.linalg.norm(steps[1])
+    for step, name, line in (
+        *zip(steps, ("task 1", "task 2"), "--", strict=True),
+        (steps.sum(0), "sum", ":"),
+    ):
+        ax.annotate(
+            "",
+            step,
+            (0, 0),
+            arrowprops={"arrowstyle": "->", "linestyle": "-" if line == "-" else "--"},
+        )
+        ax.text(*(step * 1.08), name, fontsize=9)
+    ax.set(title=f"cosine {cosine:+.2f}", xlim=(-1.5, 2.4), ylim=(-0.4, 1.6), aspect="equal")
+save_figure(fig, P.run_dir, "angle")
+
+# %% [markdown]
+# Let $g_i=\nabla_{\theta_{\mathrm{sh}}}L_i$ be the gradient of task $i$ on the shared layers. Two tasks **conflict** (thesis, 4.1) if
+#
+# ```{math}
+# :label: eq-recon-conflict
+# \cos_{ij}=\frac{\langle g_i,g_j\rangle}{\lVert g_i\rVert\,\lVert g_j\rVert}<0 .
+# ```
+#
+# A small step along the summed gradient $g_1+g_2$ changes the loss of task 2 by about $-\alpha\,(\langle g_1,g_2\rangle+\lVert g_2\rVert^2)$. With a
+# negative inner product that is less progress than alone, and if $g_1$ is long enough it is none at all.
+#
+# ## Pilot study: do tasks conflict, and does gradient surgery stop it?
+#
+# `ConflictMeter` is the tool of this chapter. At each step it takes the losses of all tasks, computes the gradient of each
+# once, counts the cosines, and hands the gradients on to whatever makes the update. So watching costs next to nothing
+# extra. This is the whole training step:
+
+# %%
+import inspect
+import textwrap
+
+from IPython.display import Code
+
+
+def shown(function):
+    """The lines of a function below its description."""
+    lines = inspect.getsource(function).split('"""')[2].strip("\n")
+    return Code(textwrap.dedent(lines), language="python")
+
+
+shown(MultiTaskExperiment.train)
+
+# %%
+compared = P.seeds[: P.compared_seeds]
+runs, results, histograms = {}, [], []
+
+from ktlib.mtl.report import histogram_rows, result_rows
+
+
+def keep(method, recon, seed, run):
+    """Note the scores and the conflicts of a trained network."""
+    runs[method, recon, seed] = run
+    results.extend(
+        result_rows(experiment.scores(run.network), method=method, recon=recon, seed=seed)
+    )
+    if run.meters:
+        histograms.extend(histogram_rows(run.conflicts(), method=method, recon=recon, seed=seed))
+
+
+def rate(method):
+    return P.method_lr.get(method)
+
+
+for seed in progress(P.seeds, "joint training"):
+    keep("joint", False, seed, experiment.train("joint", seed, lr=rate("joint")))
+
+# %% [markdown]
+# In joint training the update is the plain sum of the task gradients. **Gradient surgery** makes another update of
+# them, so that no task is pushed back:
+#
+# - **mgda** {cite}`desideri2012mgda,sener2018mgda` takes the shortest vector among all averages of the gradients;
+# - **pcgrad** {cite}`yu2020pcgrad` removes from each gradient the part that points against another one;
+# - **graddrop** {cite}`chen2020graddrop` keeps, in each coordinate, only the positive or only the negative parts, at random;
+# - **cagrad** {cite}`liu2021cagrad` stays close to the mean and helps the task that would gain least.
+#
+# All of them come from the library `torchjd` {cite}`quinton2024jacobian`. Libraries differ in scale: some add up, some average. Here every
+# method is on the scale of the *sum* of losses, so one learning rate can serve them all.
+
+# %%
+from ktlib.mtl.parameters import GRADIENT_METHODS
+
+surgery = [name for name in P.methods if name in GRADIENT_METHODS and name != "joint"]
+for name in progress(surgery, "gradient surgery"):
+    for seed in compared:
+        keep(name, False, seed, experiment.train(name, seed, lr=rate(name)))
+
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Step histograms of the cosine between the gradients of the two tasks, one line per method; all are centred near zero and overlap.", "classes": "chart"}, "figure": {"name": "fig-recon-pilot", "caption": "Cosine between the gradients of the two tasks over all shared layers, one value per training step. Left of the line at 0 the tasks conflict. Training images, first seed, live run."}}
+def draw_histogram(ax, rows, method, recon, seed, **style):
+    """Shares of the cosines as steps, two bins together."""
+    part = pd.DataFrame(rows).query("method == @method and recon == @recon and seed == @seed")
+    edges = np.linspace(-1, 1, 101)
+    middle = (part["bin_low"] + part["bin_high"]) / 2
+    heights, _ = np.histogram(middle, bins=edges, weights=part["share"])
+    ax.stairs(100 * heights, edges, **style)
+
+
+fig, ax = plt.subplots(figsize=(5.8, 3.0))
+for number, name in enumerate(["joint", *surgery]):
+    draw_histogram(
+        ax, histograms, name, False, P.seeds[0], label=name, color=f"C{number}", linewidth=1.4
+    )
+ax.axvline(0, color="black", linewidth=1)
+ax.set(xlabel="cosine", ylabel="share of steps (%)", xlim=(-0.5, 0.5))
+ax.legend()
+save_figure(fig, P.run_dir, "pilot")
+
+# %% [markdown]
+# The thesis sorts the cosines into intervals and calls those below $-0.01$ severe. *Fewer severe* says how many percent fewer of
+# them a method has than joint training with the same seed.
+
+# %%
+from ktlib.mtl.report import interval_table
+from ktlib.results import thesis_table
+
+interval_table([row for row in histograms if row["seed"] in compared], thesis_table("4_11"))
+
+# %% [markdown]
+# Surgery changes the *update*, not the place where the gradients come from. At the next step the tasks ask for
+# opposite things again. The thesis concludes: conflicts have to be treated at their root, in the network.
+#
+# ## The method
+#
+# Recon {cite}`shi2023recon` has three steps (thesis, algorithm 2).
+#
+# 1. **Search.** Train for a while, by any method, and count for each layer $k$ how often the tasks conflict *in this layer*.
+# 2. **Split.** Make the $K$ layers with the highest counts task-specific: each task gets a copy.
+# 3. **Train** the split network from scratch, by any method.
+#
+# ### Search: conflict scores
+#
+# Let $g_i^{(k)}$ be the part of $g_i$ that belongs to layer $k$. A *layer* is a module that owns parameters: a convolution, a
+# batch norm, a linear map. The score of layer $k$ at **severity** $S\in(-1,0]$ counts pairs of tasks, summed over the steps of the search (4.3):
+#
+# ```{math}
+# :label: eq-recon-score
+# s^{(k)}(S)=\sum_{\text{steps}}\ \bigl|\{\,i<j:\ \cos_{ij}^{(k)}<S\,\}\bigr| .
+# ```
+#
+# The meter has counted all of this already, in each quarter of the training separately, and at several severities at
+# once. The search of the thesis uses the first quarter only.
+
+# %%
+from ktlib.mtl.report import score_rows
+
+scores = [
+    row
+    for (method, recon, seed), run in runs.items()
+    for quarter, meter in enumerate(run.meters, start=1)
+    for row in score_rows(meter, method=method, seed=seed, stage=quarter)
+]
+record.table("layer_scores", scores)
+searched = runs["joint", False, P.seeds[0]]
+layers = experiment.recon_layers(searched)
+counts = searched.conflicts(P.search_quarters)
+pd.DataFrame({"score": {name: counts.scores(P.severity)[name] for name in layers[:8]}}).T
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Heat map with a column per layer in network order and a row per quarter of training; batch norms and early layers are brighter.", "classes": "photo"}, "figure": {"name": "fig-recon-heat", "caption": "Share of steps in which the tasks conflict in a layer (cosine below the severity), for each quarter of joint training. Layers in the order of the network; marks above: the layers that Recon splits. First seed, live run."}}
+names = list(counts.layers)
+shares = [
+    [meter.scores(P.severity)[name] / max(1, meter.pairs[name]) for name in names]
+    for meter in searched.meters
+]
+fig, ax = plt.subplots(figsize=(7.2, 2.9))
+image = ax.imshow(100 * np.array(shares), aspect="auto", cmap="cividis")
+ax.scatter(
+    [names.index(name) for name in layers],
+    [-0.75] * len(layers),
+    marker="v",
+    s=10,
+    color="black",
+    clip_on=False,
+)
+ax.set(yticks=range(4), ylabel="quarter", xticks=range(len(names)))
+ax.set_yticklabels(range(1, 5))
+ax.set_xticklabels(names, rotation=90, fontsize=5)
+ax.grid(visible=False)
+fig.colorbar(image, ax=ax, label="conflicts (%)")
+save_figure(fig, P.run_dir, "heat")
+
+# %% [markdown]
+# Which kinds of layers are these? In the authors' released run the top of the ranking is mostly batch norms and the earliest
+# convolutions, small layers all of them.
+
+# %%
+trunk_layers = searched.network.shared_layers()
+convolutional = searched.network.shared_layers(batch_norm=False)
+
+
+def kind(name):
+    """Batch norm, or convolution in the first or the second half of the network."""
+    if name not in convolutional:
+        return "batch norm"
+    half = list(trunk_layers).index(name) < len(trunk_layers) / 2
+    return "first half, convolution" if half else "second half, convolution"
+
+
+def kinds_of(chosen):
+    """How many of the chosen layers are of each kind, and how much of the parameters they hold."""
+    sizes = {name: sum(p.numel() for p in layer) for name, layer in trunk_layers.items()}
+    table = pd.DataFrame(
+        {"kind": [kind(n) for n in sizes], "size": sizes.values()}, index=list(sizes)
+    )
+    table["chosen"] = table.index.isin(chosen)
+    grouped = table.groupby("kind")
+    held = table[table["chosen"]].groupby("kind")["size"].sum() / sum(sizes.values()) * 100
+    return pd.DataFrame(
+        {
+            "layers": grouped.size(),
+            "chosen": grouped["chosen"].sum(),
+            "of all parameters (%)": held.round(2),
+        }
+    ).fillna(0)
+
+
+kinds_of(layers)
+
+# %% [markdown]
+# ### Is the ranking stable?
+#
+# A search is worth its time only if it would give the same layers again. The **ranking distance** (4.20) is the mean number of
+# places that a layer moves between two rankings. For $n$ layers in random order it is about $n/3$.
+
+# %%
+from ktlib.mtl import ranking_correlation, ranking_distance, top_overlap
+from ktlib.mtl.report import distance_table, printed_distances
+
+by_quarter = {
+    f"quarter {number}": meter.ranking(P.severity)
+    for number, meter in enumerate(searched.meters, start=1)
+}
+by_quarter["all"] = searched.conflicts().ranking(P.severity)
+print(f"by chance: {len(names) / 3:.1f}")
+display(distance_table(by_quarter))
+printed_distances(thesis_table("4_6"))
+
+# %%
+by_method = {
+    name: runs[name, False, P.seeds[0]].conflicts(P.search_quarters).ranking(P.severity)
+    for name in ["joint", *surgery]
+}
+display(distance_table(by_method))
+printed_distances(thesis_table("4_8"))
+
+# %%
+stability = []
+for seed in P.seeds[1:]:
+    one, other = (experiment.ranking(runs["joint", False, s]) for s in (P.seeds[0], seed))
+    count = min(P.top_k, len(one))
+    stability.append(
+        {
+            "seeds": f"{P.seeds[0]} and {seed}",
+            "ranking distance": ranking_distance(one, other),
+            "rank correlation": ranking_correlation(one, other),
+            f"common in the top {count}": top_overlap(one, other, count),
+            "by chance": count / len(one),
+        }
+    )
+pd.DataFrame(stability).round(2)
+
+# %% [markdown]
+# The first table compares quarters of one training, the second methods, the third seeds; below the first two stand those of the
+# thesis, from a far longer training. The share *common in the top* has to be read against *by chance*: of two sets of 25 layers out of 40
+# more than half are common without any reason.
+#
+# ### Split: a copy of some layers for each task
+#
+# `split(trunk, layers, tasks)` works on any PyTorch module. Layers that stay shared are the *same objects* in the
+# trunks of all tasks. What lies in front of the first split layer is computed once, the rest once for each task.
+
+# %%
+from ktlib.mtl import forward_flops, parameter_megabytes
+
+images = experiment.batch(
+    experiment.test_data, torch.arange(min(P.timed_images, len(experiment.test_data)))
+)[0]
+network = experiment.new_network(P.seeds[0], layers)
+one, few = (
+    parameter_megabytes(experiment.new_network(P.seeds[0], chosen)) for chosen in ((), layers)
+)
+print(
+    f"{len(layers)} of {len(names)} layers split: {one:.2f} MB become {few:.2f} MB (+{100 * (few / one - 1):.1f} %)"
+)
+
+# %% [markdown]
+# Few parameters are added, as the conflict layers are small. Time is another matter: an early layer that is split makes
+# everything behind it run once for each task. The thesis reports sizes; this book reports time and floating-point
+# operations beside them.
+#
+# ### Train, and look again
+
+# %%
+for name in progress(P.recon_methods, "Recon"):
+    if name not in GRADIENT_METHODS:
+        continue
+    for seed in P.seeds if name == "joint" else compared:
+        keep(name, True, seed, experiment.train(name, seed, layers, lr=rate(name)))
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two panels with step histograms of the cosine before and after Recon, for joint training and for another method; after Recon the left flank is lower.", "classes": "chart"}, "figure": {"name": "fig-recon-after", "caption": "Cosine between the task gradients over the layers that are still shared, before and after Recon. Training images, first seed, live run."}}
+pairs = [
+    name
+    for name in P.recon_methods
+    if ("joint" if name == "joint" else name, True, P.seeds[0]) in runs
+][:4]
+fig, axes = plt.subplots(1, len(pairs), figsize=(3.4 * len(pairs), 2.8), sharey=True, squeeze=False)
+for ax, name in zip(axes.flat, pairs, strict=True):
+    draw_histogram(ax, histograms, name, False, P.seeds[0], label="shared", color="C0")
+    draw_histogram(ax, histograms, name, True, P.seeds[0], label="Recon", color="C1")
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set(title=name, xlabel="cosine", xlim=(-0.5, 0.5))
+axes[0, 0].set_ylabel("share of steps (%)")
+axes[0, 0].legend()
+save_figure(fig, P.run_dir, "after")
+
+# %% [markdown]
+# ## Is it the right layers, or any layers?
+#
+# A split network has more parameters, and the layers that conflict are gone from the count. Both alone might explain
+# fewer conflicts. So one control: as many layers, chosen *at random* (RSL in the thesis). The [next chapter](chap-recon-studies)
+# has more of them.
+
+# %%
+from ktlib.mtl.selection import control_layers
+from ktlib.seeding import generator
+
+for seed in progress(P.seeds, "random layers"):
+    random_layers = control_layers(
+        "random_layers", trunk_layers, layers, generator(seed, "random layers")
+    )
+    keep(
+        "joint",
+        "random_layers",
+        seed,
+        experiment.train("joint", seed, random_layers, lr=rate("joint")),
+    )
+
+record.table("conflict_histogram", [{**row, "recon": str(row["recon"])} for row in histograms])
+interval_table(histograms, thesis_table("4_11"))
+
+# %% [markdown]
+# The cosine is taken over *all layers that are still shared*. With other layers split, other layers remain, so the rows of Recon and of random layers
+# do not describe the same parameters. What a task has for itself cannot conflict.
+
+# %%
+from ktlib.fcl.report import PairedDifference
+from ktlib.mtl.report import severe_shares
+
+severe = pd.Series(severe_shares(histograms))
+severe.index.names = ["method", "recon", "seed"]
+
+
+def severe_change(method, after, before=False):
+    """Percentage points of severe conflicts, within pairs of one seed."""
+    return PairedDifference.of(severe[method, after] - severe[method, before])
+
+
+glue("recon-severe", str(severe_change("joint", True)).split(" (")[0], display=False)
+glue(
+    "recon-severe-random",
+    str(severe_change("joint", "random_layers")).split(" (")[0],
+    display=False,
+)
+
+# %% [markdown]
+# Severe conflicts in joint training, in percentage points of all steps: after Recon {glue:text}`recon-severe`; with random layers split
+# {glue:text}`recon-severe-random`.
+#
+# ## Does it help the tasks?
+#
+# Fewer conflicts are a means. The end is accuracy on each task. The reference is a network for each task alone, **single**, and the
+# **relative improvement** over it is, with metrics $M_i$ and $S_i$ of the method and of single-task training,
+#
+# ```{math}
+# :label: eq-recon-dm
+# \Delta m=\frac1T\sum_{i=1}^T(-1)^{l_i}\,\frac{M_i-S_i}{S_i},\qquad l_i=1\text{ if lower is better, else }0 .
+# ```
+
+# %%
+for seed in progress(P.seeds, "single tasks"):
+    alone = experiment.train_single(seed, lr=rate("single"))
+    for name, run in alone.items():
+        runs["single", name, seed] = run
+    results.extend(
+        result_rows(experiment.single_scores(alone), method="single", recon=False, seed=seed)
+    )
+
+# %% [markdown]
+# Three methods change the architecture, and one rotates what the heads see. They are run where the parameters name them; in the long run
+# below all are:
+#
+# - **rotograd** {cite}`javaloy2022rotograd` rotates the features for each task, so that the rotated gradients agree;
+# - **mmoe** {cite}`ma2018mmoe` has several trunks, called experts, and each task mixes them by a gate;
+# - **cross_stitch** {cite}`misra2016crossstitch` has a trunk per task and learns how much each stage passes to the others;
+# - **bmtas** {cite}`bruggemann2020bmtas` searches for the place where the tasks should part.
+
+# %%
+from ktlib.mtl.comparison import train_architecture
+from ktlib.mtl.parameters import ARCHITECTURES
+
+for name in progress([name for name in P.methods if name in ARCHITECTURES], "architectures"):
+    for seed in compared:
+        keep(
+            name,
+            False,
+            seed,
+            train_architecture(experiment, name, seed, lr=rate(name), experts=P.experts),
+        )
+        if name in P.recon_methods:
+            keep(
+                name,
+                True,
+                seed,
+                train_architecture(
+                    experiment, name, seed, layers, lr=rate(name), experts=P.experts
+                ),
+            )
+
+# %%
+from ktlib.mtl.cost import forward_milliseconds
+
+costs = []
+for (method, recon, seed), run in runs.items():
+    if seed == P.seeds[0] and method != "single":
+        cost = {
+            "megabytes": parameter_megabytes(run.network),
+            "gigaflops": forward_flops(run.network, images) / 1e9,
+        }
+        cost["forward_ms"] = forward_milliseconds(run.network, images)
+        costs.append({"method": method, "recon": recon, **cost})
+
+alone = [runs["single", name, P.seeds[0]].network for name in experiment.tasks]
+cost = {"megabytes": sum(map(parameter_megabytes, alone))}
+cost["gigaflops"] = sum(forward_flops(network, images) for network in alone) / 1e9
+cost["forward_ms"] = sum(forward_milliseconds(network, images) for network in alone)
+costs.append({"method": "single", "recon": False, **cost})
+
+# %%
+from ktlib.mtl.parameters import METHODS
+from ktlib.mtl.report import results_table
+from ktlib.mtl.tasks import LOWER_IS_BETTER
+
+record.table("mtl_results", [{**row, "recon": str(row["recon"])} for row in results])
+record.table("mtl_costs", [{**row, "recon": str(row["recon"])} for row in costs])
+
+
+def in_order(rows):
+    return sorted(rows, key=lambda row: (METHODS.index(row["method"]), str(row["recon"])))
+
+
+results_table(in_order(results), costs, LOWER_IS_BETTER, thesis_table("4_1"))
+
+# %% [markdown]
+# Accuracy in percent on test images, mean ± standard deviation over seeds (none for one seed). Δm is relative to *single*, seed
+# by seed. #P is the size of all parameters; floating-point operations and time are those of one forward pass for
+# all tasks. Compare the two sides of a pair, *method* and *method + Recon*, and keep the last three columns in view: part of
+# what a split network gains, it pays for.
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Scatter plot: relative improvement against the floating-point operations of one forward pass, one marker per method, filled with Recon.", "classes": "chart"}, "figure": {"name": "fig-recon-price", "caption": "What is gained, against what it costs: relative improvement over single-task training (upwards) and floating-point operations of a forward pass (to the right). Filled: the split network. Mean over seeds, test images, live run."}}
+from ktlib.mtl.report import improvement_rows, run_name
+
+gains = pd.DataFrame(improvement_rows(results, LOWER_IS_BETTER))
+price = {(row["method"], row["recon"]): row["gigaflops"] for row in costs}
+fig, ax = plt.subplots(figsize=(5.8, 3.4))
+for number, ((method, recon), part) in enumerate(gains.groupby(["method", "recon"], sort=False)):
+    filled = "full" if recon else "none"
+    ax.errorbar(
+        price[method, recon], part["improvement"].mean(), yerr=part["improvement"].std() if len(part) > 1 else None,
+        marker="o", fillstyle=filled, linestyle="none", color=f"C{METHODS.index(method) % 10}", label=run_name(method, recon),
+    )  # fmt: skip
+ax.axhline(0, color="black", linewidth=1)
+ax.set(xlabel="GFLOPs of one forward pass", ylabel="relative improvement (%)")
+ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+save_figure(fig, P.run_dir, "price")
+
+# %%
+paired = gains.pivot_table(index="seed", columns=["method", "recon"], values="improvement")
+
+
+def gain(method, after=True, before=False):
+    """Change of the relative improvement, within pairs of one seed."""
+    return PairedDifference.of(paired[method, after] - paired[method, before])
+
+
+glue("recon-gain", str(gain("joint")), display=False)
+glue("recon-gain-random", str(gain("joint", True, "random_layers")), display=False)
+
+# %% [markdown]
+# Relative improvement, in percentage points: Recon against plain joint training {glue:text}`recon-gain`; Recon against as many random
+# layers {glue:text}`recon-gain-random`.
+#
+# ### The long run, from the committed record
+#
+# The live run above is small, so that it ends in minutes. The `full` profile trains longer, on more images, and runs every method with
+# all seeds, each with and without Recon. Its record is part of the project; these tables are computed from it, not
+# typed.
+
+# %%
+from ktlib.results import committed_record, record_label
+
+full = committed_record("recon", "full")
+print(record_label(full, "recon", "full"))
+
+
+def restored(rows):
+    """Rows of a record, with `recon` as truth values again."""
+    truth = {"True": True, "False": False}
+    return [{**row, "recon": truth.get(row["recon"], row["recon"])} for row in rows]
+
+
+long = (
+    {name: full.tables[name] for name in ("mtl_results", "mtl_costs", "conflict_histogram")}
+    if full
+    else {}
+)
+
+# %%
+results_table(
+    in_order(restored(long["mtl_results"])),
+    restored(long["mtl_costs"]),
+    LOWER_IS_BETTER,
+    thesis_table("4_1"),
+) if full else "no record yet"
+
+# %%
+interval_table(
+    in_order(restored(long["conflict_histogram"])), thesis_table("4_11")
+) if full else "no record yet"
+
+# %% [markdown]
+# ### How the settings were chosen
+#
+# The learning rate was searched for every method alike, on validation images that were held out of the training
+# images, with seeds that the chapter does not use. The test images took no part in it. `python -m benchmarks.search_recon` runs the search, and its
+# record is part of the project; the table shows mean validation accuracy over both tasks and two seeds. Severity, number of
+# layers and the schedule are those of the authors' released code.
+
+# %%
+from ktlib.tables import mean_and_spread
+
+search = committed_record("recon", "search_cpu")
+tried = (
+    search.frame("search") if search else pd.DataFrame(columns=["method", "lr", "mean_accuracy"])
+)
+by_rate = mean_and_spread(tried, ["method", "lr"], "mean_accuracy")
+by_rate.pivot_table(index="method", columns="lr", values="mean", sort=False).round(2)
+
+# %% [markdown]
+# (sec-recon-claims)=
+# ## Claims of the thesis, and what became of them
+#
+# Each verdict below follows from a rule: a claim that something is larger, or smaller, is *reproduced* if the 95 %
+# interval of the difference within pairs lies on the claimed side of zero, *not reproduced* if it lies on the other
+# side, and *partly* if it contains zero. With one seed there is no interval, and nothing was tested. A claim about several
+# methods counts the methods for which it holds.
+
+# %%
+from ktlib.claims import (
+    Claim,
+    claim_rows,
+    claims_table,
+    not_testable,
+    verdict_of_difference,
+    verdict_of_share,
+)  # fmt: skip
+
+setup = (
+    f"{P.dataset}, {len(rows)} images, width {P.width}, {P.epochs} epochs, {len(P.seeds)} seeds "
+    "(thesis: 120,000 images, width 64, 3 runs)"
+)
+claims = []
+
+
+def claim(text, place, thesis, found, verdict, anchor, told=setup):
+    claims.append(Claim(text, place, thesis, found, told, verdict, anchor))
+
+
+# %%
+def reductions(recon):
+    """Method -> percent fewer severe conflicts than joint training, mean over seeds."""
+    found = {}
+    for method in dict.fromkeys(key[0] for key in severe.index if key[1] is recon):
+        if (method, recon) != ("joint", False):
+            part = severe[method, recon]
+            found[method] = float(
+                (100 * (1 - part / severe["joint", False].reindex(part.index))).mean()
+            )
+    return found
+
+
+before, after = reductions(False), reductions(True)
+told = ", ".join(f"{name} {value:+.0f} %" for name, value in before.items())
+weak = [value < 25 for value in before.values()]
+text = "Gradient surgery removes less than a quarter of the severe conflicts."
+claim(
+    text, "Table 4.11", "7 to 14 %", told, verdict_of_share(sum(weak), len(weak)), "fig-recon-pilot"
+)
+
+told = ", ".join(f"{name} {value:+.0f} %" for name, value in after.items())
+strong = [value > 50 for value in after.values()]
+text = "With Recon, more than half of the severe conflicts are gone, whatever the method."
+claim(
+    text,
+    "Table 4.11",
+    "70 to 80 %",
+    told,
+    verdict_of_share(sum(strong), len(strong)),
+    "fig-recon-after",
+)
+
+# %%
+change = severe_change("joint", "random_layers", True)
+text = "Splitting as many random layers leaves more severe conflicts than splitting those of Recon."
+verdict = verdict_of_difference(change.low, change.high, "above")
+claim(
+    text,
+    "Table 4.11",
+    "122.8 points of reduction apart",
+    str(change).split(" (")[0],
+    verdict,
+    "fig-recon-after",
+)
+
+better = gain("joint")
+verdict = verdict_of_difference(better.low, better.high, "above")
+claim(
+    "Recon improves joint training.",
+    "Table 4.1",
+    "+0.61 points of Dm",
+    str(better),
+    verdict,
+    "fig-recon-price",
+)
+
+better = gain("joint", True, "random_layers")
+verdict = verdict_of_difference(better.low, better.high, "above")
+claim(
+    "Recon's layers are better than random ones.",
+    "Table 4.15",
+    "in every row",
+    str(better),
+    verdict,
+    "fig-recon-price",
+)
+
+# %%
+chance = len(names) / 3
+far = max(ranking_distance(by_quarter["all"], by_quarter[f"quarter {q}"]) for q in range(1, 5))
+text = "The ranking of layers hardly changes during training: less than a fifth of the distance of random rankings."
+told = f"at most {far:.1f} places, {chance:.1f} by chance"
+claim(
+    text,
+    "Table 4.6",
+    "at most 2.4 places",
+    told,
+    verdict_of_share(int(far < chance / 5), 1),
+    "fig-recon-heat",
+)
+far = max([ranking_distance(by_method["joint"], by_method[name]) for name in surgery], default=0.0)
+text = "The ranking of layers hardly depends on the method of the search."
+told = f"at most {far:.1f} places, {chance:.1f} by chance"
+claim(
+    text,
+    "Table 4.8",
+    "at most 1.2 places",
+    told,
+    verdict_of_share(int(far < chance / 5), 1),
+    "fig-recon-heat",
+)
+told = f"{100 * (few / one - 1):.1f} %"
+text = "The split layers hold few parameters: the network grows by less than 5 %."
+claim(
+    text, "Table 4.1", "+1.4 %", told, verdict_of_share(int(few / one < 1.05), 1), "fig-recon-heat"
+)
+
+# %%
+reason = "the images cannot be fetched here; loaders, networks and profile are in the project"
+for name, place in (
+    ("CelebA", "Table 4.2"), ("CityScapes", "Table 4.3"), ("PASCAL-Context", "Table 4.4"), ("NYUv2", "Table 4.5"),
+):  # fmt: skip
+    words = f"Recon improves every gradient method on {name}."
+    claims.append(
+        Claim(words, place, "see the table", anchor="sec-recon-claims", **not_testable(reason))
+    )
+
+record.table("claims", claim_rows(claims))
+claims_table(claims).style.hide(axis="index")
+
+# %% [markdown]
+# ### The thesis's other data
+#
+# Loaders, losses, metrics and networks for CelebA (40 tasks), CityScapes, NYUv2 and PASCAL-Context are part of the project.
+# With the data in place (`python -m data_prep.nyuv2` says how), one file of values per data set runs this chapter on it:
+#
+# ```bash
+# make book PROFILE=paper                            # Multi-Fashion+MNIST at full size
+# papermill notebooks/recon.ipynb out.ipynb -f chapters/params/recon.paper_celeba.yaml
+# papermill notebooks/recon.ipynb out.ipynb -f chapters/params/recon.paper_cityscapes.yaml
+# papermill notebooks/recon.ipynb out.ipynb -f chapters/params/recon.paper_nyuv2.yaml
+# papermill notebooks/recon.ipynb out.ipynb -f chapters/params/recon.paper_pascal_context.yaml
+# ```
+#
+# Methods that need the gradients of all tasks on one device run on a single device: they cannot be spread over several GPUs as plain
+# training can.
+#
+# ### On a network of your own
+#
+# The tool knows nothing of this chapter's network. Any module will do, and any losses:
+#
+# ```python
+# meter = ConflictMeter(trunk)
+# for images, targets in batches:
+#     losses = {name: loss(head[name](trunk(images)), targets[name]) for name in tasks}
+#     gradients = meter.observe(losses, own={name: head[name].parameters() for name in tasks})
+#     apply_gradients(trunk, gradients, aggregator("joint"))
+#     optimizer.step()
+# trunk = split(trunk, meter.ranking(severity=-0.1)[:25], tasks)
+# ```
+#
+# ## What is proved, and what is not
+#
+# ```{prf:theorem} One step of Recon, thesis, Theorem 4.1
+# :label: thm-recon
+# Let $\sum_iw_i=1$, let $P$ be the set of split layers whose copies start equal, and let $\cos_{ij}^{(k)}\lVert g_i^{(k)}\rVert<\lVert g_j^{(k)}\rVert$
+# for all tasks $i\ne j$ and all $k\in P$. Then for a small enough step the summed loss after a step of the split network is smaller than after
+# a step of the shared one.
+# ```
+#
+# In words: for one small step, copies beat sharing. {prf:ref}`thm-recon` holds for *any* set $P$ that satisfies its condition. Conflicting layers always do; many
+# layers without conflict do as well. So it does not say that the layers of highest score are the right ones. With the sum of losses, as
+# everybody trains in practice, there is a version that does: {ref}`proof-recon` proves both, line by line, and measures them.
+#
+# ## Where it stops
+#
+# - **One step is not training.** More free parameters make any single step at least as good. What that does to test images is
+#   a matter of experiment.
+# - **Time.** Conflict layers lie early. Whoever splits them computes most of the network once for each task. Compare the columns of time and of
+#   size.
+# - **The count depends on its threshold.** A severity of 0 counts half of all steps in any network, as gradients of unrelated
+#   tasks are nearly orthogonal and have a random sign. The [next chapter](chap-recon-studies) varies it.
+# - **Noise.** The cosine of two gradients of a *batch* contains the noise of the batch. Smaller batches have cosines nearer to 0.
+# - **The baseline.** With well-chosen settings plain joint training is hard to beat {cite}`kurin2022defense,xin2022current`. So it stands in every table.
+#
+# ## Exercises
+#
+# EXERCISES
+#
+# ## Summary
+#
+# - Tasks conflict where their gradients have a negative inner product. Gradient surgery changes the update, not the gradients.
+# - Conflicts are not spread evenly: a few, mostly small, layers have many. A short search finds them.
+# - `ConflictMeter` counts while you train; `split` gives each task its own copy of the layers that you name.
+# - Look at time beside size, and at random layers beside chosen ones, before you praise a split.
+#
+# ## Further reading
+#
+# The paper {cite}`shi2023recon` and the thesis {cite}`shi2025thesis`; a survey of multi-task learning for dense prediction
+# {cite}`vandenhende2021survey`; two sober comparisons of multi-task optimisers {cite}`kurin2022defense,xin2022current`. The next chapter
+# [varies everything](chap-recon-studies) that this one kept fixed.
+
+# %%
+path = record.save(P.run_dir)
+print(f"Record with {len(record.tables)} tables; saved: {path is not None}")
