@@ -139,6 +139,34 @@ def test_it_is_reproducible_from_its_seed(request, network):
     assert forward_flops(network, batch) == forward_flops(again, batch) > 0
 
 
+@pytest.mark.parametrize("kind", ["mmoe", "cross-stitch"])
+def test_a_trunk_that_works_in_place_on_images_does_not_reach_the_next(kind):
+    values = iter((3.0, 7.0, 3.0, 7.0))
+
+    def make(inplace=True):
+        first = nn.Threshold(0.0, next(values), inplace=inplace)
+        return nn.Sequential(first, nn.Flatten(), nn.Linear(64, 16))
+
+    batch, networks = images(), []
+    for inplace in (True, False):
+        torch.manual_seed(0)
+        if kind == "mmoe":
+            networks.append(MMoE(lambda inplace=inplace: make(inplace), heads()))
+        else:
+            networks.append(
+                CrossStitch(
+                    lambda inplace=inplace: make(inplace),
+                    heads(),
+                    stages=["2"],
+                    example=images(1),
+                )
+            )
+    before = batch.clone()
+    one, other = (network(batch) for network in networks)
+    assert torch.equal(batch, before)
+    assert all(torch.equal(one[task], other[task]) for task in TASKS)
+
+
 # MMoE.
 
 
