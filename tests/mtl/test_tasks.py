@@ -130,8 +130,9 @@ def test_better_is_what_the_sign_says():
 def test_scores_of_maps_are_those_after_the_sigmoid():
     task = KINDS["saliency"]
     score = task_score(task)
-    # Probabilities 0.45 and 0.55: both are above the lower thresholds, one above those from 0.5.
-    score.update(torch.tensor([-0.2, 0.2]).view(1, 1, 1, 2), torch.tensor([[[[0.0, 1.0]]]]))
+    # Probabilities 0.4875 and 0.5125: a threshold of 0.5 lies between them, none between -0.05 and
+    # 0.05, the lowest being 0.2.
+    score.update(torch.tensor([-0.05, 0.05]).view(1, 1, 1, 2), torch.tensor([[[[0.0, 1.0]]]]))
     assert score.result() == {"max_f": pytest.approx(100), "miou": 100}
 
 
