@@ -100,7 +100,7 @@ P = check_parameters(globals(), ReconParameters)
 # task alone would have been better. That is called **negative transfer**.
 #
 # The data of this chapter is Multi-Fashion+MNIST {cite}`lin2019paretomtl`, made for this question: each image has a garment
-# of Fashion-MNIST {cite}`xiao2017fashion` in one corner and a digit of MNIST {cite}`lecun1998gradient` in the other, and each is a task of ten classes. What
+# of Fashion-MNIST {cite}`xiao2017fashion` in one corner and a digit of MNIST {cite}`lecun1998mnist` in the other, and each is a task of ten classes. What
 # is signal for one task is clutter for the other.
 
 # %%
@@ -206,28 +206,23 @@ def shown(function):
 shown(MultiTaskExperiment.train)
 
 # %%
+from ktlib.mtl.report import RECON, SHARED, histogram_rows, result_rows
+
 compared = P.seeds[: P.compared_seeds]
 runs, results, histograms = {}, [], []
 
-from ktlib.mtl.report import histogram_rows, result_rows
 
-
-def keep(method, recon, seed, run):
+def keep(method, layers, seed, run):
     """Note the scores and the conflicts of a trained network."""
-    runs[method, recon, seed] = run
-    results.extend(
-        result_rows(experiment.scores(run.network), method=method, recon=recon, seed=seed)
-    )
+    runs[method, layers, seed] = run
+    known = {"method": method, "recon": layers == RECON, "layers": layers, "seed": seed}
+    results.extend(result_rows(experiment.scores(run.network), **known))
     if run.meters:
-        histograms.extend(histogram_rows(run.conflicts(), method=method, recon=recon, seed=seed))
-
-
-def rate(method):
-    return P.method_lr.get(method)
+        histograms.extend(histogram_rows(run.conflicts(), **known))
 
 
 for seed in progress(P.seeds, "joint training"):
-    keep("joint", False, seed, experiment.train("joint", seed, lr=rate("joint")))
+    keep("joint", SHARED, seed, experiment.train("joint", seed, lr=P.method_lr.get("joint")))
 
 # %% [markdown]
 # In joint training the update is the plain sum of the task gradients. **Gradient surgery** makes another update of
@@ -238,7 +233,7 @@ for seed in progress(P.seeds, "joint training"):
 # - **graddrop** {cite}`chen2020graddrop` keeps, in each coordinate, only the positive or only the negative parts, at random;
 # - **cagrad** {cite}`liu2021cagrad` stays close to the mean and helps the task that would gain least.
 #
-# All of them come from the library `torchjd` {cite}`quinton2024jacobian`. Libraries differ in scale: some add up, some average. Here every
+# All of them come from the library `torchjd` {cite}`quinton2024upgrad`. Libraries differ in scale: some add up, some average. Here every
 # method is on the scale of the *sum* of losses, so one learning rate can serve them all.
 
 # %%
@@ -247,13 +242,14 @@ from ktlib.mtl.parameters import GRADIENT_METHODS
 surgery = [name for name in P.methods if name in GRADIENT_METHODS and name != "joint"]
 for name in progress(surgery, "gradient surgery"):
     for seed in compared:
-        keep(name, False, seed, experiment.train(name, seed, lr=rate(name)))
+        keep(name, SHARED, seed, experiment.train(name, seed, lr=P.method_lr.get(name)))
 
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Step histograms of the cosine between the gradients of the two tasks, one line per method; all are centred near zero and overlap.", "classes": "chart"}, "figure": {"name": "fig-recon-pilot", "caption": "Cosine between the gradients of the two tasks over all shared layers, one value per training step. Left of the line at 0 the tasks conflict. Training images, first seed, live run."}}
-def draw_histogram(ax, rows, method, recon, seed, **style):
+def draw_histogram(ax, method, layers, seed, **style):
     """Shares of the cosines as steps, two bins together."""
-    part = pd.DataFrame(rows).query("method == @method and recon == @recon and seed == @seed")
+    table = pd.DataFrame(histograms).set_index(["method", "layers", "seed"]).sort_index()
+    part = table.loc[(method, layers, seed)]
     edges = np.linspace(-1, 1, 101)
     middle = (part["bin_low"] + part["bin_high"]) / 2
     heights, _ = np.histogram(middle, bins=edges, weights=part["share"])
@@ -262,9 +258,7 @@ def draw_histogram(ax, rows, method, recon, seed, **style):
 
 fig, ax = plt.subplots(figsize=(5.8, 3.0))
 for number, name in enumerate(["joint", *surgery]):
-    draw_histogram(
-        ax, histograms, name, False, P.seeds[0], label=name, color=f"C{number}", linewidth=1.4
-    )
+    draw_histogram(ax, name, SHARED, P.seeds[0], label=name, color=f"C{number}", linewidth=1.4)
 ax.axvline(0, color="black", linewidth=1)
 ax.set(xlabel="cosine", ylabel="share of steps (%)", xlim=(-0.5, 0.5))
 ax.legend()
@@ -310,18 +304,19 @@ from ktlib.mtl.report import score_rows
 
 scores = [
     row
-    for (method, recon, seed), run in runs.items()
+    for (method, layers, seed), run in runs.items()
+    if layers == SHARED
     for quarter, meter in enumerate(run.meters, start=1)
     for row in score_rows(meter, method=method, seed=seed, stage=quarter)
 ]
 record.table("layer_scores", scores)
-searched = runs["joint", False, P.seeds[0]]
+searched = runs["joint", SHARED, P.seeds[0]]
 layers = experiment.recon_layers(searched)
 counts = searched.conflicts(P.search_quarters)
+names = list(counts.layers)
 pd.DataFrame({"score": {name: counts.scores(P.severity)[name] for name in layers[:8]}}).T
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Heat map with a column per layer in network order and a row per quarter of training; batch norms and early layers are brighter.", "classes": "photo"}, "figure": {"name": "fig-recon-heat", "caption": "Share of steps in which the tasks conflict in a layer (cosine below the severity), for each quarter of joint training. Layers in the order of the network; marks above: the layers that Recon splits. First seed, live run."}}
-names = list(counts.layers)
 shares = [
     [meter.scores(P.severity)[name] / max(1, meter.pairs[name]) for name in names]
     for meter in searched.meters
@@ -348,37 +343,10 @@ save_figure(fig, P.run_dir, "heat")
 # convolutions, small layers all of them.
 
 # %%
+from ktlib.mtl.report import layer_kinds
+
 trunk_layers = searched.network.shared_layers()
-convolutional = searched.network.shared_layers(batch_norm=False)
-
-
-def kind(name):
-    """Batch norm, or convolution in the first or the second half of the network."""
-    if name not in convolutional:
-        return "batch norm"
-    half = list(trunk_layers).index(name) < len(trunk_layers) / 2
-    return "first half, convolution" if half else "second half, convolution"
-
-
-def kinds_of(chosen):
-    """How many of the chosen layers are of each kind, and how much of the parameters they hold."""
-    sizes = {name: sum(p.numel() for p in layer) for name, layer in trunk_layers.items()}
-    table = pd.DataFrame(
-        {"kind": [kind(n) for n in sizes], "size": sizes.values()}, index=list(sizes)
-    )
-    table["chosen"] = table.index.isin(chosen)
-    grouped = table.groupby("kind")
-    held = table[table["chosen"]].groupby("kind")["size"].sum() / sum(sizes.values()) * 100
-    return pd.DataFrame(
-        {
-            "layers": grouped.size(),
-            "chosen": grouped["chosen"].sum(),
-            "of all parameters (%)": held.round(2),
-        }
-    ).fillna(0)
-
-
-kinds_of(layers)
+layer_kinds(trunk_layers, searched.network.shared_layers(batch_norm=False), layers)
 
 # %% [markdown]
 # ### Is the ranking stable?
@@ -401,7 +369,7 @@ printed_distances(thesis_table("4_6"))
 
 # %%
 by_method = {
-    name: runs[name, False, P.seeds[0]].conflicts(P.search_quarters).ranking(P.severity)
+    name: runs[name, SHARED, P.seeds[0]].conflicts(P.search_quarters).ranking(P.severity)
     for name in ["joint", *surgery]
 }
 display(distance_table(by_method))
@@ -410,7 +378,7 @@ printed_distances(thesis_table("4_8"))
 # %%
 stability = []
 for seed in P.seeds[1:]:
-    one, other = (experiment.ranking(runs["joint", False, s]) for s in (P.seeds[0], seed))
+    one, other = (experiment.ranking(runs["joint", SHARED, s]) for s in (P.seeds[0], seed))
     count = min(P.top_k, len(one))
     stability.append(
         {
@@ -455,22 +423,17 @@ print(
 # ### Train, and look again
 
 # %%
-for name in progress(P.recon_methods, "Recon"):
-    if name not in GRADIENT_METHODS:
-        continue
+with_recon = [name for name in P.recon_methods if name in GRADIENT_METHODS]
+for name in progress(with_recon, "Recon"):
     for seed in P.seeds if name == "joint" else compared:
-        keep(name, True, seed, experiment.train(name, seed, layers, lr=rate(name)))
+        keep(name, RECON, seed, experiment.train(name, seed, layers, lr=P.method_lr.get(name)))
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two panels with step histograms of the cosine before and after Recon, for joint training and for another method; after Recon the left flank is lower.", "classes": "chart"}, "figure": {"name": "fig-recon-after", "caption": "Cosine between the task gradients over the layers that are still shared, before and after Recon. Training images, first seed, live run."}}
-pairs = [
-    name
-    for name in P.recon_methods
-    if ("joint" if name == "joint" else name, True, P.seeds[0]) in runs
-][:4]
+pairs = with_recon[:4]
 fig, axes = plt.subplots(1, len(pairs), figsize=(3.4 * len(pairs), 2.8), sharey=True, squeeze=False)
 for ax, name in zip(axes.flat, pairs, strict=True):
-    draw_histogram(ax, histograms, name, False, P.seeds[0], label="shared", color="C0")
-    draw_histogram(ax, histograms, name, True, P.seeds[0], label="Recon", color="C1")
+    draw_histogram(ax, name, SHARED, P.seeds[0], label="shared", color="C0")
+    draw_histogram(ax, name, RECON, P.seeds[0], label="Recon", color="C1")
     ax.axvline(0, color="black", linewidth=1)
     ax.set(title=name, xlabel="cosine", xlim=(-0.5, 0.5))
 axes[0, 0].set_ylabel("share of steps (%)")
@@ -489,17 +452,11 @@ from ktlib.mtl.selection import control_layers
 from ktlib.seeding import generator
 
 for seed in progress(P.seeds, "random layers"):
-    random_layers = control_layers(
-        "random_layers", trunk_layers, layers, generator(seed, "random layers")
-    )
-    keep(
-        "joint",
-        "random_layers",
-        seed,
-        experiment.train("joint", seed, random_layers, lr=rate("joint")),
-    )
+    source = generator(seed, "control", "random_layers")
+    others = control_layers("random_layers", trunk_layers, layers, source)
+    run = experiment.train("joint", seed, others, lr=P.method_lr.get("joint"))
+    keep("joint", "random_layers", seed, run)
 
-record.table("conflict_histogram", [{**row, "recon": str(row["recon"])} for row in histograms])
 interval_table(histograms, thesis_table("4_11"))
 
 # %% [markdown]
@@ -510,21 +467,16 @@ interval_table(histograms, thesis_table("4_11"))
 from ktlib.fcl.report import PairedDifference
 from ktlib.mtl.report import severe_shares
 
-severe = pd.Series(severe_shares(histograms))
-severe.index.names = ["method", "recon", "seed"]
+severe = severe_shares(histograms)
 
 
-def severe_change(method, after, before=False):
-    """Percentage points of severe conflicts, within pairs of one seed."""
-    return PairedDifference.of(severe[method, after] - severe[method, before])
+def severe_change(after, before=SHARED):
+    """Severe conflicts in joint training, in points, within pairs of one seed."""
+    return PairedDifference.of(severe["joint", after] - severe["joint", before])
 
 
-glue("recon-severe", str(severe_change("joint", True)).split(" (")[0], display=False)
-glue(
-    "recon-severe-random",
-    str(severe_change("joint", "random_layers")).split(" (")[0],
-    display=False,
-)
+glue("recon-severe", str(severe_change(RECON)).split(" (")[0], display=False)
+glue("recon-severe-random", str(severe_change("random_layers")).split(" (")[0], display=False)
 
 # %% [markdown]
 # Severe conflicts in joint training, in percentage points of all steps: after Recon {glue:text}`recon-severe`; with random layers split
@@ -541,13 +493,13 @@ glue(
 # ```
 
 # %%
-for seed in progress(P.seeds, "single tasks"):
-    alone = experiment.train_single(seed, lr=rate("single"))
-    for name, run in alone.items():
-        runs["single", name, seed] = run
-    results.extend(
-        result_rows(experiment.single_scores(alone), method="single", recon=False, seed=seed)
-    )
+single = {
+    seed: experiment.train_single(seed, lr=P.method_lr.get("single"))
+    for seed in progress(P.seeds, "single tasks")
+}
+for seed, alone in single.items():
+    known = {"method": "single", "recon": False, "layers": SHARED, "seed": seed}
+    results.extend(result_rows(experiment.single_scores(alone), **known))
 
 # %% [markdown]
 # Three methods change the architecture, and one rotates what the heads see. They are run where the parameters name them; in the long run
@@ -562,56 +514,44 @@ for seed in progress(P.seeds, "single tasks"):
 from ktlib.mtl.comparison import train_architecture
 from ktlib.mtl.parameters import ARCHITECTURES
 
-for name in progress([name for name in P.methods if name in ARCHITECTURES], "architectures"):
+architectures = [name for name in P.methods if name in ARCHITECTURES]
+for name in progress(architectures, "architectures"):
     for seed in compared:
-        keep(
-            name,
-            False,
-            seed,
-            train_architecture(experiment, name, seed, lr=rate(name), experts=P.experts),
-        )
+        setting = {"lr": P.method_lr.get(name), "experts": P.experts}
+        keep(name, SHARED, seed, train_architecture(experiment, name, seed, **setting))
         if name in P.recon_methods:
-            keep(
-                name,
-                True,
-                seed,
-                train_architecture(
-                    experiment, name, seed, layers, lr=rate(name), experts=P.experts
-                ),
-            )
+            run = train_architecture(experiment, name, seed, layers, **setting)
+            keep(name, RECON, seed, run)
 
 # %%
 from ktlib.mtl.cost import forward_milliseconds
 
-costs = []
-for (method, recon, seed), run in runs.items():
-    if seed == P.seeds[0] and method != "single":
-        cost = {
-            "megabytes": parameter_megabytes(run.network),
-            "gigaflops": forward_flops(run.network, images) / 1e9,
-        }
-        cost["forward_ms"] = forward_milliseconds(run.network, images)
-        costs.append({"method": method, "recon": recon, **cost})
 
-alone = [runs["single", name, P.seeds[0]].network for name in experiment.tasks]
-cost = {"megabytes": sum(map(parameter_megabytes, alone))}
-cost["gigaflops"] = sum(forward_flops(network, images) for network in alone) / 1e9
-cost["forward_ms"] = sum(forward_milliseconds(network, images) for network in alone)
-costs.append({"method": "single", "recon": False, **cost})
+def cost_of(networks):
+    """Size, and operations and time of a forward pass, of the networks that serve all tasks."""
+    return {
+        "megabytes": sum(map(parameter_megabytes, networks)),
+        "gigaflops": sum(forward_flops(network, images) for network in networks) / 1e9,
+        "forward_ms": sum(forward_milliseconds(network, images) for network in networks),
+    }
+
 
 # %%
-from ktlib.mtl.parameters import METHODS
-from ktlib.mtl.report import results_table
+alone = [run.network for run in single[P.seeds[0]].values()]
+costs = [{"method": "single", "recon": False, "layers": SHARED} | cost_of(alone)]
+for (method, which, seed), run in runs.items():
+    if seed == P.seeds[0]:
+        known = {"method": method, "recon": which == RECON, "layers": which}
+        costs.append(known | cost_of([run.network]))
+
+# %%
+from ktlib.mtl.report import improvement_rows, in_order, results_table
 from ktlib.mtl.tasks import LOWER_IS_BETTER
 
-record.table("mtl_results", [{**row, "recon": str(row["recon"])} for row in results])
-record.table("mtl_costs", [{**row, "recon": str(row["recon"])} for row in costs])
-
-
-def in_order(rows):
-    return sorted(rows, key=lambda row: (METHODS.index(row["method"]), str(row["recon"])))
-
-
+record.table("conflict_histogram", histograms)
+record.table("mtl_results", results)
+record.table("mtl_costs", costs)
+gains = pd.DataFrame(improvement_rows(results, LOWER_IS_BETTER))
 results_table(in_order(results), costs, LOWER_IS_BETTER, thesis_table("4_1"))
 
 # %% [markdown]
@@ -621,33 +561,33 @@ results_table(in_order(results), costs, LOWER_IS_BETTER, thesis_table("4_1"))
 # what a split network gains, it pays for.
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Scatter plot: relative improvement against the floating-point operations of one forward pass, one marker per method, filled with Recon.", "classes": "chart"}, "figure": {"name": "fig-recon-price", "caption": "What is gained, against what it costs: relative improvement over single-task training (upwards) and floating-point operations of a forward pass (to the right). Filled: the split network. Mean over seeds, test images, live run."}}
-from ktlib.mtl.report import improvement_rows, run_name
+from ktlib.mtl.report import run_name
 
-gains = pd.DataFrame(improvement_rows(results, LOWER_IS_BETTER))
-price = {(row["method"], row["recon"]): row["gigaflops"] for row in costs}
+price = {(row["method"], row["layers"]): row["gigaflops"] for row in costs}
+places = {name: place for place, name in enumerate(dict.fromkeys(gains["method"]))}
 fig, ax = plt.subplots(figsize=(5.8, 3.4))
-for number, ((method, recon), part) in enumerate(gains.groupby(["method", "recon"], sort=False)):
-    filled = "full" if recon else "none"
-    ax.errorbar(
-        price[method, recon], part["improvement"].mean(), yerr=part["improvement"].std() if len(part) > 1 else None,
-        marker="o", fillstyle=filled, linestyle="none", color=f"C{METHODS.index(method) % 10}", label=run_name(method, recon),
-    )  # fmt: skip
+for (method, which), part in gains.groupby(["method", "layers"], sort=False):
+    spread = part["improvement"].std() if len(part) > 1 else None
+    style = {"fillstyle": "none" if which == SHARED else "full", "color": f"C{places[method] % 10}"}
+    style |= {"marker": "o" if which in (SHARED, RECON) else "s", "linestyle": "none"}
+    point = price[method, which], part["improvement"].mean()
+    ax.errorbar(*point, yerr=spread, label=run_name(method, which), **style)
 ax.axhline(0, color="black", linewidth=1)
 ax.set(xlabel="GFLOPs of one forward pass", ylabel="relative improvement (%)")
 ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 save_figure(fig, P.run_dir, "price")
 
 # %%
-paired = gains.pivot_table(index="seed", columns=["method", "recon"], values="improvement")
+paired = gains.pivot_table(index="seed", columns=["method", "layers"], values="improvement")
 
 
-def gain(method, after=True, before=False):
-    """Change of the relative improvement, within pairs of one seed."""
-    return PairedDifference.of(paired[method, after] - paired[method, before])
+def gain(after, before):
+    """Change of the relative improvement of joint training, within pairs of one seed."""
+    return PairedDifference.of(paired["joint", after] - paired["joint", before])
 
 
-glue("recon-gain", str(gain("joint")), display=False)
-glue("recon-gain-random", str(gain("joint", True, "random_layers")), display=False)
+glue("recon-gain", str(gain(RECON, SHARED)), display=False)
+glue("recon-gain-random", str(gain(RECON, "random_layers")), display=False)
 
 # %% [markdown]
 # Relative improvement, in percentage points: Recon against plain joint training {glue:text}`recon-gain`; Recon against as many random
@@ -664,32 +604,15 @@ from ktlib.results import committed_record, record_label
 
 full = committed_record("recon", "full")
 print(record_label(full, "recon", "full"))
-
-
-def restored(rows):
-    """Rows of a record, with `recon` as truth values again."""
-    truth = {"True": True, "False": False}
-    return [{**row, "recon": truth.get(row["recon"], row["recon"])} for row in rows]
-
-
-long = (
-    {name: full.tables[name] for name in ("mtl_results", "mtl_costs", "conflict_histogram")}
-    if full
-    else {}
-)
+long = full.tables if full else {"mtl_results": results, "mtl_costs": costs}
+long.setdefault("conflict_histogram", histograms)
 
 # %%
-results_table(
-    in_order(restored(long["mtl_results"])),
-    restored(long["mtl_costs"]),
-    LOWER_IS_BETTER,
-    thesis_table("4_1"),
-) if full else "no record yet"
+printed = thesis_table("4_1")
+results_table(in_order(long["mtl_results"]), long["mtl_costs"], LOWER_IS_BETTER, printed)
 
 # %%
-interval_table(
-    in_order(restored(long["conflict_histogram"])), thesis_table("4_11")
-) if full else "no record yet"
+interval_table(in_order(long["conflict_histogram"]), thesis_table("4_11"))
 
 # %% [markdown]
 # ### How the settings were chosen
@@ -740,104 +663,59 @@ def claim(text, place, thesis, found, verdict, anchor, told=setup):
 
 
 # %%
-def reductions(recon):
-    """Method -> percent fewer severe conflicts than joint training, mean over seeds."""
-    found = {}
-    for method in dict.fromkeys(key[0] for key in severe.index if key[1] is recon):
-        if (method, recon) != ("joint", False):
-            part = severe[method, recon]
-            found[method] = float(
-                (100 * (1 - part / severe["joint", False].reindex(part.index))).mean()
-            )
-    return found
+from ktlib.mtl.report import reductions
 
 
-before, after = reductions(False), reductions(True)
-told = ", ".join(f"{name} {value:+.0f} %" for name, value in before.items())
-weak = [value < 25 for value in before.values()]
+def percents(values):
+    return ", ".join(f"{name} {value:+.0f} %" for name, value in values.items())
+
+
+before, after = reductions(histograms, SHARED), reductions(histograms, RECON)
+verdict = verdict_of_share(sum(value < 25 for value in before.values()), len(before))
 text = "Gradient surgery removes less than a quarter of the severe conflicts."
-claim(
-    text, "Table 4.11", "7 to 14 %", told, verdict_of_share(sum(weak), len(weak)), "fig-recon-pilot"
-)
-
-told = ", ".join(f"{name} {value:+.0f} %" for name, value in after.items())
-strong = [value > 50 for value in after.values()]
+claim(text, "Table 4.11", "7 to 14 %", percents(before), verdict, "fig-recon-pilot")
+verdict = verdict_of_share(sum(value > 50 for value in after.values()), len(after))
 text = "With Recon, more than half of the severe conflicts are gone, whatever the method."
-claim(
-    text,
-    "Table 4.11",
-    "70 to 80 %",
-    told,
-    verdict_of_share(sum(strong), len(strong)),
-    "fig-recon-after",
-)
+claim(text, "Table 4.11", "70 to 80 %", percents(after), verdict, "fig-recon-after")
 
 # %%
-change = severe_change("joint", "random_layers", True)
-text = "Splitting as many random layers leaves more severe conflicts than splitting those of Recon."
+change = severe_change("random_layers", RECON)
 verdict = verdict_of_difference(change.low, change.high, "above")
-claim(
-    text,
-    "Table 4.11",
-    "122.8 points of reduction apart",
-    str(change).split(" (")[0],
-    verdict,
-    "fig-recon-after",
-)
-
-better = gain("joint")
+text = "Splitting random layers leaves more severe conflicts than splitting those of Recon."
+thesis, found = "reductions 122.8 points apart", str(change).split(" (")[0]
+claim(text, "Table 4.11", thesis, found, verdict, "fig-recon-after")
+better = gain(RECON, SHARED)
 verdict = verdict_of_difference(better.low, better.high, "above")
-claim(
-    "Recon improves joint training.",
-    "Table 4.1",
-    "+0.61 points of Dm",
-    str(better),
-    verdict,
-    "fig-recon-price",
-)
-
-better = gain("joint", True, "random_layers")
+text = "Recon improves joint training."
+claim(text, "Table 4.1", "+0.61 points of Dm", str(better), verdict, "fig-recon-price")
+better = gain(RECON, "random_layers")
 verdict = verdict_of_difference(better.low, better.high, "above")
-claim(
-    "Recon's layers are better than random ones.",
-    "Table 4.15",
-    "in every row",
-    str(better),
-    verdict,
-    "fig-recon-price",
-)
+text = "Recon's layers are better than as many random ones."
+claim(text, "Table 4.15", "in every row", str(better), verdict, "fig-recon-price")
 
 # %%
 chance = len(names) / 3
-far = max(ranking_distance(by_quarter["all"], by_quarter[f"quarter {q}"]) for q in range(1, 5))
-text = "The ranking of layers hardly changes during training: less than a fifth of the distance of random rankings."
-told = f"at most {far:.1f} places, {chance:.1f} by chance"
-claim(
-    text,
-    "Table 4.6",
-    "at most 2.4 places",
-    told,
-    verdict_of_share(int(far < chance / 5), 1),
-    "fig-recon-heat",
-)
-far = max([ranking_distance(by_method["joint"], by_method[name]) for name in surgery], default=0.0)
+
+
+def stable(text, place, thesis, distance):
+    """A ranking that hardly moves: by less than a fifth of what chance gives."""
+    found = f"at most {distance:.1f} places, {chance:.1f} by chance"
+    verdict = verdict_of_share(int(distance < chance / 5), 1)
+    claim(text, place, thesis, found, verdict, "fig-recon-heat")
+
+
+quarters = [by_quarter[f"quarter {number}"] for number in range(1, 5)]
+moved = max(ranking_distance(by_quarter["all"], ranking) for ranking in quarters)
+text = "The ranking of layers hardly changes during training."
+stable(text, "Table 4.6", "at most 2.4 places", moved)
+moved = max([ranking_distance(by_method["joint"], by_method[m]) for m in surgery], default=0.0)
 text = "The ranking of layers hardly depends on the method of the search."
-told = f"at most {far:.1f} places, {chance:.1f} by chance"
-claim(
-    text,
-    "Table 4.8",
-    "at most 1.2 places",
-    told,
-    verdict_of_share(int(far < chance / 5), 1),
-    "fig-recon-heat",
-)
-told = f"{100 * (few / one - 1):.1f} %"
-text = "The split layers hold few parameters: the network grows by less than 5 %."
-claim(
-    text, "Table 4.1", "+1.4 %", told, verdict_of_share(int(few / one < 1.05), 1), "fig-recon-heat"
-)
+stable(text, "Table 4.8", "at most 1.2 places", moved)
 
 # %%
+text = "The split layers hold few parameters: the network grows by less than 5 %."
+verdict = verdict_of_share(int(few / one < 1.05), 1)
+claim(text, "Table 4.1", "+1.4 %", f"{100 * (few / one - 1):.1f} %", verdict, "fig-recon-heat")
 reason = "the images cannot be fetched here; loaders, networks and profile are in the project"
 for name, place in (
     ("CelebA", "Table 4.2"), ("CityScapes", "Table 4.3"), ("PASCAL-Context", "Table 4.4"), ("NYUv2", "Table 4.5"),
@@ -896,7 +774,7 @@ claims_table(claims).style.hide(axis="index")
 #
 # ## Where it stops
 #
-# - **One step is not training.** More free parameters make any single step at least as good. What that does to test images is
+# - **One step is not training.** The theorem is about the training loss after a single small step. What many steps do to test images is
 #   a matter of experiment.
 # - **Time.** Conflict layers lie early. Whoever splits them computes most of the network once for each task. Compare the columns of time and of
 #   size.
@@ -907,7 +785,216 @@ claims_table(claims).style.hide(axis="index")
 #
 # ## Exercises
 #
-# EXERCISES
+# ```{exercise}
+# :label: ex-recon-surgery
+# *On paper.* Two tasks have the gradients $g_1=(2,0)$ and $g_2=(-1,1)$. What is the update of joint training, and what does PCGrad
+# make of them: each gradient loses its part along the other one, and the two results are added? MGDA takes the shortest vector
+# $w_1g_1+w_2g_2$ with $w_1,w_2\ge0$ and $w_1+w_2=1$. Find $w_1$. For which pairs of gradients is it $0$? Check with `aggregator`.
+# ```
+#
+# ```{solution-start} ex-recon-surgery
+# :class: dropdown
+# ```
+#
+# The inner product is $-2$, so they conflict. The sum is $(1,1)$. PCGrad makes $g_1+\frac22g_2=(1,1)$ of the first and
+# $g_2+\frac24g_1=(0,1)$ of the second, together $(1,2)$: longer than the sum, and at an angle below 90° to both gradients.
+#
+# For MGDA, $\lVert w_1g_1+(1-w_1)g_2\rVert^2$ is a parabola in $w_1$ with its lowest point at
+# $w_1=(\lVert g_2\rVert^2-\langle g_1,g_2\rangle)/\lVert g_1-g_2\rVert^2=\frac4{10}$. Where that is below $0$, the edge $w_1=0$ is the best: if
+# $\langle g_1,g_2\rangle\ge\lVert g_2\rVert^2$, so if $g_1$ points the same way and is the longer one. MGDA then listens to the short gradient alone.
+# It is the case in which condition (4.6) of {ref}`proof-recon` fails. In the code the weights of MGDA are multiplied by the number
+# of tasks, as all methods here are on the scale of the sum.
+
+# %%
+from ktlib.mtl import aggregator
+
+pair = torch.tensor([[2.0, 0.0], [-1.0, 1.0]], dtype=torch.float64)
+for name in ("joint", "pcgrad", "mgda"):
+    print(f"{name:>6}: update {[round(x, 3) for x in aggregator(name)(pair).tolist()]}")
+long = torch.tensor([[3.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+print("weights of MGDA, g1 long and aligned:", aggregator("mgda").weights(long @ long.T).tolist())
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+#
+# ```{exercise}
+# :label: ex-recon-cost
+# *On paper.* A trunk consists of three convolutions of $3\times3$ without bias, from 1 to 8, from 8 to 16 and from 16 to 16 channels. They keep the
+# size of the image, $8\times8$. There are three tasks. How many copies and how many parameters are there if the second
+# convolution is split, and how many if the third one is? How many floating-point operations does one image need in each case, a
+# multiplication and an addition counted as one each? What would they be if every task computed its whole trunk?
+# ```
+#
+# ```{solution-start} ex-recon-cost
+# :class: dropdown
+# ```
+#
+# The convolutions have $9\cdot1\cdot8=72$, $9\cdot8\cdot16=1152$ and $9\cdot16\cdot16=2304$ parameters. A split layer has a copy for each of the 3 tasks in place of
+# one, so it adds two times its size: $3528+2304=5832$ parameters with the second one split, and $3528+4608=8136$ with the third.
+#
+# Each parameter of a convolution is used once at each of the 64 places: $2\cdot64$ operations. What stands in front of the split
+# layer, the prefix, runs once; the split layer *and everything behind it* runs three times:
+# $128\,(72+3\cdot3456)=1\,336\,320$ for the second and $128\,(1224+3\cdot2304)=1\,041\,408$ for the third. Whole trunks need $128\cdot3\cdot3528=1\,354\,752$. The earlier layer is
+# the cheaper one to store and the dearer one to compute. With one output only, the shared trunk, it is $451\,584$.
+
+# %%
+from torch import nn
+
+from ktlib.mtl import split
+
+sizes = ((1, 8), (8, 16), (16, 16))
+convolutions = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in sizes))
+blank = torch.zeros(1, 1, 8, 8)
+for layers in ([], ["1"], ["2"]):
+    network = split(convolutions, layers, ["a", "b", "c"])
+    count = sum(parameter.numel() for parameter in network.parameters())
+    print(f"split {layers}: {count} parameters, {forward_flops(network, blank):,} operations")
+network = split(convolutions, ["1"], ["a", "b", "c"], share_prefix=False)
+print(f"whole trunks: {forward_flops(network, blank):,} operations")
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+#
+# ```{exercise}
+# :label: ex-recon-severity
+# *Change a parameter.* The search counts a cosine as a conflict where it lies below `severity`. What should become of the scores
+# and of the ranking with $S=0$? Predict it. The meter has counted several severities in one pass, so no new training is needed to see.
+# ```
+#
+# ```{solution-start} ex-recon-severity
+# :class: dropdown
+# ```
+
+# %%
+for severity in (P.severity, 0.0):
+    share = pd.Series(counts.scores(severity)) / pd.Series(counts.pairs)
+    print(f"S = {severity:5}: counted {share.mean():.0%} of the pairs, ", end="")
+    print(f"on a layer {share.min():.0%} to {share.max():.0%}")
+strict, loose = counts.ranking(P.severity), counts.ranking(0.0)
+print(f"{ranking_distance(strict, loose):.1f} places apart on average, ", end="")
+print(f"{top_overlap(strict, loose, P.top_k):.0%} of the first {P.top_k} in common")
+
+# %% [markdown]
+# With $S=0$ every slightly negative cosine counts as much as an open conflict. Gradients of millions of entries that have nothing to do with each
+# other have a cosine close to zero, and by chance it is negative half of the time. So all scores move towards one half, and what separates two layers
+# is more often chance. A negative $S$ keeps the cases that chance does not produce. If it is too far below zero, few pairs are left to
+# count, and chance has its say again. In the notebook, `-p severity 0.0` trains the network that this ranking leads to.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise}
+# :label: ex-recon-all
+# *Change a parameter.* Let `top_k` grow up to the number of all layers. What happens to the number of parameters, to the cost of a forward
+# pass, to the number of conflicts on shared layers, and to the accuracy? Which of the four is a reason to do it?
+# ```
+#
+# ```{solution-start} ex-recon-all
+# :class: dropdown
+# ```
+
+# %%
+ranking = experiment.ranking(searched)
+images, _ = experiment.batch(experiment.train_data, experiment.training_rows(P.seeds[0])[:4])
+rows = []
+for K in (0, P.top_k, len(ranking)):
+    network = split(experiment.new_trunk().to(images.device), ranking[:K], list(experiment.tasks))
+    row = {"K": K, "#P (MB)": parameter_megabytes(network)}
+    row |= {"MFLOPs per image": forward_flops(network, images) / len(images) / 1e6}
+    rows.append(row | {"shared layers": len(network.shared_layers())})
+pd.DataFrame(rows).style.hide(axis="index").format(precision=2)
+
+# %% [markdown]
+# With all layers split, every task has a network of its own: this is single-task training with its accuracy, $T$ times the parameters and $T$ times the
+# operations, up to what the heads need. There is *no* conflict on shared layers, since there are none. So a falling number of conflicts is no success in itself; every
+# split brings it about. What counts is accuracy at a given cost, and against random layers in the same number.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise}
+# :label: ex-recon-angles
+# *Write code.* Test `ConflictMeter` where you know the answer. Make a trunk of two layers and three tasks whose gradients have the directions 0°, 60° and −60° on
+# the first layer, and 0°, 100° and 200° on the second, all of length 1. Which scores do you expect at $S=0$, $-0.4$ and $-0.6$, on each layer and on all shared parameters
+# together? Then let UPGrad make an update of the gradients, and look at whether it conflicts with a task. Hint: the gradient of $\langle w,x\rangle$ with respect to $w$ is $x$.
+# ```
+#
+# ```{solution-start} ex-recon-angles
+# :class: dropdown
+# ```
+
+# %%
+from ktlib.mtl import ConflictMeter
+
+angles = {"first": (0, 60, -60), "second": (0, 100, 200)}
+three = nn.ModuleDict({name: nn.Linear(2, 1, bias=False) for name in angles})
+
+
+def losses():
+    """Task -> a loss whose gradient on each layer has the given direction."""
+    turn = {name: torch.deg2rad(torch.tensor(angles[name], dtype=torch.float)) for name in angles}
+    inputs = {name: torch.stack([a.cos(), a.sin()], dim=1) for name, a in turn.items()}
+    return {f"task {i}": sum(three[n](x[i]).sum() for n, x in inputs.items()) for i in range(3)}
+
+
+# %%
+meter = ConflictMeter(three, severities=(0.0, -0.4, -0.6))
+gradients = meter.observe(losses())
+for severity in meter.severities:
+    print(severity, meter.scores(severity), "together", meter.shared_score(severity))
+
+# %% [markdown]
+# On the first layer the cosines are 0.5, 0.5 and −0.5, on the second −0.17, −0.94 and −0.17. On both together the lengths are $\sqrt2$ and the cosines are
+# the means: 0.16, −0.22 and −0.34. Below $-0.4$ there is no pair *together*, although there is one on each of the two layers: a gradient over all parameters
+# averages over its layers, which is why Recon looks at each of them.
+
+# %%
+from ktlib.mtl import apply_gradients
+
+apply_gradients(three, gradients, aggregator("upgrad"))
+update = torch.cat([parameter.grad.flatten() for parameter in three.parameters()])
+print("inner products with the update:", [round(float(x), 3) for x in gradients.matrix @ update])
+again = meter.observe(losses())
+print("counted after two observations:", meter.scores(0.0))
+
+# %% [markdown]
+# No product is below zero (rounding aside): a small step along the update makes no task worse. But the second observation counts the same conflicts again. Gradient surgery changes what is made of
+# the gradients, not the gradients.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise}
+# :label: ex-recon-early
+# *Write code.* For which layers of the trunk is it cheap to split one? Split each layer alone, and draw or list the parameters that this adds and
+# the factor by which the forward pass grows, in the order of the network. What does that say about a search that finds mostly early batch norms?
+# ```
+#
+# ```{solution-start} ex-recon-early
+# :class: dropdown
+# ```
+
+# %%
+from ktlib.mtl import layers_of
+
+trunk = experiment.new_trunk().to(images.device)
+whole, shared_cost = parameter_megabytes(trunk), forward_flops(trunk, images)
+rows = []
+for layer in list(layers_of(trunk))[::4]:
+    network = split(trunk, [layer], list(experiment.tasks))
+    row = {"layer": layer, "MB added": parameter_megabytes(network) - whole}
+    rows.append(row | {"times the operations": forward_flops(network, images) / shared_cost})
+pd.DataFrame(rows).style.hide(axis="index").format(precision=3)
+
+# %% [markdown]
+# Early layers have few parameters, and almost the whole network lies behind them: splitting one costs next to no memory and nearly as much computation as a
+# network per task. Late layers are the other way round. The number of parameters alone, which the thesis reports, hides that; and the first layer that is
+# split decides about the computation, however few they are.
+#
+# ```{solution-end}
+# ```
 #
 # ## Summary
 #

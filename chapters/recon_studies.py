@@ -10,7 +10,7 @@
 #     name: python3
 #   ktlib:
 #     data: [multi_fashion_mnist, multi_mnist, multi_fashion]
-#     data_parameter: dataset
+#     data_parameter: [dataset, transfer_from]
 # ---
 
 # %% [markdown]
@@ -104,7 +104,11 @@ from ktlib.seeding import deterministic, generator
 
 use_style()
 deterministic()
-record = RunRecord.start("recon_studies", P, data=data.checksums(P.dataset))
+sums = {}
+for name in {P.dataset, *P.transfer_from}:
+    sums |= {f"{name}/{file}": value for file, value in data.checksums(name).items()}
+
+record = RunRecord.start("recon_studies", P, data=sums)
 
 # %%
 from ktlib.mtl.experiment import MultiTaskExperiment
@@ -123,6 +127,7 @@ print(
 # %%
 from functools import cache
 
+from ktlib.mtl import parameter_megabytes
 from ktlib.mtl.report import histogram_rows, severe_shares
 
 
@@ -139,8 +144,8 @@ def result(method, seed, layers=()):
     scores = {name: values["accuracy"] for name, values in experiment.scores(run.network).items()}
     found = {"accuracy": float(np.mean(list(scores.values()))), **scores, "severe": None}
     if run.meters:
-        rows = histogram_rows(run.conflicts(), method=method, recon=False, seed=seed)
-        found["severe"] = severe_shares(rows)[method, False, seed]
+        rows = histogram_rows(run.conflicts(), method=method, layers="", seed=seed)
+        found["severe"] = float(severe_shares(rows).iloc[0])
     return found
 
 
@@ -149,8 +154,6 @@ studies = []  # rows of the record's table of this name
 
 def note(study, value, method, seed, layers):
     """Keep the result of one run as part of a study."""
-    from ktlib.mtl import parameter_megabytes
-
     size = parameter_megabytes(trained(method, seed, layers).network)
     known = {"study": study, "value": value, "method": method, "seed": seed, "layers": len(layers)}
     studies.append(known | {"megabytes": size} | result(method, seed, layers))
@@ -169,6 +172,12 @@ chosen = tuple(experiment.recon_layers(searched))
 print(f"{len(chosen)} of {len(trunk_layers)} layers; the first: {', '.join(chosen[:5])}")
 
 # %% [markdown]
+# ## The method: change one thing, keep the rest
+#
+# Each study below follows one pattern: a question, a prediction made before the run, one setting that takes several
+# values, everything else as in the reference. `study_table` shows mean ± standard deviation over seeds, and every comparison is a
+# mean of differences within pairs of one seed.
+#
 # (sec-recon-controls)=
 # ## Other layers, as many or as large
 #
@@ -309,7 +318,7 @@ pd.DataFrame(
 # %%
 from itertools import combinations
 
-from ktlib.mtl import ranking_correlation, ranking_distance, top_overlap
+from ktlib.mtl.studies import ranking_pair
 
 rankings = {
     (method, seed): trained(method, seed).conflicts(P.search_quarters).ranking(P.severity)
@@ -318,25 +327,13 @@ rankings = {
 }
 stability = []
 for one, other in combinations(rankings, 2):
-    same_method, same_seed = one[0] == other[0], one[1] == other[1]
-    if same_method or same_seed:
-        first, second = rankings[one], rankings[other]
-        count = min(P.top_k, len(first))
-        stability.append(
-            {
-                "compared": "seeds of one method" if same_method else "methods with one seed",
-                "one": f"{one[0]} {one[1]}", "other": f"{other[0]} {other[1]}",
-                "distance": ranking_distance(first, second),
-                "correlation": ranking_correlation(first, second),
-                "overlap": top_overlap(first, second, count),
-            }
-        )  # fmt: skip
+    if one[0] == other[0] or one[1] == other[1]:
+        kind = "seeds of one method" if one[0] == other[0] else "methods with one seed"
+        stability.append(ranking_pair(rankings[one], rankings[other], P.top_k) | {"compared": kind})
 
 record.table("ranking_stability", stability)
-shown_stability = pd.DataFrame(stability).groupby("compared")[
-    ["distance", "correlation", "overlap"]
-]
-shown_stability.agg(["mean", "min", "max"]).round(2)
+agreement = pd.DataFrame(stability).groupby("compared")
+agreement[["distance", "correlation", "overlap"]].agg(["mean", "min", "max"]).round(2)
 
 # %% [markdown]
 # By chance the distance is about a third of the number of layers, the correlation 0, and the overlap the share of layers that are
@@ -355,17 +352,12 @@ shown_stability.agg(["mean", "min", "max"]).round(2)
 
 # %%
 for source in progress(P.transfer_from, "other data"):
-    elsewhere = MultiTaskExperiment(
-        P.model_copy(update={"dataset": source}), choose_device(P.device)
-    )
-    found = elsewhere.train("joint", P.seeds[0])
-    foreign = elsewhere.ranking(found)
-    layers = tuple(foreign[: P.top_k])
-    stability_here = ranking_distance(ranking, foreign), ranking_correlation(ranking, foreign)
-    print(f"{source}: distance {stability_here[0]:.1f}, correlation {stability_here[1]:.2f}, "
-          f"{len(set(layers) & set(chosen))} of {len(chosen)} layers in common")  # fmt: skip
+    parameters = P.model_copy(update={"dataset": source})
+    elsewhere = MultiTaskExperiment(parameters, choose_device(P.device))
+    foreign = elsewhere.ranking(elsewhere.train("joint", P.seeds[0]))
+    print(source, ranking_pair(ranking, foreign, P.top_k))
     for seed in P.seeds:
-        note("transfer", source, "joint", seed, layers)
+        note("transfer", source, "joint", seed, tuple(foreign[: P.top_k]))
 
 for seed in P.seeds:
     note("transfer", "own", "joint", seed, chosen)
@@ -477,51 +469,35 @@ for control in P.controls:
     )
 
 # %%
-best = pd.DataFrame(studies).query("study == 'severity'").groupby("value")["accuracy"].mean()
-inside = [s for s in best.index if -0.15 < s < 0]
-if inside and len(best) > len(inside):
-    told = ", ".join(f"S = {s:g}: {value:.1f} %" for s, value in best.items())
-    verdict = verdict_of_share(int(best.idxmax() in inside), 1)
+means = pd.DataFrame(studies).query("study == 'severity'").groupby("value")["accuracy"].mean()
+inside = [s for s in means.index if -0.15 < s < 0]
+if inside and len(means) > len(inside):
+    found = ", ".join(f"S = {s:g}: {value:.1f} %" for s, value in means.items())
+    verdict = verdict_of_share(int(means.idxmax() in inside), 1)
     text = "A severity between 0 and -0.15 gives the best network."
-    claims.append(
-        Claim(text, "Figure 4.6", "no numbers printed", told, setup, verdict, "sec-recon-severity")
-    )
+    anchor = "sec-recon-severity"
+    claims.append(Claim(text, "Figure 4.6", "no numbers printed", found, setup, verdict, anchor))
 
+# %%
 for source in P.transfer_from:
-    gain = study_difference(studies, "transfer", source, "own", "joint")
-    near = not gain.low < -1.0
+    change = study_difference(studies, "transfer", source, "own", "joint")
+    verdict = verdict_of_difference(change.low + 1, change.high + 1, "above")
     text = f"Layers found on {source} do as well as those found here, within one point."
-    told = str(gain)
-    verdict = verdict_of_difference(gain.low + 1.0, gain.high + 1.0, "above")
-    claims.append(
-        Claim(
-            text,
-            "Tables 4.9 and 4.10",
-            "other data sets",
-            told,
-            setup,
-            verdict,
-            "sec-recon-transfer",
-        )
-    )
+    place, anchor = "Tables 4.9 and 4.10", "sec-recon-transfer"
+    claims.append(Claim(text, place, "other data sets", str(change), setup, verdict, anchor))
 
+# %%
 cost = pd.DataFrame(times).pivot_table(index="method", columns="tasks", values="ms")
-if {"pcgrad", "joint, counted"} <= set(cost.index):
-    ratio = cost.loc["pcgrad", max(P.task_counts)] / cost.loc["joint, counted", max(P.task_counts)]
+others = [name for name in cost.index if not name.startswith("joint")]
+if others:
+    ratios = cost.loc[others, max(P.task_counts)] / cost.loc["joint, counted", max(P.task_counts)]
+    found = ", ".join(f"{name} {ratio:.2f} times as long" for name, ratio in ratios.items())
+    verdict = verdict_of_share(int((ratios > 0.9).sum()), len(ratios))
     text = "A step of the search takes no longer than a step of a gradient method."
-    told = f"PCGrad takes {ratio:.2f} times as long, {max(P.task_counts)} tasks"
-    claims.append(
-        Claim(
-            text,
-            "Figure 4.11",
-            "no numbers printed",
-            told,
-            setup,
-            verdict_of_share(int(ratio > 0.9), 1),
-            "sec-recon-cost",
-        )
-    )
+    anchor = "sec-recon-cost"
+    claims.append(Claim(text, "Figure 4.11", "no numbers printed", found, setup, verdict, anchor))
 
+# %%
 record.table("claims", claim_rows(claims))
 claims_table(claims).style.hide(axis="index")
 
@@ -611,6 +587,8 @@ pd.Series({"chosen": sizes[list(chosen)].mean(), "all": sizes.mean()}).round(0)
 # ```
 
 # %%
+from ktlib.mtl import ranking_correlation
+
 round(ranking_correlation([n for n in trunk_layers if n in ranking], ranking), 2)
 
 # %% [markdown]

@@ -21,9 +21,12 @@ Tree = Mapping[str, Sequence[Sequence[str]]]
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 """Of ResNet18: where Cross-Stitch mixes, and where BMTAS may branch."""
 
-# Learning rates relative to that of the network: of RotoGrad's rotations, slower as its paper asks
-# for, and of Cross-Stitch's units, whose paper takes 100 to 1000 times with far smaller rates.
-ROTATION_LR, UNIT_LR = 0.1, 10.0
+# Of RotoGrad's rotations, which have an Adam of their own, as in its authors' example: their
+# gradients are too small for plain descent.
+ROTATION_LR = 1e-3
+# Of Cross-Stitch's units, in learning rates of the network. The paper takes 100 to 1000, with far
+# smaller learning rates.
+UNIT_LR = 10.0
 # Of BMTAS, as in its released search.
 RESOURCE_WEIGHT = 0.05
 
@@ -60,13 +63,15 @@ def train_architecture(
         inner = experiment.new_network(seed, layers)
         width = int(experiment.new_trunk().feature_dim)
         rotated = RotoGrad(inner, feature_dim=width).to(experiment.device)
-        return experiment.optimise(
-            rotated, seed, lambda losses, _: rotated.backward(losses),
-            groups=[
-                {"params": rotated.network_parameters(), "lr": rate},
-                {"params": rotated.rotation_parameters(), "lr": ROTATION_LR * rate},
-            ],
-        )  # fmt: skip
+        turns = torch.optim.Adam(rotated.rotation_parameters(), lr=ROTATION_LR)
+
+        def backward(losses: Mapping[str, Tensor], _quarter: int) -> None:
+            turns.zero_grad()
+            rotated.backward(losses)
+            turns.step()
+
+        groups: list[dict[str, Any]] = [{"params": rotated.network_parameters()}]
+        return experiment.optimise(rotated, seed, backward, lr=lr, groups=groups)
     torch.manual_seed(seed)
     heads = experiment.new_heads(experiment.new_trunk(), experiment.tasks)
     torch.manual_seed(seed)

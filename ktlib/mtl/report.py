@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from ktlib.mtl.conflict import ConflictMeter
 from ktlib.mtl.metrics import ranking_distance, relative_improvement
+from ktlib.mtl.parameters import METHODS
+from ktlib.mtl.selection import parameter_count
 from ktlib.results import format_mean_std, mean_and_spread
 
 Rows = Iterable[Mapping[str, Any]]
@@ -35,16 +38,28 @@ THESIS_NAMES = {
 """Our ids, and the names in the printed tables."""
 
 
-def run_name(method: str, recon: bool | str) -> str:
+SHARED, RECON = "shared", "recon"
+"""Which layers are task-specific: none, or those of Recon. A control has the name of its choice."""
+
+
+def run_name(method: str, layers: str) -> str:
     """How a row is called in tables and legends: ``joint`` or ``joint + Recon``.
 
     Args:
         method: id.
-        recon: whether its layers were split, or the name of another choice of layers.
+        layers: :data:`SHARED`, :data:`RECON`, or the name of another choice of layers.
     """
-    if isinstance(recon, str):
-        return f"{method} + {recon.replace('_', ' ')}"
-    return f"{method} + Recon" if recon else method
+    if layers == SHARED:
+        return method
+    return f"{method} + {'Recon' if layers == RECON else layers.replace('_', ' ')}"
+
+
+def in_order(rows: Rows) -> list[dict[str, Any]]:
+    """Rows in the order of the tables: by method, the shared network first."""
+    known = [dict(row) for row in rows]
+    place = {SHARED: 0, RECON: 1}
+    known.sort(key=lambda row: (METHODS.index(row["method"]), place.get(row["layers"], 2)))
+    return known
 
 
 # Conflicts ---------------------------------------------------------------------------------------
@@ -55,7 +70,7 @@ def histogram_rows(meter: ConflictMeter, **known: Any) -> list[dict[str, Any]]:
 
     Args:
         meter: what was counted.
-        known: further columns, such as ``method``, ``recon`` and ``seed``.
+        known: further columns, such as ``method``, ``layers`` and ``seed``.
     """
     counts, edges = meter.histogram(), meter.bins
     total = sum(counts)
@@ -70,10 +85,10 @@ def interval_shares(rows: Rows) -> pd.DataFrame:
     """Percent of cosines in each of :data:`INTERVALS`, and below :data:`SEVERE`.
 
     Args:
-        rows: of :func:`histogram_rows`, with ``method``, ``recon`` and ``seed``.
+        rows: of :func:`histogram_rows`, with ``method``, ``layers`` and ``seed``.
 
     Returns:
-        One row for each method, recon and seed; columns ``low to high`` and ``severe``.
+        One row for each method, choice of layers and seed; columns ``low to high`` and ``severe``.
     """
     table = pd.DataFrame(list(rows))
     middle = (table["bin_low"] + table["bin_high"]) / 2
@@ -81,7 +96,7 @@ def interval_shares(rows: Rows) -> pd.DataFrame:
     for low, high in INTERVALS:
         columns[f"{high:g} to {low:g}"] = table["share"].where((middle > low) & (middle < high))
     columns["severe"] = table["share"].where(middle < SEVERE)
-    keys = ["method", "recon", "seed"]
+    keys = ["method", "layers", "seed"]
     shares = table[keys].assign(**{name: 100 * share for name, share in columns.items()})
     return shares.groupby(keys, sort=False).sum()
 
@@ -93,7 +108,7 @@ def interval_table(rows: Rows, printed: pd.DataFrame | None = None) -> pd.DataFr
     training of the same seed; below 0 there are more.
 
     Args:
-        rows: of :func:`histogram_rows`, with ``method``, ``recon`` and ``seed``; joint training
+        rows: of :func:`histogram_rows`, with ``method``, ``layers`` and ``seed``; joint training
             must be among them.
         printed: table 4.11 of the thesis, for a column with its reduction.
 
@@ -101,39 +116,55 @@ def interval_table(rows: Rows, printed: pd.DataFrame | None = None) -> pd.DataFr
         ValueError: there are no rows of joint training.
     """
     shares = interval_shares(rows)
-    joint = [key for key in shares.index if key[0] == "joint" and key[1] is False]
+    joint = [key for key in shares.index if key[:2] == ("joint", SHARED)]
     if not joint:
         raise ValueError("rows must hold joint training. Found none of it.")
-    reference = shares.loc[joint, "severe"].droplevel(["method", "recon"])
+    reference = shares.loc[joint, "severe"].droplevel(["method", "layers"])
     seeds = shares.index.get_level_values("seed")
     before = reference.reindex(seeds).to_numpy()
     severe = shares["severe"].to_numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         shares["reduction"] = np.where(before > 0, 100 * (1 - severe / before), np.nan)
     out: dict[str, dict[str, str]] = {}
-    for (method, recon), part in shares.groupby(level=["method", "recon"], sort=False):
+    for (method, layers), part in shares.groupby(level=["method", "layers"], sort=False):
         shown = {column: _shown(part[column], 1) for column in part if column != "severe"}
-        if (method, recon) == ("joint", False):
+        if (method, layers) == ("joint", SHARED):
             shown["reduction"] = ""
         if printed is not None:
-            shown["thesis"] = _printed_reduction(printed, str(method), recon)
-        out[run_name(str(method), recon)] = shown
+            shown["thesis"] = _printed(printed, str(method), str(layers), "reduction", 1)
+        out[run_name(str(method), str(layers))] = shown
     table = pd.DataFrame(out).T
     return table.rename(columns={"reduction": "fewer severe (%)", "thesis": "thesis (%)"})
 
 
-def _printed_reduction(printed: pd.DataFrame, method: str, recon: bool | str) -> str:
-    variants = {"random_layers": "rsl", "random_parameters": "rsp"}
-    variant = variants.get(recon, "") if isinstance(recon, str) else "recon" if recon else "base"
-    name = THESIS_NAMES.get(method)
-    found = printed[(printed["base_method"] == name) & (printed["variant"] == variant)]["reduction"]
-    return f"{found.iloc[0]:.1f}" if len(found) and pd.notna(found.iloc[0]) else ""
+def _printed(printed: pd.DataFrame, method: str, layers: str, column: str, digits: int) -> str:
+    """A cell of a table of the thesis; empty where there is none."""
+    variants = {SHARED: "base", RECON: "recon", "random_layers": "rsl", "random_parameters": "rsp"}
+    mine = printed["base_method"] == THESIS_NAMES.get(method)
+    found = printed[mine & (printed["variant"] == variants.get(layers))][column]
+    return f"{found.iloc[0]:.{digits}f}" if len(found) and pd.notna(found.iloc[0]) else ""
 
 
-def severe_shares(rows: Rows) -> dict[tuple[str, bool | str, int], float]:
-    """(method, recon, seed) -> percent of cosines below :data:`SEVERE`."""
-    severe = interval_shares(rows)["severe"]
-    return {key: float(value) for key, value in severe.items()}  # type: ignore[misc]
+def severe_shares(rows: Rows) -> pd.Series[float]:
+    """(method, layers, seed) -> percent of cosines below :data:`SEVERE`."""
+    return interval_shares(rows)["severe"]
+
+
+def reductions(rows: Rows, layers: str) -> dict[str, float]:
+    """Method -> percent fewer severe conflicts than joint training, mean over seeds.
+
+    Args:
+        rows: of :func:`histogram_rows`, with ``method``, ``layers`` and ``seed``.
+        layers: which networks; of the shared ones joint training itself is left out.
+    """
+    severe = severe_shares(rows)
+    found = {}
+    for method in dict.fromkeys(key[0] for key in severe.index if key[1] == layers):
+        if (method, layers) != ("joint", SHARED):
+            part = severe[method, layers]
+            joint = severe["joint", SHARED].reindex(part.index)
+            found[str(method)] = float((100 * (1 - part / joint)).mean())
+    return found
 
 
 # Rankings ----------------------------------------------------------------------------------------
@@ -192,7 +223,7 @@ def improvement_rows(rows: Rows, lower_is_better: Collection[str] = ()) -> list[
         lower_is_better: metrics that are errors.
 
     Returns:
-        Rows with ``method``, ``recon``, ``seed`` and ``improvement`` in percent.
+        Rows with ``method``, ``layers``, ``seed`` and ``improvement`` in percent.
 
     Raises:
         ValueError: a seed has no single-task results.
@@ -203,17 +234,17 @@ def improvement_rows(rows: Rows, lower_is_better: Collection[str] = ()) -> list[
             str(task): dict(zip(part["metric"], part["value"], strict=True))
             for task, part in run.groupby("task", sort=False)
         }
-        for key, run in table.groupby(["method", "recon", "seed"], sort=False)
+        for key, run in table.groupby(["method", "layers", "seed"], sort=False)
     }
     metrics = {metric for run in runs.values() for values in run.values() for metric in values}
     errors = set(lower_is_better) & metrics
     out = []
-    for (method, recon, seed), run in runs.items():
-        alone = runs.get(("single", False, seed))
+    for (method, layers, seed), run in runs.items():
+        alone = runs.get(("single", SHARED, seed))
         if alone is None:
             raise ValueError(f"rows must hold single-task training of seed {seed}. Found none.")
         value = relative_improvement(run, alone, errors)
-        out.append({"method": method, "recon": recon, "seed": seed, "improvement": value})
+        out.append({"method": method, "layers": layers, "seed": seed, "improvement": value})
     return out
 
 
@@ -227,41 +258,65 @@ def results_table(
 
     Args:
         rows: of ``mtl_results``.
-        costs: rows with ``method``, ``recon``, ``megabytes``, ``gigaflops``, ``forward_ms``.
+        costs: rows with ``method``, ``layers``, ``megabytes``, ``gigaflops``, ``forward_ms``.
         lower_is_better: metrics that are errors.
         printed: table 4.1 of the thesis, for a column with its Dm.
     """
     known = list(rows)
     table = pd.DataFrame(known)
     gains = pd.DataFrame(improvement_rows(known, lower_is_better))
-    cost_of = {(row["method"], row["recon"]): row for row in costs}
-    several = table.groupby("task")["metric"].nunique().max() > 1
+    cost_of = {(row["method"], row["layers"]): row for row in costs}
+    several = any(len(set(part["metric"])) > 1 for _, part in table.groupby("task"))
     out: dict[str, dict[str, str]] = {}
-    for key, run in table.groupby(["method", "recon"], sort=False):
-        method, recon = str(key[0]), key[1]
+    for key, run in table.groupby(["method", "layers"], sort=False):
+        method, layers = str(key[0]), str(key[1])
         shown = {
             f"{task} {metric}" if several else str(task): _shown(part["value"], 2)
             for (task, metric), part in run.groupby(["task", "metric"], sort=False)
         }
-        mine = gains[(gains["method"] == method) & (gains["recon"] == recon)]["improvement"]
+        mine = gains[(gains["method"] == method) & (gains["layers"] == layers)]["improvement"]
         shown["Dm (%)"] = "" if method == "single" else _shown(mine, 2)
         if printed is not None:
-            shown["Dm, thesis"] = _printed_improvement(printed, method, recon)
-        if (method, recon) in cost_of:
-            cost = cost_of[method, recon]
+            shown["Dm, thesis"] = _printed(printed, method, layers, "delta_m", 2)
+        if (method, layers) in cost_of:
+            cost = cost_of[method, layers]
             shown["#P (MB)"] = f"{cost['megabytes']:.2f}"
             shown["GFLOPs"] = f"{cost['gigaflops']:.4g}"
             shown["forward (ms)"] = f"{cost['forward_ms']:.3g}"
-        out[run_name(method, recon)] = shown
+        out[run_name(method, layers)] = shown
     return pd.DataFrame(out).T.fillna("")
 
 
-def _printed_improvement(printed: pd.DataFrame, method: str, recon: bool | str) -> str:
-    if isinstance(recon, str):
-        return ""
-    variant, name = "recon" if recon else "base", THESIS_NAMES.get(method)
-    found = printed[(printed["base_method"] == name) & (printed["variant"] == variant)]["delta_m"]
-    return f"{found.iloc[0]:.2f}" if len(found) and pd.notna(found.iloc[0]) else ""
+def layer_kinds(
+    layers: Mapping[str, Sequence[nn.Parameter]],
+    without_norms: Collection[str],
+    chosen: Collection[str],
+) -> pd.DataFrame:
+    """How many of the chosen layers are batch norms, early or late, and how much they hold.
+
+    Args:
+        layers: of the trunk, in the order of the network.
+        without_norms: names of those that are no batch norms.
+        chosen: names.
+    """
+    names = list(layers)
+    kind = {
+        name: "batch norm"
+        if name not in without_norms
+        else f"other layer, {'first' if place < len(names) / 2 else 'second'} half"
+        for place, name in enumerate(names)
+    }
+    table = pd.DataFrame(
+        {
+            "kind": [kind[name] for name in names],
+            "layers": 1,
+            "chosen": [int(name in chosen) for name in names],
+            "size": [parameter_count(layers[name]) for name in names],
+        }
+    )
+    share = 100 * table["size"] * table["chosen"] / table["size"].sum()
+    table = table.assign(**{"of all parameters (%)": share}).drop(columns="size")
+    return table.groupby("kind").sum().round(2)
 
 
 def value_spread(rows: Rows, by: str | Sequence[str], value: str) -> pd.DataFrame:

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from ktlib.fcl.report import PairedDifference
+from ktlib.mtl.metrics import ranking_correlation, ranking_distance, top_overlap
 from ktlib.results import format_mean_std
 
 Rows = Iterable[Mapping[str, Any]]
 
 # What is known of a run beforehand; every other column is a result.
 _KEYS = ("study", "value", "method", "seed")
+
+
+def ranking_pair(one: Sequence[str], other: Sequence[str], count: int) -> dict[str, float]:
+    """How near two rankings are: distance, rank correlation, overlap of their first layers.
+
+    Args:
+        one: layers from first to last.
+        other: the same layers in another order.
+        count: how many of the first are compared; all, if there are fewer.
+    """
+    return {
+        "distance": ranking_distance(one, other),
+        "correlation": ranking_correlation(one, other),
+        "overlap": top_overlap(one, other, min(count, len(one))),
+    }
 
 
 def rows_of(rows: Rows, study: str) -> pd.DataFrame:

@@ -57,10 +57,12 @@ def test_equal_seeds_give_equal_networks_and_other_seeds_do_not():
 
 def test_joint_training_is_descent_on_the_sum_of_losses():
     # The task gradients, added up, are the gradient of the sum: two ways to one network.
-    e = experiment()
+    e = experiment(epochs=1, lr=0.001)  # small steps: training amplifies rounding
     counted, plain = e.train("joint", 0), e.optimise(e.new_network(0), 0)
     assert not plain.meters
-    assert torch.allclose(weights(counted), weights(plain), atol=1e-4)
+    moved = (weights(plain) - weights(TrainedRun(e.new_network(0)))).abs().max()
+    assert moved > 1e-3
+    assert torch.allclose(weights(counted), weights(plain), atol=0.01 * float(moved))
 
 
 def test_every_step_is_counted_in_its_quarter():
