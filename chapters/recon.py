@@ -221,6 +221,7 @@ def keep(method, layers, seed, run):
         histograms.extend(histogram_rows(run.conflicts(), **known))
 
 
+# %%
 for seed in progress(P.seeds, "joint training"):
     keep("joint", SHARED, seed, experiment.train("joint", seed, lr=P.method_lr.get("joint")))
 
@@ -310,6 +311,8 @@ scores = [
     for row in score_rows(meter, method=method, seed=seed, stage=quarter)
 ]
 record.table("layer_scores", scores)
+
+# %%
 searched = runs["joint", SHARED, P.seeds[0]]
 layers = experiment.recon_layers(searched)
 counts = searched.conflicts(P.search_quarters)
@@ -355,8 +358,8 @@ layer_kinds(trunk_layers, searched.network.shared_layers(batch_norm=False), laye
 # places that a layer moves between two rankings. For $n$ layers in random order it is about $n/3$.
 
 # %%
-from ktlib.mtl import ranking_correlation, ranking_distance, top_overlap
 from ktlib.mtl.report import distance_table, printed_distances
+from ktlib.mtl.studies import ranking_pair
 
 by_quarter = {
     f"quarter {number}": meter.ranking(P.severity)
@@ -376,25 +379,18 @@ display(distance_table(by_method))
 printed_distances(thesis_table("4_8"))
 
 # %%
-stability = []
-for seed in P.seeds[1:]:
-    one, other = (experiment.ranking(runs["joint", SHARED, s]) for s in (P.seeds[0], seed))
-    count = min(P.top_k, len(one))
-    stability.append(
-        {
-            "seeds": f"{P.seeds[0]} and {seed}",
-            "ranking distance": ranking_distance(one, other),
-            "rank correlation": ranking_correlation(one, other),
-            f"common in the top {count}": top_overlap(one, other, count),
-            "by chance": count / len(one),
-        }
-    )
-pd.DataFrame(stability).round(2)
+first = experiment.ranking(searched)
+others = {seed: experiment.ranking(runs["joint", SHARED, seed]) for seed in P.seeds[1:]}
+stability = {
+    f"seeds {P.seeds[0]} and {seed}": ranking_pair(first, other, P.top_k)
+    for seed, other in others.items()
+}
+pd.DataFrame(stability).T.round(2)
 
 # %% [markdown]
 # The first table compares quarters of one training, the second methods, the third seeds; below the first two stand those of the
-# thesis, from a far longer training. The share *common in the top* has to be read against *by chance*: of two sets of 25 layers out of 40
-# more than half are common without any reason.
+# thesis, from a far longer training. *Overlap* is the share of the split layers that both seeds find. It has to be read against chance:
+# of two sets of 25 layers out of 41 more than half are common without any reason. By chance the correlation is 0.
 #
 # ### Split: a copy of some layers for each task
 #
@@ -407,7 +403,8 @@ from ktlib.mtl import forward_flops, parameter_megabytes
 images = experiment.batch(
     experiment.test_data, torch.arange(min(P.timed_images, len(experiment.test_data)))
 )[0]
-network = experiment.new_network(P.seeds[0], layers)
+
+# %%
 one, few = (
     parameter_megabytes(experiment.new_network(P.seeds[0], chosen)) for chosen in ((), layers)
 )
@@ -674,6 +671,8 @@ before, after = reductions(histograms, SHARED), reductions(histograms, RECON)
 verdict = verdict_of_share(sum(value < 25 for value in before.values()), len(before))
 text = "Gradient surgery removes less than a quarter of the severe conflicts."
 claim(text, "Table 4.11", "7 to 14 %", percents(before), verdict, "fig-recon-pilot")
+
+# %%
 verdict = verdict_of_share(sum(value > 50 for value in after.values()), len(after))
 text = "With Recon, more than half of the severe conflicts are gone, whatever the method."
 claim(text, "Table 4.11", "70 to 80 %", percents(after), verdict, "fig-recon-after")
@@ -684,10 +683,14 @@ verdict = verdict_of_difference(change.low, change.high, "above")
 text = "Splitting random layers leaves more severe conflicts than splitting those of Recon."
 thesis, found = "reductions 122.8 points apart", str(change).split(" (")[0]
 claim(text, "Table 4.11", thesis, found, verdict, "fig-recon-after")
+
+# %%
 better = gain(RECON, SHARED)
 verdict = verdict_of_difference(better.low, better.high, "above")
 text = "Recon improves joint training."
 claim(text, "Table 4.1", "+0.61 points of Dm", str(better), verdict, "fig-recon-price")
+
+# %%
 better = gain(RECON, "random_layers")
 verdict = verdict_of_difference(better.low, better.high, "above")
 text = "Recon's layers are better than as many random ones."
@@ -703,6 +706,9 @@ def stable(text, place, thesis, distance):
     verdict = verdict_of_share(int(distance < chance / 5), 1)
     claim(text, place, thesis, found, verdict, "fig-recon-heat")
 
+
+# %%
+from ktlib.mtl import ranking_distance
 
 quarters = [by_quarter[f"quarter {number}"] for number in range(1, 5)]
 moved = max(ranking_distance(by_quarter["all"], ranking) for ranking in quarters)
@@ -868,6 +874,8 @@ print(f"whole trunks: {forward_flops(network, blank):,} operations")
 # ```
 
 # %%
+from ktlib.mtl import top_overlap
+
 for severity in (P.severity, 0.0):
     share = pd.Series(counts.scores(severity)) / pd.Series(counts.pairs)
     print(f"S = {severity:5}: counted {share.mean():.0%} of the pairs, ", end="")
