@@ -38,7 +38,8 @@ SEEDS = [100, 101]
 
 def parameters_of(profile: str, seeds: list[int]) -> ReconParameters:
     """The parameters of the chapter at this size, with other seeds."""
-    given = check_parameter_file(CHAPTER, CHAPTER.parent / f"params/recon.{profile}.yaml")
+    file = CHAPTER.parent / f"params/recon.{profile}.yaml"
+    given = check_parameter_file(CHAPTER, file, ReconParameters)
     values = given.model_dump() | {"seeds": seeds, "profile": f"search_{profile}", "run_dir": ""}
     return ReconParameters.model_validate(values)
 
@@ -103,7 +104,7 @@ def main() -> None:
         searches = pool.map(partial(search, parameters, known=rows), arguments.seeds)
         rows = rows + [row for found in searches for row in found]
     order = [*("single",), *GRADIENT_METHODS, *ARCHITECTURES]
-    rows.sort(key=lambda row: (order.index(row["method"]), row["lr"], row["seed"]))
+    rows.sort(key=lambda row: (order.index(str(row["method"])), row["lr"], row["seed"]))
     record.table("search", rows)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         record.save(folder)

@@ -50,10 +50,8 @@ epochs = 2  # passes over the training images; authors' code: 120
 batch_size = 64  # images per step; authors' code: 256
 optimizer = "sgd"  # sgd with momentum 0.9, or adam; authors' code: sgd
 lr = 0.1  # first learning rate; authors' code: 0.1
-lr_drops = [
-    0.5,
-    0.75,
-]  # shares of the training after which lr falls to a tenth; authors' code: these
+lr_drops = [0.5, 0.75]  # shares of the training after which lr falls; authors' code: these
+lr_factor = 0.1  # what lr is multiplied by each time; authors' code: 0.1
 cagrad_c = 0.2  # how far CAGrad may move away from the mean; authors' code: 0.2
 batch_norm = True  # whether batch norms count as layers; authors' code: True
 severity = -0.1  # severity S: a cosine below it is counted; authors' code: -0.1

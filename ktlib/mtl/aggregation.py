@@ -9,6 +9,7 @@ not set the length itself gives their sum (CAGrad ``1 + c`` times it).
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -101,7 +102,9 @@ class SumScale(Aggregator):
             if isinstance(self.inner, GramianWeightedAggregator):
                 combined: Tensor = self.weights(gramian(matrix)).to(matrix) @ matrix
                 return combined
-            with self._random_stream(matrix.device):
+            with self._random_stream(matrix.device), warnings.catch_warnings():
+                # NashMTL says at its first step how its solver works.
+                warnings.filterwarnings("ignore", message="(?s).*not DPP", category=UserWarning)
                 whole: Tensor = self.inner(matrix)
             return whole * self._scale(len(matrix))
 

@@ -303,7 +303,7 @@ class MultiTaskExperiment(Generic[Parameters]):
         per_epoch = max(1, len(rows) // p.batch_size)
         total = p.epochs * per_epoch
         drops = [round(share * total) for share in p.lr_drops]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, p.lr_factor)
         run = TrainedRun(network, list(meters))
         network.train()
         step, started = 0, time.perf_counter()

@@ -63,8 +63,9 @@ class MultiTaskParameters(ChapterParameters):
     optimizer: Literal["sgd", "adam"] = Field(description="SGD with momentum 0.9, or Adam")
     lr: float = Field(gt=0, description="first learning rate")
     lr_drops: list[float] = Field(
-        description="shares of the training after which the learning rate is divided by 10"
+        description="shares of the training after which the learning rate falls"
     )
+    lr_factor: float = Field(gt=0, lt=1, description="what it is multiplied by each time")
     cagrad_c: float = Field(ge=0, description="how far CAGrad may move away from the mean")
     batch_norm: bool = Field(description="whether batch norms count as layers")
     severity: float = Field(gt=-1, le=0, description="severity S: a cosine below it is counted")

@@ -127,7 +127,8 @@ def interval_table(rows: Rows, printed: pd.DataFrame | None = None) -> pd.DataFr
         shares["reduction"] = np.where(before > 0, 100 * (1 - severe / before), np.nan)
     out: dict[str, dict[str, str]] = {}
     for (method, layers), part in shares.groupby(level=["method", "layers"], sort=False):
-        shown = {column: _shown(part[column], 1) for column in part if column != "severe"}
+        columns = [str(column) for column in part if column != "severe"]
+        shown = {column: _shown(part[column], 1) for column in columns}
         if (method, layers) == ("joint", SHARED):
             shown["reduction"] = ""
         if printed is not None:
@@ -147,7 +148,7 @@ def _printed(printed: pd.DataFrame, method: str, layers: str, column: str, digit
 
 def severe_shares(rows: Rows) -> pd.Series[float]:
     """(method, layers, seed) -> percent of cosines below :data:`SEVERE`."""
-    return interval_shares(rows)["severe"]
+    return interval_shares(rows)["severe"].sort_index()
 
 
 def reductions(rows: Rows, layers: str) -> dict[str, float]:
@@ -157,13 +158,15 @@ def reductions(rows: Rows, layers: str) -> dict[str, float]:
         rows: of :func:`histogram_rows`, with ``method``, ``layers`` and ``seed``.
         layers: which networks; of the shared ones joint training itself is left out.
     """
-    severe = severe_shares(rows)
+    known = list(rows)
+    severe = severe_shares(known)
+    table = pd.DataFrame(known)
+    joint = severe.xs(("joint", SHARED))
     found = {}
-    for method in dict.fromkeys(key[0] for key in severe.index if key[1] == layers):
+    for method in dict.fromkeys(table["method"][table["layers"] == layers]):
         if (method, layers) != ("joint", SHARED):
-            part = severe[method, layers]
-            joint = severe["joint", SHARED].reindex(part.index)
-            found[str(method)] = float((100 * (1 - part / joint)).mean())
+            part = severe.xs((method, layers))
+            found[str(method)] = float((100 * (1 - part / joint.reindex(part.index))).mean())
     return found
 
 

@@ -53,7 +53,7 @@ def study_table(rows: Rows, study: str) -> pd.DataFrame:
         study: which one.
     """
     table = rows_of(rows, study)
-    columns = [name for name in table if name not in _KEYS]
+    columns = [str(name) for name in table if name not in _KEYS]
     columns = [name for name in columns if table[name].notna().any()]
     several = len(set(table["method"])) > 1
     out: dict[str, dict[str, str]] = {}

@@ -1,0 +1,99 @@
+"""The parameters of the Recon chapters, in the first seconds of a run."""
+
+from pathlib import Path
+
+import pytest
+
+from ktlib.chapter_source import parameters_cell
+from ktlib.mtl.parameters import ReconParameters, ReconStudyParameters
+from ktlib.parameters import ParameterError, check_parameter_file, check_parameters
+
+CHAPTERS = Path(__file__).resolve().parents[2] / "chapters"
+MODELS = {"recon": ReconParameters, "recon_studies": ReconStudyParameters}
+PROFILES = [
+    pytest.param(chapter, path, id=path.name)
+    for chapter in MODELS
+    for path in sorted(CHAPTERS.glob(f"params/{chapter}.*"))
+]
+
+
+def check(chapter, **changes):
+    values = {line.name: line.value for line in parameters_cell(CHAPTERS / f"{chapter}.py")}
+    return check_parameters(values | changes, MODELS[chapter])
+
+
+@pytest.mark.parametrize("chapter", MODELS)
+def test_the_parameters_cell_is_accepted(chapter):
+    assert check(chapter).dataset == "multi_fashion_mnist"
+
+
+@pytest.mark.parametrize(("chapter", "path"), PROFILES)
+def test_every_profile_is_accepted(chapter, path):
+    assert check_parameter_file(CHAPTERS / f"{chapter}.py", path, MODELS[chapter])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "mnist"}, ["dataset", "mnist", "multi_fashion_mnist", "celeba"]),
+        ({"backbone": "segnet"}, ["backbone must be 'resnet18'", "Found 'segnet'"]),
+        ({"dataset": "nyuv2"}, ["backbone must be 'mtan' or 'segnet'", "Found 'resnet18'"]),
+        ({"severity": 0.1}, ["severity", "0.1"]),
+        ({"severity": -1.0}, ["severity", "-1.0"]),
+        ({"top_k": 0}, ["top_k", "0"]),
+        ({"search_quarters": 5}, ["search_quarters", "5"]),
+        ({"train_images": 100}, ["four batches", "4 x 64", "Found 100"]),
+        ({"lr_drops": [0.5, 1.5]}, ["lr_drops must lie between 0 and 1"]),
+        ({"lr_drops": [0.75, 0.5]}, ["lr_drops must rise"]),
+        ({"lr_factor": 1.0}, ["lr_factor", "1.0"]),
+        ({"optimizer": "sgdm"}, ["optimizer", "sgdm", "sgd", "adam"]),
+        ({"lr_rate": 1.0}, ["lr_rate"]),
+    ],
+)
+@pytest.mark.parametrize("chapter", MODELS)
+def test_wrong_values_are_named_with_what_is_allowed(chapter, changes, words):
+    with pytest.raises(ParameterError) as caught:
+        check(chapter, **changes)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ["single", "mgda"], "recon_methods": ["mgda"]}, ["must hold 'joint'"]),
+        ({"methods": ["joint", "joint"]}, ["each method once"]),
+        ({"methods": ["joint", "best"]}, ["methods", "best", "pcgrad"]),
+        ({"recon_methods": ["joint", "single"]}, ["recon_methods cannot hold", "['single']"]),
+        ({"recon_methods": ["joint", "mmoe"]}, ["must be among methods", "['mmoe']"]),
+        ({"method_lr": {"sgd": 0.1}}, ["method_lr", "'sgd'"]),
+        ({"method_lr": {"mgda": 0.0}}, ["method_lr", "'mgda'"]),
+        ({"experts": 1}, ["experts", "1"]),
+        ({"dataset": "cityscapes", "backbone": "segnet", "methods": ["single", "joint", "mmoe"]},
+         ["'mmoe' with the backbone resnet18 only", "'segnet'"]),
+    ],
+)  # fmt: skip
+def test_wrong_methods_are_refused(changes, words):
+    changes = {"recon_methods": ["joint"]} | changes
+    with pytest.raises(ParameterError) as caught:
+        check("recon", **changes)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"severities_studied": [0.0, 0.2]}, ["severities_studied must lie in (-1, 0]"]),
+        ({"counts_studied": [5, 5]}, ["counts_studied", "each once"]),
+        ({"task_counts": [1]}, ["task_counts must be at least 2"]),
+        ({"task_counts": [2, 80]}, ["task_counts must be at most 40"]),
+        ({"controls": ["middle"]}, ["controls", "middle", "random_layers"]),
+        ({"transfer_from": ["celeba"]}, ["transfer_from", "celeba", "multi_mnist"]),
+    ],
+)
+def test_wrong_studies_are_refused(changes, words):
+    with pytest.raises(ParameterError) as caught:
+        check("recon_studies", **changes)
+    for word in words:
+        assert word in str(caught.value)
