@@ -785,6 +785,9 @@ claims_table(claims).style.hide(axis="index")
 # - **The count depends on its threshold.** A severity of 0 counts half of all steps in any network, as gradients of unrelated
 #   tasks are nearly orthogonal and have a random sign. The [next chapter](chap-recon-studies) varies it.
 # - **Noise.** The cosine of two gradients of a *batch* contains the noise of the batch. Smaller batches have cosines nearer to 0.
+# - **The released code is not the printed text.** In its blocks without a projection only the first task receives the skip connection once a layer
+#   is split, its copies start from different weights, and PCGrad draws its order of tasks without a seed. This chapter follows
+#   the text: every task has its skip, and copies start equal.
 # - **The baseline.** With well-chosen settings plain joint training is hard to beat {cite}`kurin2022defense,xin2022current`. So it stands in every table.
 #
 # ## Exercises
