@@ -190,7 +190,9 @@ class MultiTaskExperiment(Generic[Parameters]):
         names = tuple(self.tasks if tasks is None else tasks)
         torch.manual_seed(seed)
         trunk = self.new_trunk()
-        heads = self.new_heads(trunk, names)
+        # All are drawn, so that a task's head does not depend on which others there are.
+        every = self.new_heads(trunk, self.tasks)
+        heads = {name: every[name] for name in names}
         if layers or getattr(trunk, "attention_layers", ()):
             trunk = split_trunk(trunk, layers, names)
         return MultiTaskNetwork(trunk, heads).to(self.device)
