@@ -15,7 +15,7 @@ export PYTHONPATH := $(CURDIR)
 export UV_SYSTEM_CERTS ?= true
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book plan test lint types env data browser notebooks sweep record lock clean
+.PHONY: help book plan test lint types env data browser notebooks sweep record recheck lock clean
 
 help: ## say what can be done
 	@echo "make <target> [PROFILE=smoke|cpu|full|gpu|paper] (default: cpu)"
@@ -55,6 +55,9 @@ sweep: env ## many runs: CHAPTER=fcl SEEDS=0,1,2 SET='noise_bound=0.01,0.02'
 
 record: env ## keep the record of a long run in results/: CHAPTER=fcl PROFILE=full
 	@$(BUILD) record $(BUILD_OPTIONS) --chapter '$(CHAPTER)' $(if $(ALLOW_DIRTY),--allow-dirty)
+
+recheck: env ## compute one seed of a kept record again with the present code: CHAPTER=fcl PROFILE=full
+	@$(BUILD) recheck $(BUILD_OPTIONS) --chapter '$(CHAPTER)'
 
 lock: env ## renew requirements.txt from the ranges in pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra book --extra test \

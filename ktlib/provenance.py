@@ -206,12 +206,13 @@ def peak_memory_bytes() -> int | None:
 
 
 def _committed_records(chapter_source: Path) -> list[Path]:
-    """Files of ``results/`` that belong to a chapter: chapters/a/b.py -> results/a/b.*.json."""
+    """Records of a chapter, and notes on them: chapters/a/b.py -> results/a/b.*.json."""
     root = project_root(chapter_source.parent)
     if root is None or not chapter_source.resolve().is_relative_to(root / "chapters"):
         return []
     name = chapter_source.resolve().relative_to(root / "chapters").with_suffix("")
-    return sorted((root / "results" / name.parent).glob(f"{name.name}.*.json"))
+    folders = (root / "results" / name.parent, root / "results" / "rechecked" / name.parent)
+    return sorted(file for folder in folders for file in folder.glob(f"{name.name}.*.json"))
 
 
 def _imported_modules(chapter_source: Path | str) -> list[str]:

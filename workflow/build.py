@@ -144,6 +144,31 @@ def record(options: argparse.Namespace) -> int:
     return 0
 
 
+def recheck(options: argparse.Namespace) -> int:
+    """Compute the first seed of a kept record again, and note that the present code gives it."""
+    from ktlib.committed import committed_record, recheck_file
+    from ktlib.committed import recheck as compare
+    from ktlib.results import load_record
+
+    kept = committed_record(options.chapter, options.profile)
+    if kept is None:
+        raise ValueError(
+            f"There is no record of chapter {options.chapter!r} and profile {options.profile!r} "
+            "in results/."
+        )
+    run = f"seeds={kept.seeds[0]}"
+    path = RUNS / options.chapter / options.profile / run / "result.json"
+    if not snakemake([str(path.relative_to(ROOT))], [options.chapter], options, [run]):
+        return 1
+    if not options.dry_run:
+        note = compare(kept, load_record(path))
+        file = recheck_file(ROOT, options.chapter, options.profile)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, note.model_dump_json(indent=2) + "\n")
+        print(f"{note.rows} rows of seed {note.seed} are the same: {file.relative_to(ROOT)}")
+    return 0
+
+
 def notebooks(_options: argparse.Namespace) -> int:
     """Write every chapter as a plain notebook into ``notebooks/``."""
     for chapter in chapters():
@@ -155,7 +180,13 @@ def notebooks(_options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"book": book, "sweep": sweep, "record": record, "notebooks": notebooks}
+COMMANDS = {
+    "book": book,
+    "sweep": sweep,
+    "record": record,
+    "recheck": recheck,
+    "notebooks": notebooks,
+}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
