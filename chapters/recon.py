@@ -128,12 +128,11 @@ from ktlib.mtl.experiment import MultiTaskExperiment
 
 experiment = MultiTaskExperiment(P, choose_device(P.device))
 rows = experiment.training_rows(P.seeds[0])
-print(
-    f"{len(rows)} training images, {len(experiment.test_data)} test images, tasks: {', '.join(experiment.tasks)}"
-)
+print(f"{len(rows)} training images, {len(experiment.test_data)} test images")
+print("tasks:", ", ".join(experiment.tasks))
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Six small grey images; each has one object towards the upper left corner and another towards the lower right one, and they overlap.", "classes": "photo"}, "figure": {"name": "fig-recon-images", "caption": "Six training images and their targets, first seed."}}
-shown_images = experiment.train_data.subset(rows[:6])
+shown_images = experiment.training_images(rows[:6])
 fig, axes = plt.subplots(1, 6, figsize=(7.2, 1.7))
 for number, ax in enumerate(axes):
     ax.imshow(shown_images.images[number].permute(1, 2, 0).squeeze().numpy(), cmap="gray")
@@ -201,7 +200,7 @@ def shown(function):
     return Code(textwrap.dedent(lines), language="python")
 
 
-shown(MultiTaskExperiment.train)
+shown(MultiTaskExperiment.train_network)
 
 # %%
 from ktlib.mtl.report import RECON, SHARED, histogram_rows, result_rows
@@ -406,9 +405,8 @@ images = experiment.batch(
 one, few = (
     parameter_megabytes(experiment.new_network(P.seeds[0], chosen)) for chosen in ((), layers)
 )
-print(
-    f"{len(layers)} of {len(names)} layers split: {one:.2f} MB become {few:.2f} MB (+{100 * (few / one - 1):.1f} %)"
-)
+print(f"{len(layers)} of {len(names)} layers split: {one:.2f} MB become {few:.2f} MB")
+print(f"that is {100 * (few / one - 1):+.1f} %")
 
 # %% [markdown]
 # Few parameters are added, as the conflict layers are small. Time is another matter: an early layer that is split makes

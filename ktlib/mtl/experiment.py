@@ -158,6 +158,10 @@ class MultiTaskExperiment(Generic[Parameters]):
             order = order[~torch.isin(order, self.held_out)]
         return order[: self.parameters.train_images or len(order)]
 
+    def training_images(self, rows: Tensor) -> MultiTaskImages:
+        """Some training images as they are, with their targets."""
+        return _gathered(self.train_data, rows)
+
     def batch(self, images: MultiTaskImages | MultiTaskFiles, rows: Tensor) -> Batch:
         """Normalised images ``(batch, channels, height, width)`` and task -> targets."""
         chosen = _gathered(images, rows)
