@@ -46,6 +46,7 @@ backbone = "resnet18"  # the network that the tasks share; the thesis: this one 
 train_images = 4000  # training images, 0: all; the thesis: 120,000
 test_images = 4000  # test images, 0: all; the thesis: 20,000
 width = 16  # channels of the first stage; the thesis: 64
+augment = False  # maps scaled, cropped and mirrored at random; authors' code: True for maps
 epochs = 2  # passes over the training images; authors' code: 120
 batch_size = 64  # images per step; authors' code: 256
 optimizer = "sgd"  # sgd with momentum 0.9, or adam; authors' code: sgd

@@ -22,6 +22,7 @@ from ktlib.data import MultiTaskFiles, MultiTaskImages, Task
 from ktlib.device import autocast
 from ktlib.models.backbones import SETTINGS, backbone_for
 from ktlib.mtl.aggregation import aggregator
+from ktlib.mtl.augment import scale_crop_flip
 from ktlib.mtl.conflict import ConflictMeter
 from ktlib.mtl.gradients import apply_gradients
 from ktlib.mtl.network import MultiTaskModule, MultiTaskNetwork
@@ -299,6 +300,7 @@ class MultiTaskExperiment(Generic[Parameters]):
         """
         p = self.parameters
         rows, source = self.training_rows(seed), generator(seed, "batches")
+        turns = generator(seed, "augmentation")
         parameters: Any = groups or network.parameters()
         first = p.lr if lr is None else lr
         optimizer: torch.optim.Optimizer
@@ -318,7 +320,10 @@ class MultiTaskExperiment(Generic[Parameters]):
             shuffled = rows[torch.randperm(len(rows), generator=source)]
             for index in range(per_epoch):  # the rest of an epoch, less than a batch, is left out
                 chosen = shuffled[index * p.batch_size : (index + 1) * p.batch_size]
-                losses = self.losses(network, self.batch(self.train_data, chosen))
+                batch = self.batch(self.train_data, chosen)
+                if p.augment:
+                    batch = scale_crop_flip(*batch, list(self.tasks.values()), turns)
+                losses = self.losses(network, batch)
                 optimizer.zero_grad()
                 if backward is None:
                     torch.stack(list(losses.values())).sum().backward()

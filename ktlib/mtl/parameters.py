@@ -58,6 +58,7 @@ class MultiTaskParameters(ChapterParameters):
     train_images: int = Field(ge=0, description="training images; 0: all")
     test_images: int = Field(ge=0, description="test images; 0: all")
     width: int = Field(ge=1, description="channels of the first stage")
+    augment: bool = Field(description="whether maps are scaled, cropped and mirrored at random")
     epochs: int = Field(ge=1, description="passes over the training images")
     batch_size: int = Field(ge=2, description="images per step")
     optimizer: Literal["sgd", "adam"] = Field(description="SGD with momentum 0.9, or Adam")
@@ -79,6 +80,8 @@ class MultiTaskParameters(ChapterParameters):
             raise ValueError(
                 f"backbone must be {allowed} for {self.dataset!r}. Found {self.backbone!r}"
             )
+        if self.augment and BACKBONES[self.dataset] == ("resnet18",):
+            raise ValueError(f"augment must be False for {self.dataset!r}, which has no maps")
         if self.train_images and self.train_images < 4 * self.batch_size:
             raise ValueError(
                 "train_images must be 0 (all) or at least four batches, "

@@ -14,11 +14,11 @@ CLASSES = ("a", "b", "c")
 VALUES = {
     "profile": "test", "run_dir": "", "device": "cpu", "precision": "float32", "seeds": [0],
     "dataset": "multi_fashion_mnist", "backbone": "resnet18", "train_images": 32,
-    "test_images": 12, "width": 4, "epochs": 2, "batch_size": 8, "optimizer": "sgd",
-    "lr": 0.05, "lr_drops": [0.5], "lr_factor": 0.1, "cagrad_c": 0.2, "batch_norm": True,
-    "severity": -0.1, "top_k": 3,
-    "search_quarters": 1, "methods": ["single", "joint"], "recon_methods": ["joint"],
-    "compared_seeds": 1, "method_lr": {}, "experts": 2, "timed_images": 2,
+    "test_images": 12, "width": 4, "epochs": 2, "batch_size": 8, "optimizer": "sgd", "lr": 0.05,
+    "lr_drops": [0.5], "lr_factor": 0.1, "cagrad_c": 0.2, "batch_norm": True, "augment": False,
+    "severity": -0.1, "top_k": 3, "search_quarters": 1, "methods": ["single", "joint"],
+    "recon_methods": ["joint"], "compared_seeds": 1, "method_lr": {}, "experts": 2,
+    "timed_images": 2,
 }  # fmt: skip
 
 

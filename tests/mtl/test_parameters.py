@@ -47,6 +47,7 @@ def test_every_profile_is_accepted(chapter, path):
         ({"lr_drops": [0.75, 0.5]}, ["lr_drops must rise"]),
         ({"lr_factor": 1.0}, ["lr_factor", "1.0"]),
         ({"optimizer": "sgdm"}, ["optimizer", "sgdm", "sgd", "adam"]),
+        ({"augment": True}, ["augment must be False", "no maps"]),
         ({"lr_rate": 1.0}, ["lr_rate"]),
     ],
 )
