@@ -783,8 +783,8 @@ save_figure(fig, P.run_dir, "orders")
 #
 # ## The long run, from the committed record
 #
-# The live run above is small, so that it ends in minutes. The `full` profile has more seeds, images, epochs and values
-# of every setting. Its record is part of the project; these tables are computed from it, not typed.
+# The live run above is small, so that it ends in minutes. The `full` profile has the same size, with ten seeds and
+# more values of every setting. Its record is part of the project; these tables are computed from it, not typed.
 
 # %%
 from ktlib.results import committed_record, record_label
