@@ -13,6 +13,8 @@ import pytest
 from benchmarks import methods_fcl, search_fcl
 from ktlib.chapter_source import code_cells
 from ktlib.fcl import FclParameters
+from ktlib.fcl.parameters import METHODS
+from ktlib.fcl.report import flatness_ratios, paired_difference
 from ktlib.parameters import check_parameter_file
 from ktlib.results import committed_record
 
@@ -56,6 +58,29 @@ def test_rows_of_the_full_record():
     for row in compared:
         again = found[row["method"], row["session"]]
         assert again["accuracy"] == pytest.approx(row["accuracy"], abs=POINTS), row
+
+
+def test_the_words_about_the_long_run_hold_in_its_record():
+    """The chapter tells in words what the long run says; another record may need other words."""
+    record = committed_record("fcl", "full")
+    rows = record.tables["session_accuracy"]
+
+    def ahead(method, reference):
+        return paired_difference(rows, method, reference)
+
+    assert ahead("f2m", "ncm").low < 0 < ahead("f2m", "ncm").high  # level with the frozen network
+    assert ahead("f2m", "f2m frozen").low > 0  # the sessions do add something
+    assert ahead("f2m", "f2m frozen").mean < 1
+    assert ahead("ncm", "f2m frozen").mean > 0  # what may be lost was lost in base training
+    assert abs(ahead("f2m", "f2m unclamped").mean) < 0.05  # the box added nothing
+    few_shots = set(METHODS) - {"ncm", "joint", "crt"}
+    assert {method for method in few_shots if ahead(method, "ncm").low > 0} == {"finetune"}
+    assert ahead("finetune", "ncm").mean < 1
+    for method in few_shots | {"ncm"}:
+        assert ahead("crt", method).low > 0, method
+    assert ahead("ncm", "joint").low > 5
+    flat = flatness_ratios(record.frame("flatness"))
+    assert flat[flat["split"] == "test"]["ratio"].min() >= 3
 
 
 @pytest.mark.slow
