@@ -13,6 +13,8 @@ import pytest
 from benchmarks import methods_fcl, search_fcl
 from ktlib.chapter_source import code_cells
 from ktlib.fcl import FclParameters
+from ktlib.fcl.parameters import METHODS
+from ktlib.fcl.report import best_values, flatness_ratios, paired_difference, study_rows
 from ktlib.parameters import check_parameter_file
 from ktlib.results import committed_record
 
@@ -56,6 +58,72 @@ def test_rows_of_the_full_record():
     for row in compared:
         again = found[row["method"], row["session"]]
         assert again["accuracy"] == pytest.approx(row["accuracy"], abs=POINTS), row
+
+
+def test_the_words_about_the_long_run_hold_in_its_record():
+    """The chapter tells in words what the long run says; another record may need other words."""
+    record = committed_record("fcl", "full")
+    rows = record.tables["session_accuracy"]
+
+    def ahead(method, reference):
+        return paired_difference(rows, method, reference)
+
+    assert ahead("f2m", "ncm").low < 0 < ahead("f2m", "ncm").high  # level with the frozen network
+    assert ahead("f2m", "f2m frozen").low > 0  # the sessions do add something
+    assert ahead("f2m", "f2m frozen").mean < 1
+    assert ahead("ncm", "f2m frozen").mean > 0  # what may be lost was lost in base training
+    assert abs(ahead("f2m", "f2m unclamped").mean) < 0.05  # the box added nothing
+    few_shots = set(METHODS) - {"ncm", "joint", "crt"}
+    assert {method for method in few_shots if ahead(method, "ncm").low > 0} == {"finetune"}
+    assert ahead("finetune", "ncm").mean < 1
+    for method in few_shots | {"ncm"}:
+        assert ahead("crt", method).low > 0, method
+    assert ahead("ncm", "joint").low > 5
+    flat = flatness_ratios(record.frame("flatness"))
+    assert flat[flat["split"] == "test"]["ratio"].min() >= 3
+
+
+def test_the_words_about_the_long_run_of_the_studies_hold_in_its_record():
+    record = committed_record("fcl_studies", "full")
+    studies = record.tables["studies"]
+
+    def ahead(study, method, reference, value="accuracy", at=None):
+        rows = [row for row in study_rows(studies, study) if at in (None, row["value"])]
+        return paired_difference(rows, method, reference, value=value)
+
+    def by_value(study):
+        return [{**row, "method": row["value"]} for row in study_rows(studies, study)]
+
+    for rate in record.parameters["rates_studied"]:  # a wide box protects nothing
+        gain = ahead("rate", "f2m", "f2m unclamped", at=rate)
+        assert gain.low <= 0 <= gain.high
+        assert abs(gain.mean) < 0.5
+    for shots in (5, 20, 50):  # a narrow box does both things
+        assert ahead("shots", "f2m narrow", "f2m unclamped", "base_accuracy", shots).low > 5
+        assert ahead("shots", "f2m narrow", "f2m unclamped", "new_accuracy", shots).high < 0
+        assert ahead("shots", "f2m narrow", "f2m unclamped", at=shots).low > 0
+    one = ahead("shots", "f2m narrow", "f2m unclamped", at=1)
+    assert one.low < 0 < one.high
+    dearer = (("bound", 0.08, 0.02), ("prototype_weight", 1.0, 0.0), ("layers", 8, 2))
+    for study, more, less in dearer:  # flatness was bought with accuracy
+        assert paired_difference(by_value(study), more, less, session=1).high < 0, study
+    assert best_values(studies, "bound", record.parameters["sessions"] + 1).max() <= 0.02
+    noise = by_value("noise")
+    assert paired_difference(noise, "no gradient", "as printed").low > 0
+    assert paired_difference(noise, "Beta levels", "as printed").high < -20
+    for value in ("five levels", "spread", "rounded"):
+        gap = paired_difference(noise, value, "as printed")
+        assert gap.low < 0 < gap.high, value
+    draws = by_value("draws")
+    for other in (1, 4):
+        gap = paired_difference(draws, other, 2)
+        assert gap.low < 0 < gap.high
+    verdicts = {row["printed_in"]: row["verdict"] for row in record.tables["claims"]}
+    assert verdicts["Table 3.7"] == "reproduced"
+    for method in ("ncm", "f2m"):
+        rows = [row for row in study_rows(studies, "normalise") if row["method"] == method]
+        gap = paired_difference([{**row, "method": row["value"]} for row in rows], "on", "off")
+        assert gap.low < 0 < gap.high, method
 
 
 @pytest.mark.slow
