@@ -763,13 +763,13 @@ Markdown(f"F2M at the last session of the {'long' if full else 'live'} run:\n\n"
 #   gain nor a loss that could be told from chance.
 # - **The sessions do add something.** Against *its own* network left frozen F2M gains a fraction of a point, and the interval lies above
 #   zero. What may be lost against the frozen plain network was lost before, in base training under noise.
-# - **The box added nothing.** With and without it the accuracies are the same: at the learning rate that the search
-#   chose no weight comes to the wall. [The next chapter](chap-fcl-studies) shows at which rates it works.
-# - **Little learning, little forgetting.** Of the methods that see only the few shots, one is clearly ahead of the frozen network, by a
-#   fraction of a point: plain fine-tuning with a small learning rate. Of the two that see all images, crt is ahead of
+# - **The box added nothing.** With and without it the accuracies are the same in every seed: at the learning rate that the search
+#   chose, the weights hardly use their box. [The next chapter](chap-fcl-studies) looks at larger rates and narrower boxes.
+# - **Little learning, little forgetting.** Of the methods that do not see all images, one is clearly ahead of the frozen network, by a
+#   fraction of a point: plain fine-tuning with a small learning rate. Of the two that do, crt is ahead of
 #   everything and joint is far behind, as the few-shot classes drown among the many base images.
 # - **Flatness is what F2M promises, and it delivers:** on test images its indicator is several times smaller than that of plain
-#   training, in each box and for each seed. More flatness did not bring more accuracy.
+#   training, in each box and for each seed. The flatter network is not clearly the more accurate one.
 #
 # ### How the settings were chosen
 #
