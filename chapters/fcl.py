@@ -60,7 +60,7 @@ sessions = 8  # few-shot sessions after it; the thesis: 8 (CUB: 10)
 ways = 5  # new classes per few-shot session; the thesis: 5 (CUB: 10)
 shots = 5  # training images per new class; the thesis: 5
 class_seed = 1997  # seed of the class order; the thesis: 1997
-base_images = 30  # training images per base class, 0: all; the thesis: 500 (CUB: 30)
+base_images = 25  # training images per base class, 0: all; the thesis: 500 (CUB: 30)
 test_images = 20  # test images per class, 0: all; the thesis: 100 (CUB: 58)
 weights = ""  # "": random initial weights; DEFAULT or a file: ResNet18 with ImageNet weights (CUB)
 width = 16  # channels of the first ResNet18 stage; the thesis: 64
@@ -145,6 +145,7 @@ from ktlib.fcl.experiment import FewShotExperiment
 
 experiment = FewShotExperiment(P, choose_device(P.device))
 example = experiment.sessions(P.seeds[0])
+print(f"{len(experiment.images)} training images, {len(experiment.test_pool[0])} test images")
 sizes = [(s.number, len(s.classes), len(s.train)) for s in example]
 pd.DataFrame(sizes, columns=["session", "new classes", "images"]).set_index("session").T
 
@@ -193,9 +194,9 @@ def shown(function):
 shown(FewShotExperiment.train_plain)
 
 # %%
-from ktlib.progress import progress
+from ktlib.parallel import at_once
 
-plain = {seed: experiment.train_plain(seed) for seed in progress(P.seeds, "plain training")}
+plain = at_once(experiment.train_plain, P.seeds, "plain training", device=experiment.device)
 
 # %% [markdown]
 # New classes have no row in the classifier $\psi$, and five images are too few to train one. So all
@@ -220,31 +221,46 @@ plain = {seed: experiment.train_plain(seed) for seed in progress(P.seeds, "plain
 # a number ends a method with a message, and what it reached so far is kept.
 
 # %%
+from ktlib.fcl.methods import SessionResults
+
 results, by_origin = [], []  # rows of the record's tables session_accuracy and by_origin
+entries = {}  # name in the tables -> id of the method, the network of each seed, settings
 
 
-def play(name, seed, learner):
-    """Lead a learner through all sessions and note its accuracies; the learner at the end."""
+def lead(case):
+    """The learner after all sessions of a seed, its accuracies, and why it stopped, if it did."""
+    name, seed = case
+    method, trained, setting = entries[name]
+    learner, found = experiment.learner(method, trained[seed], seed, **setting), SessionResults()
     try:
-        experiment.play(learner, seed, found := SessionResults())
+        experiment.play(learner, seed, found)
     except FloatingPointError as error:
-        print(f"{name} stopped: {error}")
-    results.extend({"method": name, "seed": seed, **row} for row in found.rows)
-    by_origin.extend({"method": name, "seed": seed, **row} for row in found.by_origin)
-    return learner
+        return learner, found, str(error)
+    return learner, found, ""
+
+
+def play(new, seeds):
+    """Lead learners through all sessions and note their accuracies; the learners at the end."""
+    entries.update(new)
+    cases = [(name, seed) for name in new for seed in seeds]
+    learners = {}
+    for case, done in at_once(lead, cases, "sessions", device=experiment.device).items():
+        learners[case], found, stopped = done
+        known = dict(zip(("method", "seed"), case, strict=True))
+        results.extend(known | row for row in found.rows)
+        by_origin.extend(known | row for row in found.by_origin)
+        if stopped:
+            print(f"{case[0]} stopped: {stopped}")
+    return learners
 
 
 # %%
-from ktlib.fcl.methods import SessionResults
 from ktlib.fcl.report import session_table
 
-finished = {}  # what the networks of the first seed have become, for a map further down
 fast = {"lr": 0.02}  # of the thesis
-for seed, trained in plain.items():
-    play("ncm", seed, experiment.learner("ncm", trained, seed))
-    learner = play("finetune fast", seed, experiment.learner("finetune", trained, seed, **fast))
-    finished.setdefault("finetune fast", learner)
-
+first = P.seeds[0]
+learners = play({"ncm": ("ncm", plain, {}), "finetune fast": ("finetune", plain, fast)}, P.seeds)
+finished = {"finetune fast": learners["finetune fast", first]}  # for a map further down
 session_table(results)
 
 # %% [markdown]
@@ -345,7 +361,7 @@ shown(f2m_loss)
 
 
 # %%
-flat = {seed: experiment.train_f2m(seed) for seed in progress(P.seeds, "F2M training")}
+flat = at_once(experiment.train_f2m, P.seeds, "F2M training", device=experiment.device)
 
 # %% [markdown]
 # **Part 3, parameter clamping (PC).** `FlatRegion` remembers $\phi^\star$, the weights at the end of
@@ -359,12 +375,9 @@ flat = {seed: experiment.train_f2m(seed) for seed in progress(P.seeds, "F2M trai
 # because $\lVert f-p\rVert^2=\lVert f\rVert^2-2f^{\top}p+\lVert p\rVert^2$ and only the middle term differs between classes.
 
 # %%
-shifts = []
-for seed, trained in flat.items():
-    learner = play("f2m", seed, experiment.learner("f2m", trained, seed))
-    shifts.append(learner.region.largest_shift())
-    finished.setdefault("f2m", learner)
-
+learners = play({"f2m": ("f2m", flat, {})}, P.seeds)
+finished["f2m"] = learners["f2m", first]
+shifts = [learner.region.largest_shift() for learner in learners.values()]
 glue("fcl-shift", max(shifts), display=False)
 glue("fcl-bound", P.noise_bound, display=False)
 
@@ -381,10 +394,18 @@ glue("fcl-bound", P.noise_bound, display=False)
 
 # %%
 compared = P.seeds[: P.compared_seeds]
-radius = P.sam_radius
-sharp_aware = {
-    seed: experiment.train_plain(seed, sam_radius=radius) for seed in progress(compared, "SAM")
-}
+other_trainings = {"sam": {"sam_radius": P.sam_radius}, "cosine": {"cosine": True}}
+
+
+def train_otherwise(case):
+    """Plain training in another way: by SAM, or with the classifier that a later section needs."""
+    kind, seed = case
+    return experiment.train_plain(seed, **other_trainings[kind])
+
+
+cases = [(kind, seed) for kind in other_trainings for seed in compared]
+trained = at_once(train_otherwise, cases, "SAM and cosine", device=experiment.device)
+sharp_aware, cosine = ({seed: trained[kind, seed] for seed in compared} for kind in other_trainings)
 
 # %% [markdown]
 # Draw many points of the box at random and look at the loss at each. The **flatness indicator** of
@@ -400,6 +421,8 @@ sharp_aware = {
 
 # %%
 from itertools import product
+
+from ktlib.progress import progress
 
 minima = {"ncm": plain, "f2m": flat, "sam": sharp_aware}
 settings = {"draws": P.flatness_draws, "images": P.flatness_images}
@@ -479,13 +502,12 @@ def lines_through(trained, seed):
 
 
 # %%
-first = P.seeds[0]
-lines = [
+walks = [
     {"method": method, "seed": first, **row}
     for method, networks in minima.items()
     for row in lines_through(networks[first], first)
 ]
-record.table("loss_lines", lines)
+record.table("loss_lines", walks)
 
 # %%
 reach = 1.0  # in units of each filter's own norm
@@ -504,7 +526,7 @@ planes = {method: plane_around(networks[first], first) for method, networks in m
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Three panels of curves, one per method, of the test loss along random lines through the minimum. A shaded strip marks the box.", "classes": "chart"}, "figure": {"name": "fig-fcl-lines", "caption": "Loss on test images along random lines through each minimum, first seed, live run. The shaded strip is the box of half-width $b$."}}
 fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.5), sharey=True)
-for ax, (method, part) in zip(axes, pd.DataFrame(lines).groupby("method", sort=False), strict=True):
+for ax, (method, part) in zip(axes, pd.DataFrame(walks).groupby("method", sort=False), strict=True):
     for _, line in part.groupby("direction"):
         ax.plot(line["step"], line["loss"], color=style_for(method)["color"], alpha=0.7)
     ax.axvspan(-1, 1, alpha=0.1, color="black")
@@ -539,10 +561,7 @@ save_figure(fig, P.run_dir, "plane")
 # that no session may change; **f2m unclamped** goes through the sessions without the box.
 
 # %%
-for seed, trained in flat.items():
-    play("f2m frozen", seed, experiment.learner("ncm", trained, seed))
-    play("f2m unclamped", seed, experiment.learner("finetune", trained, seed))
-
+play({"f2m frozen": ("ncm", flat, {}), "f2m unclamped": ("finetune", flat, {})}, P.seeds)
 session_table(results)
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Line plot of the accuracy on all classes seen so far after each session, one line per method with a band.", "classes": "chart"}, "figure": {"name": "fig-fcl-sessions", "caption": "Accuracy on all classes seen so far, mean over seeds with a band of one standard deviation, test images, live run."}}
@@ -639,18 +658,15 @@ save_figure(fig, P.run_dir, "map")
 # %%
 from ktlib.fcl.experiment import STARTS_FROM
 
-cosine = {seed: experiment.train_plain(seed, cosine=True) for seed in progress(compared, "cosine")}
 networks = {"plain": plain, "f2m": flat, "sam": sharp_aware, "cosine": cosine}
 shown(FewShotExperiment.learner)
 
 # %%
 from ktlib.fcl.parameters import METHODS
 
-played = {row["method"] for row in results}
-for name in progress([name for name in METHODS if name not in played], "methods"):
-    for seed in compared:
-        trained = networks[STARTS_FROM.get(name, "plain")][seed]
-        play(name, seed, experiment.learner(name, trained, seed, **P.setting(name)))
+rest = [name for name in METHODS if name not in entries]
+start = {name: networks[STARTS_FROM.get(name, "plain")] for name in rest}
+learners = play({name: (name, start[name], P.setting(name)) for name in rest}, compared)
 
 # %%
 from ktlib.fcl.report import comparison_summary

@@ -48,7 +48,7 @@ sessions = 4  # few-shot sessions after it; the thesis: 8 (CUB: 10)
 ways = 5  # new classes per few-shot session; the thesis: 5 (CUB: 10)
 shots = 5  # training images per new class; the thesis: 5
 class_seed = 1997  # seed of the class order; the thesis: 1997
-base_images = 36  # training images per base class, 0: all; the thesis: 500
+base_images = 28  # training images per base class, 0: all; the thesis: 500
 test_images = 20  # test images per class, 0: all; the thesis: 100
 weights = ""  # trained weights to start from, empty: none; the thesis: none for CIFAR-100
 width = 16  # channels of the first ResNet18 stage; the thesis: 64
@@ -130,7 +130,7 @@ pd.DataFrame(
 #
 # Two networks for each seed are the reference of all studies: a **plain** one, trained with cross-entropy alone, and a
 # **flat** one, trained with F2M's base loss. `of` names the values that differ from the parameters above; with none,
-# it is the reference. `cache` remembers: a network that several studies need is trained once.
+# it is the reference. `networks` remembers: a network that several studies need is trained once.
 
 # %%
 from functools import cache
@@ -150,14 +150,44 @@ def at(values):
 
 
 # %%
-@cache
+from ktlib.parallel import at_once
+
+networks = {}  # with noise or without, seed, values -> network and classifier, or why there is none
+
+
+def base_training(case):
+    """Train on session 1; a training that diverges gives its error instead of a network."""
+    noise, seed, values = case
+    released = {k: v for k, v in values if k in RELEASED}
+    try:
+        return at(values).train_f2m(seed, **released) if noise else at(values).train_plain(seed)
+    except FloatingPointError as error:
+        return error
+
+
+def train(noise, seeds, several):
+    """Train several networks at once, those that are not there yet."""
+    before = [tuple(item for item in values if item[0] not in AFTERWARDS) for values in several]
+    cases = [(noise, seed, values) for values in before for seed in seeds]
+    new = [case for case in cases if case not in networks]
+    networks.update(at_once(base_training, new, "base training", device=experiment.device))
+    return [networks[case] for case in cases]
+
+
+def trained(noise, seed, values):
+    """A network, or the error that ended its training."""
+    (found,) = train(noise, [seed], [values])
+    if isinstance(found, FloatingPointError):
+        raise found
+    return found
+
+
 def plain(seed, values):
-    return at(values).train_plain(seed)
+    return trained(False, seed, values)
 
 
-@cache
 def flat(seed, values):
-    return at(values).train_f2m(seed, **{k: v for k, v in values if k in RELEASED})
+    return trained(True, seed, values)
 
 
 # %% [markdown]
@@ -176,8 +206,7 @@ def played(method, seed, network, values, **setting):
     """The learner after the last session, and a row of accuracies for each session."""
     learner, found = None, SessionResults()
     try:
-        base = network(seed, tuple(item for item in values if item[0] not in AFTERWARDS))
-        learner = at(values).learner(method, base, seed, **setting)
+        learner = at(values).learner(method, network(seed, values), seed, **setting)
         at(values).play(learner, seed, found)
     except FloatingPointError as error:
         print(f"diverged, seed {seed}, {dict(values)}: {error}")
@@ -193,6 +222,9 @@ def note(study, value, method, seed, rows):
     known = {"study": study, "value": value, "method": method, "seed": seed}
     studies.extend(known | row for row in rows)
 
+
+for noise in (False, True):
+    train(noise, P.seeds, [of()])
 
 for seed in progress(P.seeds, "reference"):
     note("reference", "all parts", "ncm", seed, played("ncm", seed, plain, of())[1])
@@ -237,6 +269,7 @@ save_figure(fig, P.run_dir, "pairs")
 # %%
 def study(name, values_of):
     """Train F2M with each value of a setting, play all sessions, measure the flatness."""
+    train(True, P.seeds, values_of.values())
     cases = [(value, seed) for value in values_of for seed in P.seeds]
     for value, seed in progress(cases, name):
         learner, rows = played("f2m", seed, flat, values_of[value])
@@ -345,6 +378,7 @@ def with_parts(seed, fm, pf, pc, pn):
 
 
 # %%
+train(True, P.seeds, [of(), of(prototype_weight=0.0)])
 ablation = []
 for parts in progress(combinations, "ablation"):
     for seed in P.seeds:
@@ -751,6 +785,10 @@ study_table(studies, "normalise")
 # two methods should change less.
 
 # %%
+orders = [of(class_seed=order) for order in P.class_orders]
+for noise in (False, True):
+    train(noise, P.seeds[:1], orders)
+
 for order in progress(P.class_orders, "class orders"):
     values = of(class_seed=order)
     note("class_order", order, "ncm", P.seeds[0], played("ncm", P.seeds[0], plain, values)[1])

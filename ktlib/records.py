@@ -51,6 +51,7 @@ class RunRecord(BaseModel):
     hardware: str = Field(description="model name of the device")
     precision: str = Field(description="type that products and convolutions were computed in")
     threads: int = Field(description="number of CPU threads")
+    workers: int = Field(1, description="trainings at once on the CPU, which share the threads")
     started_at: str = Field(alias="start", description="when the run started, ISO 8601, UTC")
     wall_seconds: float = Field(ge=0, description="duration, in seconds")
     peak_memory_bytes: int | None = Field(description="most main memory held, in bytes")
@@ -77,6 +78,7 @@ class RunRecord(BaseModel):
         import torch
 
         from ktlib.device import choose_device, compute_dtype, hardware_name
+        from ktlib.parallel import workers
 
         device = choose_device(parameters.device)
         if device.type == "cuda":
@@ -99,6 +101,7 @@ class RunRecord(BaseModel):
             hardware=hardware_name(device),
             precision=str(compute_dtype(device, parameters.precision)).removeprefix("torch."),
             threads=torch.get_num_threads(),
+            workers=workers() if device.type == "cpu" else 1,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
             wall_seconds=0.0,
             peak_memory_bytes=None,

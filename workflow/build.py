@@ -156,6 +156,7 @@ def recheck(options: argparse.Namespace) -> int:
             f"There is no record of chapter {options.chapter!r} and profile {options.profile!r} "
             "in results/."
         )
+    os.environ["KTLIB_WORKERS"] = str(kept.workers)  # the last digits depend on it
     run = f"seeds={kept.seeds[0]}"
     path = RUNS / options.chapter / options.profile / run / "result.json"
     if not snakemake([str(path.relative_to(ROOT))], [options.chapter], options, [run]):

@@ -161,6 +161,7 @@ def kernel_environment(threads: int) -> dict[str, str]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     waiting = {"GOMP_SPINCOUNT": SPINS} if "OMP_WAIT_POLICY" not in os.environ else {}
     return waiting | {
+        "KTLIB_WORKERS": os.environ.get("KTLIB_WORKERS", str(threads)),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "PYTHONHASHSEED": "0",

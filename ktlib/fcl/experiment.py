@@ -48,6 +48,27 @@ Parameters = TypeVar("Parameters", bound=FewShotParameters)
 _DATA_PARAMETERS = {"seeds", "split", "base_classes", "base_images", "class_seed", "weights"}
 
 
+class NormalisedImages:
+    """Images that are normalised when they are asked for, as all at once would fill the memory.
+
+    Args:
+        pixels: uint8, ``(n, channels, height, width)``.
+        mean: of the pixels on the scale 0 to 1, one number or one for each channel.
+        std: their spread.
+    """
+
+    def __init__(self, pixels: Tensor, mean: Any, std: Any) -> None:
+        self.pixels, self.mean, self.std = pixels, mean, std
+
+    def __len__(self) -> int:
+        """The number of images, n."""
+        return len(self.pixels)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """``(len(rows), channels, height, width)``, float32."""
+        return data.normalised(self.pixels[rows], self.mean, self.std)
+
+
 class FewShotExperiment(Generic[Parameters]):
     """Data, sessions, base training and methods, for any seed.
 
@@ -130,9 +151,9 @@ class FewShotExperiment(Generic[Parameters]):
         return float(pixels.mean()), float(pixels.std())
 
     @cached_property
-    def images(self) -> Tensor:
-        """All training images, ``(n, channels, height, width)``, normalised, on the device."""
-        return data.normalised(self.train.images, *self.normalisation).to(self.device)
+    def images(self) -> NormalisedImages:
+        """All training images, on the device."""
+        return NormalisedImages(self.train.images.to(self.device), *self.normalisation)
 
     @cached_property
     def labels(self) -> Tensor:

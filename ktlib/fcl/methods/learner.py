@@ -10,12 +10,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ktlib.fcl.protocol import Session
+
+
+class ImagePool(Protocol):
+    """Images of which some can be asked for by their numbers: a tensor, or what makes one."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """``(len(rows), ...)``."""
 
 
 class Learner(ABC):
@@ -91,7 +98,7 @@ class SessionResults:
 def run_learner(
     learner: Learner,
     sessions: Sequence[Session],
-    images: Tensor,
+    images: ImagePool,
     labels: Tensor,
     test_images: Tensor,
     test_labels: Tensor,
