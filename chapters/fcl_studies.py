@@ -902,7 +902,8 @@ for text, name in says.items():
 
 # %%
 from ktlib.claims import verdict_of_share
-from ktlib.fcl.report import PairedDifference, best_values
+from ktlib.fcl.report import best_values
+from ktlib.paired import PairedDifference
 
 best = best_values(studies, "bound", P.sessions + 1)
 inside = best.between(0.005, 0.02)

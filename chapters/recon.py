@@ -112,7 +112,6 @@ from myst_nb import glue
 from ktlib import data
 from ktlib.device import choose_device
 from ktlib.plotting import save_figure, use_style
-from ktlib.progress import progress
 from ktlib.results import RunRecord
 from ktlib.seeding import deterministic
 
@@ -203,25 +202,47 @@ def shown(function):
 
 shown(MultiTaskExperiment.train_network)
 
+# %% [markdown]
+# `compare` trains networks, several at once, and notes scores and conflicts of each. `split_layers` says which layers each task has
+# for itself: none, at first.
+
 # %%
+from ktlib.mtl.comparison import train_architecture
+from ktlib.mtl.parameters import ARCHITECTURES
 from ktlib.mtl.report import RECON, SHARED, histogram_rows, result_rows
+from ktlib.parallel import at_once
 
 compared = P.seeds[: P.compared_seeds]
+split_layers = {SHARED: dict.fromkeys(P.seeds, ())}  # which layers -> seed -> their names
 runs, results, histograms = {}, [], []
 
 
-def keep(method, layers, seed, run):
-    """Note the scores and the conflicts of a trained network."""
-    runs[method, layers, seed] = run
-    known = {"method": method, "recon": layers == RECON, "layers": layers, "seed": seed}
-    results.extend(result_rows(experiment.scores(run.network), **known))
-    if run.meters:
-        histograms.extend(histogram_rows(run.conflicts(), **known))
+def train(case):
+    """A trained network, and its scores on test images."""
+    method, which, seed = case
+    chosen, lr = split_layers[which][seed], P.method_lr.get(method)
+    if method in ARCHITECTURES:
+        run = train_architecture(experiment, method, seed, chosen, lr=lr, experts=P.experts)
+    else:
+        run = experiment.train(method, seed, chosen, lr=lr)
+    return run, experiment.scores(run.network)
+
+
+def compare(methods, which):
+    """Train with each method: joint with all seeds, the others with those that are compared."""
+    seeds = {method: P.seeds if method == "joint" else compared for method in methods}
+    cases = [(method, which, seed) for method in methods for seed in seeds[method]]
+    done = at_once(train, cases, which, device=experiment.device)
+    for (method, _, seed), (run, scores) in done.items():
+        runs[method, which, seed] = run
+        known = {"method": method, "recon": which == RECON, "layers": which, "seed": seed}
+        results.extend(result_rows(scores, **known))
+        if run.meters:
+            histograms.extend(histogram_rows(run.conflicts(), **known))
 
 
 # %%
-for seed in progress(P.seeds, "joint training"):
-    keep("joint", SHARED, seed, experiment.train("joint", seed, lr=P.method_lr.get("joint")))
+compare(["joint"], SHARED)
 
 # %% [markdown]
 # In joint training the update is the plain sum of the task gradients. **Gradient surgery** makes another update of
@@ -239,9 +260,7 @@ for seed in progress(P.seeds, "joint training"):
 from ktlib.mtl.parameters import GRADIENT_METHODS
 
 surgery = [name for name in P.methods if name in GRADIENT_METHODS and name != "joint"]
-for name in progress(surgery, "gradient surgery"):
-    for seed in compared:
-        keep(name, SHARED, seed, experiment.train(name, seed, lr=P.method_lr.get(name)))
+compare(surgery, SHARED)
 
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Step histograms of the cosine between the gradients of the two tasks, one line per method; all are centred near zero and overlap.", "classes": "chart"}, "figure": {"name": "fig-recon-pilot", "caption": "Cosine between the gradients of the two tasks over all shared layers, one value per training step. Left of the line at 0 the tasks conflict. Training images, first seed, live run."}}
@@ -418,9 +437,8 @@ print(f"that is {100 * (few / one - 1):+.1f} %")
 
 # %%
 with_recon = [name for name in P.recon_methods if name in GRADIENT_METHODS]
-for name in progress(with_recon, "Recon"):
-    for seed in P.seeds if name == "joint" else compared:
-        keep(name, RECON, seed, experiment.train(name, seed, layers, lr=P.method_lr.get(name)))
+split_layers[RECON] = dict.fromkeys(P.seeds, layers)
+compare(with_recon, RECON)
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two panels with step histograms of the cosine before and after Recon, for joint training and for another method; after Recon the left flank is lower.", "classes": "chart"}, "figure": {"name": "fig-recon-after", "caption": "Cosine between the task gradients over the layers that are still shared, before and after Recon. Training images, first seed, live run."}}
 pairs = with_recon[:4]
@@ -445,11 +463,12 @@ save_figure(fig, P.run_dir, "after")
 from ktlib.mtl.selection import control_layers
 from ktlib.seeding import generator
 
-for seed in progress(P.seeds, "random layers"):
-    source = generator(seed, "control", "random_layers")
-    others = control_layers("random_layers", trunk_layers, layers, source)
-    run = experiment.train("joint", seed, others, lr=P.method_lr.get("joint"))
-    keep("joint", "random_layers", seed, run)
+sources = {seed: generator(seed, "control", "random_layers") for seed in P.seeds}
+split_layers["random_layers"] = {
+    seed: control_layers("random_layers", trunk_layers, layers, source)
+    for seed, source in sources.items()
+}
+compare(["joint"], "random_layers")
 
 interval_table(histograms, thesis_table("4_11"))
 
@@ -458,8 +477,8 @@ interval_table(histograms, thesis_table("4_11"))
 # do not describe the same parameters. What a task has for itself cannot conflict.
 
 # %%
-from ktlib.fcl.report import PairedDifference
 from ktlib.mtl.report import severe_shares
+from ktlib.paired import PairedDifference
 
 severe = severe_shares(histograms)
 
@@ -486,14 +505,18 @@ glue("recon-severe-random", str(severe_change("random_layers")).split(" (")[0], 
 # \Delta m=\frac1T\sum_{i=1}^T(-1)^{l_i}\,\frac{M_i-S_i}{S_i},\qquad l_i=1\text{ if lower is better, else }0 .
 # ```
 
+
 # %%
-single = {
-    seed: experiment.train_single(seed, lr=P.method_lr.get("single"))
-    for seed in progress(P.seeds, "single tasks")
-}
-for seed, alone in single.items():
+def train_single(seed):
+    """A network for each task alone, and their scores."""
+    alone = experiment.train_single(seed, lr=P.method_lr.get("single"))
+    return alone, experiment.single_scores(alone)
+
+
+single = at_once(train_single, P.seeds, "single tasks", device=experiment.device)
+for seed, (_, reached) in single.items():
     known = {"method": "single", "recon": False, "layers": SHARED, "seed": seed}
-    results.extend(result_rows(experiment.single_scores(alone), **known))
+    results.extend(result_rows(reached, **known))
 
 # %% [markdown]
 # Three methods change the architecture, and one rotates what the heads see. They are run where the parameters name them; in the long run
@@ -505,17 +528,9 @@ for seed, alone in single.items():
 # - **bmtas** {cite}`bruggemann2020bmtas` searches for the place where the tasks should part.
 
 # %%
-from ktlib.mtl.comparison import train_architecture
-from ktlib.mtl.parameters import ARCHITECTURES
-
 architectures = [name for name in P.methods if name in ARCHITECTURES]
-for name in progress(architectures, "architectures"):
-    for seed in compared:
-        setting = {"lr": P.method_lr.get(name), "experts": P.experts}
-        keep(name, SHARED, seed, train_architecture(experiment, name, seed, **setting))
-        if name in P.recon_methods:
-            run = train_architecture(experiment, name, seed, layers, **setting)
-            keep(name, RECON, seed, run)
+compare(architectures, SHARED)
+compare([name for name in architectures if name in P.recon_methods], RECON)
 
 # %%
 from ktlib.mtl.cost import forward_milliseconds
@@ -531,7 +546,7 @@ def cost_of(networks):
 
 
 # %%
-alone = [run.network for run in single[P.seeds[0]].values()]
+alone = [run.network for run in single[P.seeds[0]][0].values()]
 costs = [{"method": "single", "recon": False, "layers": SHARED} | cost_of(alone)]
 for (method, which, seed), run in runs.items():
     if seed == P.seeds[0]:

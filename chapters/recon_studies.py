@@ -120,27 +120,46 @@ print(
 # %% [markdown]
 # ## Pilot study: how much is chance?
 #
-# Joint training with each seed is the search of all studies. Its networks, trained to the end, are also the reference. `trained` remembers: a
+# Joint training with each seed is the search of all studies. Its networks, trained to the end, are also the reference. `networks` remembers: a
 # network that several studies need is trained once.
 
 # %%
-from functools import cache
-
 from ktlib.mtl import parameter_megabytes
 from ktlib.mtl.report import histogram_rows, severe_shares
+from ktlib.parallel import at_once
+
+networks = {}  # method, seed, layers -> the trained network, its scores
 
 
-@cache
+def train(case):
+    """A network with these layers split, trained by a method, and its scores on test images."""
+    method, seed, layers = case
+    run = experiment.train(method, seed, layers)
+    return run, experiment.scores(run.network)
+
+
+def train_all(methods, choices):
+    """Train several networks at once, those that are not there yet.
+
+    `choices` holds what each seed splits: seed -> layers.
+    """
+    cases = [
+        (method, *choice) for method in methods for layers in choices for choice in layers.items()
+    ]
+    new = [case for case in cases if case not in networks]
+    networks.update(at_once(train, new, "training", device=experiment.device))
+
+
 def trained(method, seed, layers=()):
-    """A network with these layers split, trained by a method."""
-    return experiment.train(method, seed, layers)
+    """One network, trained when it is first asked for."""
+    train_all([method], [{seed: layers}])
+    return networks[method, seed, layers][0]
 
 
-@cache
 def result(method, seed, layers=()):
     """Mean accuracy over tasks, accuracy of each, and severe conflicts, all in percent."""
-    run = trained(method, seed, layers)
-    scores = {name: values["accuracy"] for name, values in experiment.scores(run.network).items()}
+    run, scores = trained(method, seed, layers), networks[method, seed, layers][1]
+    scores = {name: values["accuracy"] for name, values in scores.items()}
     found = {"accuracy": float(np.mean(list(scores.values()))), **scores, "severe": None}
     if run.meters:
         rows = histogram_rows(run.conflicts(), method=method, layers="", seed=seed)
@@ -158,7 +177,9 @@ def note(study, value, method, seed, layers):
     studies.append(known | {"megabytes": size} | result(method, seed, layers))
 
 
-for seed in progress(P.seeds, "joint training"):
+nothing = dict.fromkeys(P.seeds, ())  # split
+train_all(dict.fromkeys(["joint", *P.control_methods, *P.ranked_methods]), [nothing])
+for seed in P.seeds:
     note("reference", "shared", "joint", seed, ())
 
 # %% [markdown]
@@ -188,27 +209,28 @@ print(f"{len(chosen)} of {len(trunk_layers)} layers; the first: {', '.join(chose
 # %%
 from ktlib.mtl.selection import control_layers
 
-for control in progress(["Recon", *P.controls], "controls"):
-    for seed in P.seeds:
-        layers = chosen
-        if control != "Recon":
-            source = generator(seed, "control", control)
-            layers = tuple(control_layers(control, trunk_layers, chosen, source))
-        for method in P.control_methods:
-            note("control", control, method, seed, layers)
-            if control == "Recon":
-                note("control", "shared", method, seed, ())
+
+def unseen(name, seed):
+    """Layers that are chosen without looking."""
+    source = generator(seed, "control", name)
+    return tuple(control_layers(name, trunk_layers, chosen, source))
+
+
+selections = {"Recon": dict.fromkeys(P.seeds, chosen), "shared": nothing}
+selections |= {name: {seed: unseen(name, seed) for seed in P.seeds} for name in P.controls}
+train_all(P.control_methods, selections.values())
+for name, layers in selections.items():
+    for method in P.control_methods:
+        for seed in P.seeds:
+            note("control", name, method, seed, layers[seed])
 
 # %%
 from ktlib.mtl.studies import difference_table, study_table
 
 overlap = {
-    control: np.mean([
-        len(set(chosen) & set(control_layers(control, trunk_layers, chosen, generator(s, "control", control))))
-        for s in P.seeds
-    ])
-    for control in P.controls
-}  # fmt: skip
+    name: np.mean([len(set(chosen) & set(layers)) for layers in selections[name].values()])
+    for name in P.controls
+}
 display(study_table(studies, "control"))
 pd.Series(overlap, name="layers in common with Recon").to_frame().T
 
@@ -248,9 +270,11 @@ difference_table(studies, "control", "Recon")
 # %%
 ranking = experiment.ranking(searched)
 counts = [count for count in P.counts_studied if count <= len(ranking)]
-for count in progress(counts, "number of layers"):
+cuts = {count: tuple(ranking[:count]) for count in counts}
+train_all(["joint"], [dict.fromkeys(P.seeds, layers) for layers in cuts.values()])
+for count, layers in cuts.items():
     for seed in P.seeds:
-        note("count", count, "joint", seed, tuple(ranking[:count]))
+        note("count", count, "joint", seed, layers)
 
 study_table(studies, "count")
 
@@ -292,7 +316,8 @@ save_figure(fig, P.run_dir, "count")
 # %%
 counted = searched.conflicts(P.search_quarters)
 picked = {s: tuple(counted.ranking(s)[: P.top_k]) for s in P.severities_studied}
-for s in progress(P.severities_studied, "severity"):
+train_all(["joint"], [dict.fromkeys(P.seeds, layers) for layers in picked.values()])
+for s in P.severities_studied:
     for seed in P.seeds:
         note("severity", s, "joint", seed, picked[s])
 
@@ -321,7 +346,7 @@ from ktlib.mtl.studies import ranking_pair
 
 rankings = {
     (method, seed): trained(method, seed).conflicts(P.search_quarters).ranking(P.severity)
-    for method in progress(P.ranked_methods, "searches")
+    for method in P.ranked_methods
     for seed in P.seeds
 }
 stability = []
@@ -350,13 +375,21 @@ agreement[["distance", "correlation", "overlap"]].agg(["mean", "min", "max"]).ro
 # the tasks, it does as badly as random layers.
 
 # %%
-for source in progress(P.transfer_from, "other data"):
-    parameters = P.model_copy(update={"dataset": source})
-    elsewhere = MultiTaskExperiment(parameters, choose_device(P.device))
-    foreign = elsewhere.ranking(elsewhere.train("joint", P.seeds[0]))
-    print(source, ranking_pair(ranking, foreign, P.top_k))
+
+
+def found_on(source):
+    """The ranking of layers that joint training on another data set gives."""
+    elsewhere = MultiTaskExperiment(P.model_copy(update={"dataset": source}), experiment.device)
+    return elsewhere.ranking(elsewhere.train("joint", P.seeds[0]))
+
+
+foreign = at_once(found_on, P.transfer_from, "other data", device=experiment.device)
+picked = {source: tuple(found[: P.top_k]) for source, found in foreign.items()}
+train_all(["joint"], [dict.fromkeys(P.seeds, layers) for layers in picked.values()])
+for source, layers in picked.items():
+    print(source, ranking_pair(ranking, foreign[source], P.top_k))
     for seed in P.seeds:
-        note("transfer", source, "joint", seed, tuple(foreign[: P.top_k]))
+        note("transfer", source, "joint", seed, layers)
 
 for seed in P.seeds:
     note("transfer", "own", "joint", seed, chosen)

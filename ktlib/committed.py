@@ -73,7 +73,8 @@ def recheck(record: RunRecord, again: RunRecord) -> Recheck:
     other = sorted(k for k in {*both[0], *both[1]} if both[0].get(k) != both[1].get(k))
     if other or seed not in record.seeds:
         raise ValueError(
-            f"The record is of other parameters: {', '.join(other) or 'seeds'} differ. Make it anew."
+            f"The record is of other parameters: {', '.join(other) or 'seeds'} differ. "
+            "Make it anew."
         )
     rows, largest = 0, 0.0
     for name, kept in record.tables.items():

@@ -52,7 +52,8 @@ class Project:
     @property
     def own(self) -> dict[str, str]:
         """Variables for commands in the copy: its code, and where the data lies."""
-        return {"PYTHONPATH": str(self.root), "KTLIB_DATA": str(self.data)}
+        # Two workers: what a chapter hands to them must survive the way.
+        return {"PYTHONPATH": str(self.root), "KTLIB_DATA": str(self.data), "KTLIB_WORKERS": "2"}
 
     def command(self, *arguments: str) -> list[str]:
         """The command behind ``make``, with the arguments for it."""

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from scipy.stats import beta
 from torch import Tensor
 
 from ktlib.fcl.checks import require_bound
@@ -77,6 +76,8 @@ def level_probabilities(levels: int, a: float, b: float) -> list[float]:
         a: first shape of the Beta law.
         b: second shape.
     """
+    from scipy.stats import beta  # seconds to import
+
     edges = [(2 * k + 1) / (2 * (levels - 1)) for k in range(levels - 1)]  # half-way points
     upto = [0.0, *(float(beta.cdf(edge, a, b)) for edge in edges), 1.0]
     return [high - low for low, high in itertools.pairwise(upto)]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
+from ktlib.paired import PairedDifference
 from ktlib.results import format_mean_std, mean_and_spread
 
 Rows = Iterable[Mapping[str, Any]]
@@ -87,45 +86,6 @@ def comparison_summary(rows: Rows, upper_bound: str = "crt") -> pd.DataFrame:
             )
         }
     return pd.DataFrame(shown).loc[list(table["method"].unique())]
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """Accuracy of one method minus that of another at the last session, paired by seed.
-
-    Attributes:
-        mean: mean difference, in points; NaN without a pair.
-        low: lower end of the 95 % confidence interval over seeds (Student's t); NaN for one seed.
-        high: upper end.
-        seeds: number of pairs.
-        pairs: what the pairs are, such as ``"seed"``.
-    """
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-    pairs: str = "seed"
-
-    @classmethod
-    def of(cls, differences: pd.Series[float], pairs: str = "seed") -> PairedDifference:
-        """Mean and interval of differences, one a pair; those that are NaN are left out."""
-        known = differences.dropna()
-        mean, n = float(known.mean()), len(known)
-        if n < 2:
-            return cls(mean, float("nan"), float("nan"), n, pairs)
-        half = float(stats.t.ppf(0.975, n - 1)) * float(known.std()) / math.sqrt(n)
-        return cls(mean, mean - half, mean + half, n, pairs)
-
-    def __str__(self) -> str:
-        if not self.seeds:
-            return "no pair reached the last session"
-        if self.seeds < 2:
-            return f"{self.mean:+.1f} points (one {self.pairs}, no interval)"
-        better, worse = self.low > 0, self.high < 0
-        verdict = "better" if better else "worse" if worse else "no clear difference"
-        interval = f"95 % interval {self.low:+.1f} to {self.high:+.1f}"
-        return f"{self.mean:+.1f} points, {interval} over {self.seeds} {self.pairs}s ({verdict})"
 
 
 def paired_difference(

@@ -49,7 +49,7 @@ def train_architecture(
         experiment: images, networks and training.
         name: id, one of :data:`ktlib.mtl.parameters.ARCHITECTURES`.
         seed: as in :meth:`ktlib.mtl.experiment.MultiTaskExperiment.train`.
-        layers: names of the layers of the trunk that each task has for itexperiment.
+        layers: names of the layers of the trunk that each task has for itself.
         lr: first learning rate, where it is not the parameter of this name.
         experts: of MMoE.
 

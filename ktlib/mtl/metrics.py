@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-from scipy import stats
-
 
 def relative_improvement(
     results: Mapping[str, Mapping[str, float]],
@@ -88,6 +86,8 @@ def ranking_correlation(one: Sequence[str], other: Sequence[str]) -> float:
     positions = _positions(one, other)
     if len(one) < 2:
         raise ValueError(f"rankings must have at least 2 layers. Found {list(one)}.")
+    from scipy import stats  # seconds to import
+
     found = stats.spearmanr(range(len(one)), [positions[name] for name in one])
     return float(found.statistic)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from ktlib.fcl.report import PairedDifference
 from ktlib.mtl.metrics import ranking_correlation, ranking_distance, top_overlap
+from ktlib.paired import PairedDifference
 from ktlib.results import format_mean_std
 
 Rows = Iterable[Mapping[str, Any]]

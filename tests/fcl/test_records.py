@@ -30,14 +30,14 @@ def _here(monkeypatch):
 
 def play_plain_network(parameters):
     """The cells of the chapter up to the first results, with the parameters given."""
-    namespace = {}
+    namespace = {"__name__": "__main__"}  # so that its functions can go to workers
     for cell in code_cells(ROOT / "chapters" / "fcl.py"):
         if {"figure", "table"} & set(cell.tags):
             continue  # they show numbers and make none
         exec(compile(cell.source, f"cell {cell.number}", "exec"), namespace)  # noqa: S102
         if "parameters" in cell.tags:
             namespace.update(parameters)
-        if 'play("ncm"' in cell.source:
+        if 'play({"ncm"' in cell.source:
             return namespace["results"]
     raise AssertionError("the chapter plays no method named ncm")
 

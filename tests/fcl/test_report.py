@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from ktlib.fcl.report import (
-    PairedDifference,
     ablation_label,
     ablation_table,
     accuracy_table,
@@ -24,6 +23,7 @@ from ktlib.fcl.report import (
     study_table,
     thesis_ablation,
 )
+from ktlib.paired import PairedDifference
 from ktlib.results import thesis_table
 
 ROWS = [
@@ -131,7 +131,7 @@ def test_seed_whose_run_ended_early_makes_no_pair():
     none = paired_difference([r for r in rows if r["session"] == 1 or r["method"] == "ncm"],
                              "f2m", "ncm")  # fmt: skip
     assert none.seeds == 0
-    assert str(none) == "no pair reached the last session"
+    assert str(none) == "no pair was finished"
 
 
 def test_missing_differences_are_left_out():

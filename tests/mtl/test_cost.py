@@ -1,9 +1,13 @@
 """Size and operations of networks, shared and split."""
 
+import time
+
+import pytest
 import torch
 from torch import nn
 
 from ktlib.mtl import forward_flops, parameter_megabytes, split
+from ktlib.mtl.cost import forward_milliseconds
 from tests.mtl.trunks import LEFT_RIGHT, assert_same, by_hand, names, numbers
 
 
@@ -41,3 +45,30 @@ def test_counting_flops_leaves_the_network_as_it_is():
     assert_same(numbers(trunk), before)
     assert trunk.training
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Slow(nn.Module):
+    """Sleeps for the times given, one after the other, and notes in which mode it was."""
+
+    def __init__(self, *seconds):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.seconds, self.modes = list(seconds), []
+
+    def forward(self, images):
+        time.sleep(self.seconds.pop(0))
+        self.modes.append(self.training)
+        return self.norm(images)
+
+
+def test_time_of_a_forward_pass_is_the_shortest_after_one_to_warm_up():
+    network = Slow(0.0, 0.2, 0.05, 0.2)
+    assert 50 <= forward_milliseconds(network, torch.randn(3, 2), repeats=3) < 150
+    assert network.modes == [False] * 4
+    assert network.training, "the mode is given back"
+    assert network.norm.num_batches_tracked == 0
+
+
+def test_timing_needs_a_pass():
+    with pytest.raises(ValueError, match="repeats must be at least 1. Found repeats=0"):
+        forward_milliseconds(Slow(), torch.randn(3, 2), repeats=0)
