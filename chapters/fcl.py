@@ -80,11 +80,11 @@ session_epochs = 6  # full-batch steps per few-shot session; the thesis: 6
 session_lr = 0.005  # learning rate of the few-shot sessions; the thesis: 0.02
 compared_seeds = 1  # seeds, at most, that every method is run with; the thesis: 10 runs
 method_settings = {
-    "finetune": {"lr": 0.0005},
-    "icarl": {"lr": 0.0005},
+    "finetune": {"lr": 0.002},
+    "icarl": {"lr": 0.005},
     "lucir": {"lr": 0.1},
     "topic": {"lr": 0.0005},
-    "fsll": {"lr": 0.0001},
+    "fsll": {"lr": 0.00001},
     "idlvq": {"lr": 0.00005},
     "sam": {"lr": 0.002},
     "ewc_wide": {"lr": 0.005, "penalty": 100},
