@@ -1,13 +1,13 @@
-"""Learning rate of every multi-task method: ``python -m benchmarks.search_recon --profile cpu``.
+"""Learning rate of every multi-task method: ``python -m benchmarks.search_recon``.
 
-Every method gets the same grid, at the size of the live run of ``chapters/recon.py`` (``cpu``) or
-of its long run (``full``), with two seeds that the chapter does not use. Chosen is the best mean
-accuracy over tasks and seeds on validation images that are held out of the training images. A rate
-at which a loss stops being finite counts as accuracy 0. The test images play no part. The split
-network of a method is trained with the rate of the method itself: Recon gets no search of its own.
+Every method gets the same grid, at the size of the live run of ``chapters/recon.py``, with two
+seeds that the chapter does not use. Chosen is the best mean accuracy over tasks and seeds on
+validation images that are held out of the training images. A rate at which a loss stops being
+finite counts as accuracy 0. The test images play no part. The split network of a method is trained
+with the rate of the method itself: Recon gets no search of its own.
 
-The records are ``results/recon.search_cpu.json`` and ``results/recon.search_full.json``; what a
-record already holds is not computed again.
+The record is ``results/recon.search.json``; what it already holds is not computed again, so
+``--rates`` widens the grid of the methods given.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,22 +27,21 @@ import torch
 from ktlib import data
 from ktlib.mtl.comparison import train_architecture
 from ktlib.mtl.experiment import MultiTaskExperiment, Scores
-from ktlib.mtl.parameters import ARCHITECTURES, GRADIENT_METHODS, ReconParameters
+from ktlib.mtl.parameters import ARCHITECTURES, METHODS, ReconParameters
 from ktlib.parameters import check_parameter_file
 from ktlib.results import RunRecord, load_record
 
 CHAPTER = Path(__file__).parents[1] / "chapters" / "recon.py"
-RATES = (0.02, 0.05, 0.1, 0.2)
+RATES = (0.05, 0.1, 0.2)
 VALIDATION_IMAGES = 2000
 SEEDS = [100, 101]
 
 
-def parameters_of(profile: str, seeds: list[int]) -> ReconParameters:
-    """The parameters of the chapter at this size, with other seeds."""
-    file = CHAPTER.parent / f"params/recon.{profile}.yaml"
-    given = check_parameter_file(CHAPTER, file, ReconParameters)
-    values = given.model_dump() | {"seeds": seeds, "profile": f"search_{profile}", "run_dir": ""}
-    return ReconParameters.model_validate(values)
+def parameters_of(seeds: list[int]) -> ReconParameters:
+    """The parameters of the live run, with other seeds and every method."""
+    given = check_parameter_file(CHAPTER, CHAPTER.parent / "params/recon.cpu.yaml", ReconParameters)
+    values = {"seeds": seeds, "profile": "search", "run_dir": "", "methods": list(METHODS)}
+    return ReconParameters.model_validate(given.model_dump() | values)
 
 
 def validation_scores(
@@ -59,15 +59,19 @@ def validation_scores(
 
 
 def search(
-    parameters: ReconParameters, seed: int, known: list[dict[str, Any]]
+    parameters: ReconParameters,
+    seed: int,
+    methods: Sequence[str],
+    rates: Sequence[float],
+    known: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Validation accuracies of every method at every rate that is not among the known rows."""
+    """Validation accuracies of the methods at each rate that is not among the known rows."""
     torch.set_num_threads(1)
     done = {(row["method"], row["lr"]) for row in known if row["seed"] == seed}
     experiment = MultiTaskExperiment(parameters, "cpu", validation_images=VALIDATION_IMAGES)
     rows = []
-    for method in parameters.methods:
-        for lr in RATES:
+    for method in methods:
+        for lr in rates:
             if (method, lr) in done:
                 continue
             started = time.monotonic()
@@ -94,17 +98,17 @@ def main() -> None:
     """Search, then write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--profile", choices=("cpu", "full"), default="cpu")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     arguments = parser.parse_args()
-    parameters = parameters_of(arguments.profile, arguments.seeds)
+    parameters = parameters_of(arguments.seeds)
     record = RunRecord.start("recon", parameters, data=data.checksums(parameters.dataset))
-    out = Path(f"results/recon.{parameters.profile}.json")
+    out = Path("results/recon.search.json")
     rows = load_record(out).tables["search"] if out.exists() else []
+    task = partial(search, parameters, methods=arguments.methods, rates=arguments.rates, known=rows)
     with ProcessPoolExecutor(len(arguments.seeds)) as pool:  # one process and thread per seed
-        searches = pool.map(partial(search, parameters, known=rows), arguments.seeds)
-        rows = rows + [row for found in searches for row in found]
-    order = [*("single",), *GRADIENT_METHODS, *ARCHITECTURES]
-    rows.sort(key=lambda row: (order.index(str(row["method"])), row["lr"], row["seed"]))
+        rows = rows + [row for found in pool.map(task, arguments.seeds) for row in found]
+    rows.sort(key=lambda row: (METHODS.index(str(row["method"])), row["lr"], row["seed"]))
     record.table("search", rows)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         record.save(folder)
