@@ -90,6 +90,13 @@ class RotoGrad(MultiTaskModule):
         self.feature_dim = feature_dim
         self.rotations = _PerTask(len(self.tasks), size, burn_in)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Parametrised modules refuse to be pickled; this makes one anew, for other processes."""
+        rotations = self.rotations
+        sizes = {"feature_dim": self.feature_dim, "rotated": rotations.latent_size}
+        sizes["burn_in"] = rotations.burn_in_period
+        return _made_anew, (self.network, sizes, self.state_dict(), self.training)
+
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Task -> the network's features, rotated as its head reads them.
 
@@ -162,6 +169,16 @@ class RotoGrad(MultiTaskModule):
         for name in _MEMORY:
             value = tree_map_only(Tensor, lambda tensor: tensor.to(device), state[name])
             setattr(self.rotations, name, value)
+
+
+def _made_anew(
+    network: MultiTaskModule, sizes: dict[str, int], state: dict[str, Any], training: bool
+) -> RotoGrad:
+    made = RotoGrad(network, **sizes)
+    made.to(next(network.parameters()).device)
+    made.load_state_dict(state)
+    made.training = made.rotations.training = training  # the network has its own
+    return made
 
 
 # Attributes of the library's class that one step leaves to the next.

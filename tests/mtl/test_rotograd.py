@@ -1,6 +1,7 @@
 """RotoGrad: what is rotated, what is scaled, and that it is the library's."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -210,6 +211,26 @@ def test_training_goes_on_from_a_state_dict_as_if_uninterrupted():
         train(one, batches(4, seed=2), optimiser_of(one))
     for mine, theirs in zip(model.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("way", ["pickle", "deepcopy"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_copy_goes_on_as_the_original(way, training):
+    model = RotoGrad(network(["2"]), feature_dim=4, rotated=3, burn_in=2)
+    train(model, batches(3), optimiser_of(model))
+    model.train(training)
+    copied = {"pickle": lambda: pickle.loads(pickle.dumps(model))}  # noqa: S301 - our own
+    again = copied.get(way, lambda: copy.deepcopy(model))()
+    assert (again.training, again.rotations.training) == (training, training)
+    assert again.rotations.burn_in_period == 2
+    for one in (model, again):
+        one.train()
+        train(one, batches(2, seed=3), optimiser_of(one))
+    states = model.state_dict(), again.state_dict()
+    tensors = {name for name, value in states[0].items() if isinstance(value, torch.Tensor)}
+    assert len(tensors) > 5
+    assert all(torch.equal(states[0][name], states[1][name]) for name in tensors)
+    assert again.network.trunk is not model.network.trunk
 
 
 def test_layers_of_the_split_stay_apart():
