@@ -36,7 +36,7 @@ def execution_part(live: Sequence[RunRecord], committed: Sequence[RunRecord]) ->
             "Device",
             "Threads",
         ],
-        [[*_what(r), _when(r), _duration(r), _memory(r), _device(r), str(r.threads)] for r in live],
+        [[*_what(r), _when(r), _duration(r), _memory(r), _device(r), _threads(r)] for r in live],
     )
     parts = ["## The runs shown in this copy", runs, "## Versions", _versions(live)]
     parts.append("## Committed records of longer runs")
@@ -212,6 +212,10 @@ def _memory(record: RunRecord) -> str:
     if record.peak_device_memory_bytes:
         parts.append(f"{record.peak_device_memory_bytes / 2**30:.1f} GiB on the GPU")
     return ", ".join(parts) or "not known"
+
+
+def _threads(record: RunRecord) -> str:
+    return f"{record.threads}" + (f", {record.workers} workers" if record.workers > 1 else "")
 
 
 def _device(record: RunRecord) -> str:

@@ -207,6 +207,7 @@ def test_execution_part_tells_time_device_and_versions():
     text = pages.execution_part([record()], [record(profile="full", wall_seconds=3600.0)])
     live = "| cpu | 0, 1 | 2026-01-02 03:04 | 61 s | 1.0 GiB | cpu (A \\| B), float32 | 2 |"
     assert live in text
+    assert "| 2, 4 workers |" in pages.execution_part([record(workers=4)], [])
     assert "| torch | 2.15.0 |" in text
     assert "| 60.0 min |" in text
     assert "`0123456789`" in text
