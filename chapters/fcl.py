@@ -239,6 +239,7 @@ def lead(case):
     return learner, found, ""
 
 
+# %%
 def play(new, seeds):
     """Lead learners through all sessions and note their accuracies; the learners at the end."""
     entries.update(new)

@@ -165,6 +165,7 @@ def base_training(case):
         return error
 
 
+# %%
 def train(noise, seeds, several):
     """Train several networks at once, those that are not there yet."""
     before = [tuple(item for item in values if item[0] not in AFTERWARDS) for values in several]

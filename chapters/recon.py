@@ -228,6 +228,7 @@ def train(case):
     return run, experiment.scores(run.network)
 
 
+# %%
 def compare(methods, which):
     """Train with each method: joint with all seeds, the others with those that are compared."""
     seeds = {method: P.seeds if method == "joint" else compared for method in methods}

@@ -124,8 +124,6 @@ print(
 # network that several studies need is trained once.
 
 # %%
-from ktlib.mtl import parameter_megabytes
-from ktlib.mtl.report import histogram_rows, severe_shares
 from ktlib.parallel import at_once
 
 networks = {}  # method, seed, layers -> the trained network, its scores
@@ -138,6 +136,7 @@ def train(case):
     return run, experiment.scores(run.network)
 
 
+# %%
 def train_all(methods, choices):
     """Train several networks at once, those that are not there yet.
 
@@ -150,33 +149,23 @@ def train_all(methods, choices):
     networks.update(at_once(train, new, "training", device=experiment.device))
 
 
-def trained(method, seed, layers=()):
-    """One network, trained when it is first asked for."""
-    train_all([method], [{seed: layers}])
-    return networks[method, seed, layers][0]
-
-
-def result(method, seed, layers=()):
-    """Mean accuracy over tasks, accuracy of each, and severe conflicts, all in percent."""
-    run, scores = trained(method, seed, layers), networks[method, seed, layers][1]
-    scores = {name: values["accuracy"] for name, values in scores.items()}
-    found = {"accuracy": float(np.mean(list(scores.values()))), **scores, "severe": None}
-    if run.meters:
-        rows = histogram_rows(run.conflicts(), method=method, layers="", seed=seed)
-        found["severe"] = float(severe_shares(rows).iloc[0])
-    return found
-
+# %%
+from ktlib.mtl import parameter_megabytes
+from ktlib.mtl.studies import run_result
 
 studies = []  # rows of the record's table of this name
 
 
 def note(study, value, method, seed, layers):
     """Keep the result of one run as part of a study."""
-    size = parameter_megabytes(trained(method, seed, layers).network)
+    train_all([method], [{seed: layers}])
+    run, scores = networks[method, seed, layers]
     known = {"study": study, "value": value, "method": method, "seed": seed, "layers": len(layers)}
-    studies.append(known | {"megabytes": size} | result(method, seed, layers))
+    size = parameter_megabytes(run.network)
+    studies.append(known | {"megabytes": size} | run_result(run, scores))
 
 
+# %%
 nothing = dict.fromkeys(P.seeds, ())  # split
 train_all(dict.fromkeys(["joint", *P.control_methods, *P.ranked_methods]), [nothing])
 for seed in P.seeds:
@@ -186,7 +175,7 @@ for seed in P.seeds:
 # The search takes place once, with the first seed, as in the thesis. What other seeds would have found comes below.
 
 # %%
-searched = trained("joint", P.seeds[0])
+searched, _ = networks["joint", P.seeds[0], ()]
 trunk_layers = searched.network.shared_layers()
 chosen = tuple(experiment.recon_layers(searched))
 print(f"{len(chosen)} of {len(trunk_layers)} layers; the first: {', '.join(chosen[:5])}")
@@ -216,9 +205,12 @@ def unseen(name, seed):
     return tuple(control_layers(name, trunk_layers, chosen, source))
 
 
+# %%
 selections = {"Recon": dict.fromkeys(P.seeds, chosen), "shared": nothing}
 selections |= {name: {seed: unseen(name, seed) for seed in P.seeds} for name in P.controls}
 train_all(P.control_methods, selections.values())
+
+# %%
 for name, layers in selections.items():
     for method in P.control_methods:
         for seed in P.seeds:
@@ -345,10 +337,12 @@ from itertools import combinations
 from ktlib.mtl.studies import ranking_pair
 
 rankings = {
-    (method, seed): trained(method, seed).conflicts(P.search_quarters).ranking(P.severity)
+    (method, seed): networks[method, seed, ()][0].conflicts(P.search_quarters).ranking(P.severity)
     for method in P.ranked_methods
     for seed in P.seeds
 }
+
+# %%
 stability = []
 for one, other in combinations(rankings, 2):
     if one[0] == other[0] or one[1] == other[1]:
@@ -356,6 +350,8 @@ for one, other in combinations(rankings, 2):
         stability.append(ranking_pair(rankings[one], rankings[other], P.top_k) | {"compared": kind})
 
 record.table("ranking_stability", stability)
+
+# %%
 agreement = pd.DataFrame(stability).groupby("compared")
 agreement[["distance", "correlation", "overlap"]].agg(["mean", "min", "max"]).round(2)
 
@@ -383,6 +379,7 @@ def found_on(source):
     return elsewhere.ranking(elsewhere.train("joint", P.seeds[0]))
 
 
+# %%
 foreign = at_once(found_on, P.transfer_from, "other data", device=experiment.device)
 picked = {source: tuple(found[: P.top_k]) for source, found in foreign.items()}
 train_all(["joint"], [dict.fromkeys(P.seeds, layers) for layers in picked.values()])
@@ -391,6 +388,7 @@ for source, layers in picked.items():
     for seed in P.seeds:
         note("transfer", source, "joint", seed, layers)
 
+# %%
 for seed in P.seeds:
     note("transfer", "own", "joint", seed, chosen)
 
@@ -411,6 +409,8 @@ study_table(studies, "transfer")
 from ktlib.mtl.attributes import attribute_tasks
 
 some = experiment.train_data.subset(torch.arange(max(1000, P.timed_steps * P.batch_size)))
+
+# %%
 times = []
 for number in progress(P.task_counts, "numbers of tasks"):
     asked = experiment.changed(epochs=1, train_images=P.timed_steps * P.batch_size).on(
@@ -424,6 +424,7 @@ for number in progress(P.task_counts, "numbers of tasks"):
             {"tasks": number, "method": "joint, counted" if method == "joint" else method, "ms": ms}
         )
 
+# %%
 record.table("search_cost", times)
 pd.DataFrame(times).pivot_table(index="method", columns="tasks", values="ms", sort=False).round(0)
 

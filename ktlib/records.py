@@ -54,7 +54,9 @@ class RunRecord(BaseModel):
     workers: int = Field(1, description="trainings at once on the CPU, which share the threads")
     started_at: str = Field(alias="start", description="when the run started, ISO 8601, UTC")
     wall_seconds: float = Field(ge=0, description="duration, in seconds")
-    peak_memory_bytes: int | None = Field(description="most main memory held, in bytes; workers not counted")
+    peak_memory_bytes: int | None = Field(
+        description="most main memory held, in bytes; workers not counted"
+    )
     peak_device_memory_bytes: int | None = Field(description="most GPU memory held, in bytes")
     data: dict[str, str] = Field(description="data file -> SHA-256")
     metrics: dict[str, Number] = Field(description="single numbers")

@@ -7,7 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from ktlib.mtl.experiment import Scores, TrainedRun
 from ktlib.mtl.metrics import ranking_correlation, ranking_distance, top_overlap
+from ktlib.mtl.report import histogram_rows, severe_shares
 from ktlib.paired import PairedDifference
 from ktlib.results import format_mean_std
 
@@ -30,6 +32,25 @@ def ranking_pair(one: Sequence[str], other: Sequence[str], count: int) -> dict[s
         "correlation": ranking_correlation(one, other),
         "overlap": top_overlap(one, other, min(count, len(one))),
     }
+
+
+def run_result(run: TrainedRun, scores: Scores) -> dict[str, float | None]:
+    """What the studies report of a trained network, in percent.
+
+    Args:
+        run: the network, and the conflicts that were counted while it trained.
+        scores: task -> metric -> value, with ``accuracy`` among the metrics.
+
+    Returns:
+        ``accuracy``, the mean over tasks; the accuracy of each task; ``severe``, the share of steps
+        with severe conflicts on the layers still shared, None where there are none.
+    """
+    by_task = {task: values["accuracy"] for task, values in scores.items()}
+    severe = None
+    if run.meters:
+        rows = histogram_rows(run.conflicts(), method="", layers="", seed=0)
+        severe = float(severe_shares(rows).iloc[0])
+    return {"accuracy": sum(by_task.values()) / len(by_task), **by_task, "severe": severe}
 
 
 def rows_of(rows: Rows, study: str) -> pd.DataFrame:
