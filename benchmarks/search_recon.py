@@ -6,8 +6,9 @@ validation images that are held out of the training images. A rate at which a lo
 finite counts as accuracy 0. The test images play no part. The split network of a method is trained
 with the rate of the method itself: Recon gets no search of its own.
 
-How it went: a first grid of 0.05, 0.1 (that of the authors' code, for a training 300 times as long)
-and 0.2 was stopped when the first five methods all did best at its smallest rate, by 7 to 15 points.
+How it went: a first grid of 0.05, 0.1 (the rate of the authors' code, whose training is far longer)
+and 0.2 was stopped when the first five methods all did best at its smallest rate, by 1 to 14
+points.
 
 The record is ``results/recon.search.json``; what it already holds is not computed again, so
 ``--rates`` widens the grid of the methods given.
