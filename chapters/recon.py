@@ -63,6 +63,7 @@ epochs = 3  # passes over the training images; authors' code: 120
 batch_size = 64  # images per step; authors' code: 256
 optimizer = "sgd"  # sgd with momentum 0.9, or adam; authors' code: sgd
 lr = 0.1  # first learning rate; authors' code: 0.1
+method_lr = {}  # learning rate of a method, where it is not lr; not stated in the thesis
 lr_drops = [0.5, 0.75]  # shares of the training after which lr falls; authors' code: these
 lr_factor = 0.1  # what lr is multiplied by each time; authors' code: 0.1
 cagrad_c = 0.2  # how far CAGrad may move away from the mean; authors' code: 0.2
@@ -73,7 +74,6 @@ search_quarters = 1  # quarters of the training that count; the thesis: 1
 methods = ["single", "joint", "mgda", "pcgrad", "graddrop", "cagrad"]  # to train as they are
 recon_methods = ["joint", "pcgrad"]  # to train on the split network, too; the thesis: all
 compared_seeds = 1  # seeds, at most, that methods other than single and joint are run with
-method_lr = {}  # learning rate of a method, where it is not lr; not stated in the thesis
 experts = 2  # expert networks of MMoE; the thesis: 2, by the size that it prints
 timed_images = 200  # images of the timed forward pass; not stated in the thesis
 
@@ -220,11 +220,11 @@ runs, results, histograms = {}, [], []
 def train(case):
     """A trained network, and its scores on test images."""
     method, which, seed = case
-    chosen, lr = split_layers[which][seed], P.method_lr.get(method)
+    chosen = split_layers[which][seed]
     if method in ARCHITECTURES:
-        run = train_architecture(experiment, method, seed, chosen, lr=lr, experts=P.experts)
+        run = train_architecture(experiment, method, seed, chosen, experts=P.experts)
     else:
-        run = experiment.train(method, seed, chosen, lr=lr)
+        run = experiment.train(method, seed, chosen)
     return run, experiment.scores(run.network)
 
 
@@ -510,7 +510,7 @@ glue("recon-severe-random", str(severe_change("random_layers")).split(" (")[0], 
 # %%
 def train_single(seed):
     """A network for each task alone, and their scores."""
-    alone = experiment.train_single(seed, lr=P.method_lr.get("single"))
+    alone = experiment.train_single(seed)
     return alone, experiment.single_scores(alone)
 
 

@@ -51,6 +51,7 @@ epochs = 2  # passes over the training images; authors' code: 120
 batch_size = 64  # images per step; authors' code: 256
 optimizer = "sgd"  # sgd with momentum 0.9, or adam; authors' code: sgd
 lr = 0.1  # first learning rate; authors' code: 0.1
+method_lr = {}  # learning rate of a method, where it is not lr; not stated in the thesis
 lr_drops = [0.5, 0.75]  # shares of the training after which lr falls; authors' code: these
 lr_factor = 0.1  # what lr is multiplied by each time; authors' code: 0.1
 cagrad_c = 0.2  # how far CAGrad may move away from the mean; authors' code: 0.2

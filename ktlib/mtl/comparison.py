@@ -50,7 +50,7 @@ def train_architecture(
         name: id, one of :data:`ktlib.mtl.parameters.ARCHITECTURES`.
         seed: as in :meth:`ktlib.mtl.experiment.MultiTaskExperiment.train`.
         layers: names of the layers of the trunk that each task has for itself.
-        lr: first learning rate, where it is not the parameter of this name.
+        lr: first learning rate, where it is not that of the parameters.
         experts: of MMoE.
 
     Raises:
@@ -58,7 +58,7 @@ def train_architecture(
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"name must be one of {ARCHITECTURES}. Found {name!r}.")
-    rate = experiment.parameters.lr if lr is None else lr
+    lr = experiment.parameters.rate(name) if lr is None else lr
     if name == "rotograd":
         inner = experiment.new_network(seed, layers)
         width = int(experiment.new_trunk().feature_dim)
@@ -86,7 +86,7 @@ def train_architecture(
         stages: Any = stops_of_segnet if experiment.parameters.backbone == "segnet" else STAGES
         stitched = CrossStitch(experiment.new_trunk, heads, stages=stages, example=example)
         stitched.to(experiment.device)
-        groups = stitched.parameter_groups(rate, UNIT_LR * rate)
+        groups = stitched.parameter_groups(lr, UNIT_LR * lr)
         return experiment.optimise(stitched, seed, groups=groups)
     tree = search_branches(experiment, seed, heads, example)
     torch.manual_seed(seed)

@@ -227,13 +227,15 @@ class MultiTaskExperiment(Generic[Parameters]):
             method: id, one of :data:`ktlib.mtl.parameters.GRADIENT_METHODS`.
             seed: of images, weights, batches, and what the method draws at random.
             layers: names of the layers that each task has for itself: none without Recon.
-            lr: first learning rate, where it is not the parameter of this name.
+            lr: first learning rate, where it is not that of the parameters.
 
         Raises:
             ValueError: for an unknown method.
             FloatingPointError: as soon as a gradient is not finite; task and layer are named.
         """
-        return self.train_network(self.new_network(seed, layers), method, seed, lr=lr)
+        network = self.new_network(seed, layers)
+        rate = self.parameters.rate(method) if lr is None else lr
+        return self.train_network(network, method, seed, lr=rate)
 
     def train_network(
         self,
@@ -267,8 +269,9 @@ class MultiTaskExperiment(Generic[Parameters]):
 
     def train_single(self, seed: int, *, lr: float | None = None) -> dict[str, TrainedRun]:
         """A network for each task alone, from the same initial weights and batches."""
+        rate = self.parameters.rate("single") if lr is None else lr
         return {
-            name: self.optimise(self.new_network(seed, tasks=[name]), seed, lr=lr)
+            name: self.optimise(self.new_network(seed, tasks=[name]), seed, lr=rate)
             for name in self.tasks
         }
 

@@ -63,6 +63,9 @@ class MultiTaskParameters(ChapterParameters):
     batch_size: int = Field(ge=2, description="images per step")
     optimizer: Literal["sgd", "adam"] = Field(description="SGD with momentum 0.9, or Adam")
     lr: float = Field(gt=0, description="first learning rate")
+    method_lr: dict[str, float] = Field(
+        description="learning rate of a method, where it is not `lr`"
+    )
     lr_drops: list[float] = Field(
         description="shares of the training after which the learning rate falls"
     )
@@ -91,7 +94,16 @@ class MultiTaskParameters(ChapterParameters):
             raise ValueError(f"lr_drops must lie between 0 and 1. Found {self.lr_drops}")
         if self.lr_drops != sorted(set(self.lr_drops)):
             raise ValueError(f"lr_drops must rise. Found {self.lr_drops}")
+        for method, value in self.method_lr.items():
+            if method not in METHODS or value <= 0:
+                raise ValueError(
+                    f"method_lr must give values above 0 to {METHODS}. Found {method!r}: {value}"
+                )
         return self
+
+    def rate(self, method: str) -> float:
+        """First learning rate of a method."""
+        return self.method_lr.get(method, self.lr)
 
 
 class ReconParameters(MultiTaskParameters):
@@ -104,9 +116,6 @@ class ReconParameters(MultiTaskParameters):
         min_length=1, description="methods to train on the split network, too"
     )
     compared_seeds: int = Field(ge=1, description="seeds, at most, that every method is run with")
-    method_lr: dict[str, float] = Field(
-        description="learning rate of a method, where it is not `lr`"
-    )
     experts: int = Field(ge=2, description="expert networks of MMoE")
     timed_images: int = Field(ge=1, description="images of the timed forward pass")
 
@@ -131,11 +140,6 @@ class ReconParameters(MultiTaskParameters):
                 raise ValueError(
                     f"methods can hold {name!r} with the backbone {' or '.join(networks)} only. "
                     f"Found backbone={self.backbone!r}"
-                )
-        for method, value in self.method_lr.items():
-            if method not in METHODS or value <= 0:
-                raise ValueError(
-                    f"method_lr must give values above 0 to {METHODS}. Found {method!r}: {value}"
                 )
         return self
 

@@ -8,6 +8,7 @@ from ktlib.data import MultiTaskImages, Task
 from ktlib.mtl.comparison import train_architecture
 from ktlib.mtl.experiment import QUARTERS, MultiTaskExperiment, TrainedRun
 from ktlib.mtl.parameters import ARCHITECTURES, GRADIENT_METHODS, ReconParameters
+from ktlib.mtl.studies import run_result
 from ktlib.seeding import generator
 
 CLASSES = ("a", "b", "c")
@@ -97,6 +98,39 @@ def test_training_learns_and_scores_are_percent():
     assert all(0 <= v["accuracy"] <= 100 for v in after.values())
     mean = [sum(v["accuracy"] for v in s.values()) / 2 for s in (before, after)]
     assert mean[1] > mean[0] + 20
+
+
+def test_a_method_trains_with_the_rate_given_for_it():
+    rates = {"mgda": 0.01, "single": 0.02, "cross_stitch": 0.015}
+    with_rates, plain = experiment(method_lr=rates), experiment()
+    for name in ("mgda", "joint"):
+        one, same = with_rates.train(name, 0), plain.train(name, 0, lr=rates.get(name, 0.05))
+        assert torch.equal(weights(one), weights(same))
+    assert not torch.equal(weights(with_rates.train("mgda", 0)), weights(plain.train("mgda", 0)))
+    one, same = (
+        e.train_single(0, **lr)["item"] for e, lr in ((with_rates, {}), (plain, {"lr": 0.02}))
+    )
+    assert torch.equal(weights(one), weights(same))
+    one = train_architecture(with_rates, "cross_stitch", 0)
+    assert torch.equal(
+        weights(one), weights(train_architecture(plain, "cross_stitch", 0, lr=0.015))
+    )
+
+
+def test_what_studies_report_of_a_run():
+    e = experiment()
+    run = e.train("joint", 0)
+    found = run_result(run, {"item": {"accuracy": 50.0}, "digit": {"accuracy": 60.0}})
+    below = sum(histogram for histogram in severe_counts(run))
+    assert found.pop("severe") == pytest.approx(100 * below / 8)
+    assert found == {"accuracy": 55.0, "item": 50.0, "digit": 60.0}
+    alone = run_result(TrainedRun(e.new_network(0)), {"item": {"accuracy": 50.0}})
+    assert alone == {"accuracy": 50.0, "item": 50.0, "severe": None}
+
+
+def severe_counts(run):
+    """Number of cosines below -0.01 in each quarter, over all shared parameters."""
+    return [meter.shared_score(-0.01) for meter in run.meters]
 
 
 def test_split_layers_leave_the_count_and_start_equal():

@@ -34,7 +34,7 @@ def values_of(profile):
 def test_every_method_uses_what_the_search_chose(profile):
     chosen = search_recon.choose(committed_record("recon", "search").frame("search"))
     used = values_of(profile)
-    assert {name: used.method_lr.get(name, used.lr) for name in used.methods} == {
+    assert {name: used.rate(name) for name in used.methods} == {
         name: chosen[name] for name in used.methods
     }
 
@@ -82,7 +82,7 @@ def test_rows_of_the_full_record():
         ReconParameters.model_validate(known | {"device": "cpu", "profile": "test", "run_dir": ""}),
         "cpu",
     )
-    run = experiment.train("joint", seed, lr=known["method_lr"].get("joint"))
+    run = experiment.train("joint", seed)
     found = experiment.scores(run.network)
     rows = [
         row
