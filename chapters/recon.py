@@ -554,7 +554,7 @@ for (method, which, seed), run in runs.items():
         known = {"method": method, "recon": which == RECON, "layers": which}
         costs.append(known | cost_of([run.network]))
 
-# %%
+# %% tags=["nbval-ignore-output"]
 from ktlib.mtl.report import improvement_rows, in_order, results_table
 from ktlib.mtl.tasks import LOWER_IS_BETTER
 
@@ -617,7 +617,7 @@ print(record_label(full, "recon", "full"))
 long = full.tables if full else {"mtl_results": results, "mtl_costs": costs}
 long.setdefault("conflict_histogram", histograms)
 
-# %%
+# %% tags=["nbval-ignore-output"]
 printed = thesis_table("4_1")
 results_table(in_order(long["mtl_results"]), long["mtl_costs"], LOWER_IS_BETTER, printed)
 

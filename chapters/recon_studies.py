@@ -425,11 +425,11 @@ for number in progress(P.task_counts, "numbers of tasks"):
             {"tasks": number, "method": "joint, counted" if method == "joint" else method, "ms": ms}
         )
 
-# %%
+# %% tags=["nbval-ignore-output"]
 record.table("search_cost", times)
 pd.DataFrame(times).pivot_table(index="method", columns="tasks", values="ms", sort=False).round(0)
 
-# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Time of a training step against the number of tasks, both logarithmic, one line per method; plain joint training is flat, all others rise in proportion.", "classes": "chart"}, "figure": {"name": "fig-recon-cost", "caption": "Time of one training step against the number of tasks. All but the first line also count conflicts. First seed, live run."}}
+# %% tags=["hide-input", "figure", "nbval-ignore-output"] mystnb={"image": {"alt": "Time of a training step against the number of tasks, both logarithmic, one line per method; plain joint training is flat, all others rise in proportion.", "classes": "chart"}, "figure": {"name": "fig-recon-cost", "caption": "Time of one training step against the number of tasks. All but the first line also count conflicts. First seed, live run."}}
 fig, ax = plt.subplots(figsize=(5.4, 3.0))
 for name, part in pd.DataFrame(times).groupby("method", sort=False):
     ax.plot(part["tasks"], part["ms"], marker="o", label=name)
@@ -531,7 +531,7 @@ if others:
     anchor = "sec-recon-cost"
     claims.append(Claim(text, "Figure 4.11", "no numbers printed", found, setup, verdict, anchor))
 
-# %%
+# %% tags=["nbval-ignore-output"]
 record.table("claims", claim_rows(claims))
 claims_table(claims).style.hide(axis="index")
 

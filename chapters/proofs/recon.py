@@ -105,7 +105,10 @@ record = RunRecord.start("proofs/recon", P, data=data.checksums("pairs"))
 # ```
 #
 # The summed loss of a network is $\sum_iL_i$, each loss taken at the parameters that task $i$ uses. The angle between two gradients in layer $k$ has the cosine
-# $\cos_{ij}^{(k)}=\langle g_i^{(k)},g_j^{(k)}\rangle/(\lVert g_i^{(k)}\rVert\lVert g_j^{(k)}\rVert)$, and two tasks **conflict** in layer $k$ where it is negative (4.2).
+#
+# $$\cos_{ij}^{(k)}=\frac{\langle g_i^{(k)},g_j^{(k)}\rangle}{\lVert g_i^{(k)}\rVert\lVert g_j^{(k)}\rVert} ,$$
+#
+# and two tasks **conflict** in layer $k$ where it is negative (4.2).
 #
 # ```{prf:theorem} One step of Recon
 # :label: thm-proof-recon
@@ -206,7 +209,9 @@ print(f"{measured(bench((1.0, 0.0), (0.0, 0.5)), 1e-6, negative):+.3f}")
 # %% [markdown]
 # ```{prf:assumption} Condition (4.6)
 # :label: ass-recon-norms
-# For all ordered pairs $i\ne j$ of tasks and all layers $k\in P$: $\ \cos_{ij}^{(k)}\lVert g_i^{(k)}\rVert<\lVert g_j^{(k)}\rVert$.
+# For all ordered pairs $i\ne j$ of tasks and all layers $k\in P$:
+#
+# $$\cos_{ij}^{(k)}\lVert g_i^{(k)}\rVert<\lVert g_j^{(k)}\rVert .$$
 # ```
 #
 # Multiplied by $\lVert g_j^{(k)}\rVert$ it reads $\langle g_i^{(k)},g_j^{(k)}\rangle<\lVert g_j^{(k)}\rVert^2$. That form is used below; it also says that no gradient is zero, without
@@ -283,7 +288,11 @@ for alpha in (0.001, 1.0, 1.999, 2.001, 3.0):
 # ```
 #
 # ```{prf:proof}
-# A function that is differentiable at $\theta$ satisfies $L_i(\theta-\alpha d)=L_i(\theta)-\alpha\langle g_i,d\rangle+o(\alpha)$ for any fixed direction $d$ (**{prf:ref}`ass-recon-smooth`**). In the
+# A function that is differentiable at $\theta$ satisfies
+#
+# $$L_i(\theta-\alpha d)=L_i(\theta)-\alpha\langle g_i,d\rangle+o(\alpha)$$
+#
+# for any fixed direction $d$ (**{prf:ref}`ass-recon-smooth`**). In the
 # split network task $i$ uses its own copies, which are at $\theta$ before the step (**{prf:ref}`ass-recon-copies`**); so the same $L_i(\theta)$ and the same $g_i$ stand in both lines.
 # Now put in the directions $d$ of {eq}`eq-recon-proof-steps` (**{prf:ref}`ass-recon-weights`**), part by part.
 # ```
@@ -415,7 +424,11 @@ for i, j in ((0, 1), (1, 0)):
 # ```
 #
 # ```{prf:proof}
-# By {prf:ref}`lem-recon-taylor` the difference for task $i$ is $-\alpha\sum_{k\in P}\sum_jw_j\big(\lVert g_i^{(k)}\rVert^2-\langle g_i^{(k)},g_j^{(k)}\rangle\big)+o(\alpha)$. The bracket is zero for $j=i$ and above zero for all others, and one of the others has a
+# By {prf:ref}`lem-recon-taylor` the difference for task $i$ is
+#
+# $$-\alpha\sum_{k\in P}\sum_jw_j\big(\lVert g_i^{(k)}\rVert^2-\langle g_i^{(k)},g_j^{(k)}\rangle\big)+o(\alpha) .$$
+#
+# The bracket is zero for $j=i$ and above zero for all others, and one of the others has a
 # positive weight.
 # ```
 #
@@ -707,7 +720,9 @@ print("condition holds:", bool(condition_holds(gramian)))
 # ```
 #
 # ```{prf:proof}
-# {prf:ref}`lem-recon-taylor` and {eq}`eq-recon-proof-difference` do not use the sum of the weights. Put $w_j=1$ there: $D_k=\sum_i\lVert g_i\rVert^2-\sum_i\sum_j\langle g_i,g_j\rangle=-\sum_{i\ne j}\langle g_i,g_j\rangle$.
+# {prf:ref}`lem-recon-taylor` and {eq}`eq-recon-proof-difference` do not use the sum of the weights. Put $w_j=1$ there:
+#
+# $$D_k=\sum_i\lVert g_i\rVert^2-\sum_i\sum_j\langle g_i,g_j\rangle=-\sum_{i\ne j}\langle g_i,g_j\rangle .$$
 # ```
 #
 # No condition is left, and the sign now depends on the layer: sharing wins a step where the tasks agree, and loses it where they conflict. In {numref}`fig-recon-proof-plane` it is the dotted line that

@@ -17,11 +17,15 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG
 PAGES = sorted((ROOT / "book").glob("*.md"))
 
 
-def code(path, language):
+def blocks(path, language):
     """The code blocks of a document, also those in lists."""
     text = path.read_text(encoding="utf-8")
-    blocks = re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
-    return "\n".join(blocks)
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+
+
+def code(path, language):
+    """All code of a document."""
+    return "\n".join(blocks(path, language))
 
 
 def commands(path, word):
@@ -91,7 +95,8 @@ def test_use_on_your_own_model():
         "labels": torch.arange(6) % 3,
         "noise": torch.Generator().manual_seed(0),
     }
-    exec(code(ROOT / "README.md", "python"), names)  # noqa: S102 - our own document
+    few_shot, multi_task = blocks(ROOT / "README.md", "python")
+    exec(few_shot, names)  # noqa: S102 - our own document
     assert all(layer.weight.grad is not None for layer in layers)
     assert names["flat"].indicator >= 0
     with torch.no_grad():
@@ -99,6 +104,14 @@ def test_use_on_your_own_model():
     assert not names["region"].contains()
     names["region"].clamp_()
     assert names["region"].contains()
+
+    heads = {task: nn.Linear(4, 3) for task in ("left", "right")}
+    features = network(names["images"])
+    losses = {task: head(features).square().mean() for task, head in heads.items()}
+    ours = {"trunk": network, "heads": heads, "losses": losses}
+    exec(multi_task, ours)  # noqa: S102 - our own document
+    assert ours["meter"].observations == 1
+    assert set(ours["network"](names["images"])) == set(heads)
 
 
 def test_versions_agree():
