@@ -385,7 +385,6 @@ foreign = at_once(found_on, P.transfer_from, "other data", device=experiment.dev
 picked = {source: tuple(found[: P.top_k]) for source, found in foreign.items()}
 train_all(["joint"], [dict.fromkeys(P.seeds, layers) for layers in picked.values()])
 for source, layers in picked.items():
-    print(source, ranking_pair(ranking, foreign[source], P.top_k))
     for seed in P.seeds:
         note("transfer", source, "joint", seed, layers)
 
@@ -393,6 +392,8 @@ for source, layers in picked.items():
 for seed in P.seeds:
     note("transfer", "own", "joint", seed, chosen)
 
+alike = {source: ranking_pair(ranking, foreign[source], P.top_k) for source in foreign}
+display(pd.DataFrame(alike).T.round(2).rename_axis("ranking against our own"))
 study_table(studies, "transfer")
 
 # %% [markdown]

@@ -201,9 +201,11 @@ def printed_distances(printed: pd.DataFrame) -> pd.DataFrame:
     """The thesis's table 4.6 or 4.8 in the same form."""
     order = list(dict.fromkeys(printed["row"]))
     table = printed.pivot_table(index="row", columns="column", values="value", sort=False)
-    return table.reindex(index=order, columns=[name for name in order if name in table]).map(
+    table = table.reindex(index=order, columns=[name for name in order if name in table]).map(
         lambda value: "" if pd.isna(value) else f"{value:.2f}"
     )
+    quarters = {name: f"quarter {name[0]}" for name in order if name.endswith("_25_percent")}
+    return table.rename(index=quarters, columns=quarters).rename_axis(index=None, columns=None)
 
 
 # Results -----------------------------------------------------------------------------------------
