@@ -214,6 +214,11 @@ def _memory(record: RunRecord) -> str:
     return ", ".join(parts) or "not known"
 
 
+def record_files(folder: Path) -> list[Path]:
+    """The records that are kept in a folder; the notes on them in ``rechecked/`` are none."""
+    return sorted(set(folder.rglob("*.*.json")) - set(folder.glob("rechecked/**/*")))
+
+
 def _threads(record: RunRecord) -> str:
     return f"{record.threads}" + (f", {record.workers} workers" if record.workers > 1 else "")
 
@@ -263,7 +268,7 @@ def write_pages(profile: str) -> None:
     """Write all parts from the records of the runs ``main`` and from the chapters."""
     names = chapters()
     live = [load_record(RUNS / name / profile / MAIN_RUN) for name in names]
-    files = sorted((ROOT / "results").rglob("*.*.json"))
+    files = record_files(ROOT / "results")
     committed = [record for record in map(load_record, files) if record.chapter in names]
     write_text(FOLDER / "execution.md", execution_part(live, committed))
     write_text(FOLDER / "parameters.md", parameters_part(names))

@@ -220,6 +220,17 @@ def test_execution_part_tells_time_device_and_versions():
     )
 
 
+def test_notes_beside_records_are_no_records(tmp_path):
+    for name in ("part.full.json", "proofs/part.full.json", "rechecked/part.full.json",
+                 "rechecked/proofs/part.full.json"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = [str(path.relative_to(tmp_path)) for path in pages.record_files(tmp_path)]
+    assert names == ["part.full.json", "proofs/part.full.json"]
+    for path in pages.record_files(project.ROOT / "results"):
+        load_record(path)
+
+
 @pytest.mark.parametrize("path", sorted((project.ROOT / "results").glob("*.json")))
 def test_the_command_named_for_a_committed_record_is_there(path):
     text = pages.execution_part([record()], [load_record(path)])
