@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ktlib import provenance, records, results
+from ktlib.committed import Recheck
 from ktlib.results import RunRecord
 
 
@@ -212,11 +213,16 @@ def test_label_of_a_record_that_is_not_there_yet():
 def test_every_committed_record_is_valid():
     """The long runs kept with the project."""
     folder = provenance.project_root(records.__file__) / "results"
-    for path in sorted(folder.rglob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         record = results.load_record(path)
         name = path.relative_to(folder).as_posix()
         assert name == f"{record.chapter}.{record.profile}.json"
         assert record.data, f"{name} does not say which data it saw"
+    for path in sorted((folder / "rechecked").glob("*.json")):
+        note = Recheck.model_validate_json(path.read_text(encoding="utf-8"))
+        record = results.load_record(folder / path.name)
+        assert note.seed in record.seeds
+        assert note.rows > 0
 
 
 def test_record_of_a_gpu_has_its_memory(record, monkeypatch):

@@ -18,6 +18,7 @@ from ktlib.fcl.parameters import METHODS
 from ktlib.fcl.report import best_values, flatness_ratios, paired_difference, study_rows
 from ktlib.parameters import check_parameter_file
 from ktlib.results import committed_record
+from ktlib.seeding import deterministic
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = 4.0  # between two trainings that differ in rounding alone, 2 were seen
@@ -26,6 +27,8 @@ POINTS = 4.0  # between two trainings that differ in rounding alone, 2 were seen
 @pytest.fixture(autouse=True)
 def _here(monkeypatch):
     monkeypatch.chdir(ROOT)
+    with deterministic():  # as the chapter asks for; taken back afterwards
+        yield
 
 
 def play_plain_network(parameters):

@@ -37,6 +37,7 @@ def test_features_at_the_resolution_of_the_image(size):
 
 
 def test_unpooling_is_that_of_torch_and_repeatable():
+    torch.use_deterministic_algorithms(False)  # of which torch's own unpooling warns
     before = torch.randn(2, 3, 9, 6, requires_grad=True)
     pooled, places = nn.MaxPool2d(2, return_indices=True)(before)
     theirs = nn.MaxUnpool2d(2)(pooled, places, output_size=before.shape)
