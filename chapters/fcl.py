@@ -61,7 +61,7 @@ ways = 5  # new classes per few-shot session; the thesis: 5 (CUB: 10)
 shots = 5  # training images per new class; the thesis: 5
 class_seed = 1997  # seed of the class order; the thesis: 1997
 base_images = 30  # training images per base class, 0: all; the thesis: 500 (CUB: 30)
-test_images = 12  # test images per class, 0: all; the thesis: 100 (CUB: 58)
+test_images = 10  # test images per class, 0: all; the thesis: 100 (CUB: 58)
 weights = ""  # "": random initial weights; DEFAULT or a file: ResNet18 with ImageNet weights (CUB)
 width = 16  # channels of the first ResNet18 stage; the thesis: 64
 stem_stride = 3  # stride of the first convolution; the thesis: 1
@@ -93,7 +93,7 @@ method_settings = {
 }  # chosen on held-out training images, see below; mostly not stated in the thesis
 sam_radius = 0.05  # step uphill of SAM, over all weights together; not in the thesis
 ewc_bound = 0.16  # half-width of the wider box, in units of the weights; not in the thesis
-flatness_draws = 60  # random points of the box per measurement; the thesis: 1000
+flatness_draws = 40  # random points of the box per measurement; the thesis: 1000
 flatness_images = 50  # images per split of each measurement; not stated in the thesis
 flatness_bounds = [0.04]  # half-widths to measure at; not stated in the thesis
 landscape_directions = 5  # random lines through each minimum; not in the thesis
