@@ -36,7 +36,7 @@ from ktlib.parameters import check_parameter_file
 from ktlib.results import RunRecord, load_record
 
 CHAPTER = Path(__file__).parents[1] / "chapters" / "recon.py"
-RATES = (0.01, 0.02, 0.05)
+RATES = (0.01, 0.02, 0.05, 0.1)
 VALIDATION_IMAGES = 2000
 SEEDS = [100, 101]
 

@@ -121,16 +121,11 @@ def test_what_studies_report_of_a_run():
     e = experiment()
     run = e.train("joint", 0)
     found = run_result(run, {"item": {"accuracy": 50.0}, "digit": {"accuracy": 60.0}})
-    below = sum(histogram for histogram in severe_counts(run))
+    below = sum(meter.shared_score(-0.01) for meter in run.meters)
     assert found.pop("severe") == pytest.approx(100 * below / 8)
     assert found == {"accuracy": 55.0, "item": 50.0, "digit": 60.0}
     alone = run_result(TrainedRun(e.new_network(0)), {"item": {"accuracy": 50.0}})
     assert alone == {"accuracy": 50.0, "item": 50.0, "severe": None}
-
-
-def severe_counts(run):
-    """Number of cosines below -0.01 in each quarter, over all shared parameters."""
-    return [meter.shared_score(-0.01) for meter in run.meters]
 
 
 def test_split_layers_leave_the_count_and_start_equal():

@@ -16,6 +16,7 @@ from ktlib.results import RunRecord, load_record
 from workflow import browser, pages, project, stage
 from workflow.check_chapters import Chapter, parameter_files
 from workflow.guard import BuildRunningError, build_lock, move_into_place, partial_folder
+from workflow.run_chapter import kernel_environment
 
 SOURCE = """\
 # ---
@@ -218,6 +219,13 @@ def test_execution_part_tells_time_device_and_versions():
     assert "`python -m benchmarks.methods_part --profile cpu`" in pages.execution_part(
         [record()], [record(profile="methods_cpu")]
     )
+
+
+def test_a_chapter_has_a_worker_for_each_thread_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("KTLIB_WORKERS", raising=False)
+    assert kernel_environment(threads=2)["KTLIB_WORKERS"] == "2"
+    monkeypatch.setenv("KTLIB_WORKERS", "1")  # as a record says that is computed again
+    assert kernel_environment(threads=2)["KTLIB_WORKERS"] == "1"
 
 
 def test_notes_beside_records_are_no_records(tmp_path):
