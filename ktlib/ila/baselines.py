@@ -1,0 +1,202 @@
+"""Cheap scores of layers, against which the learned ones of ILA are measured.
+
+Each gives a :class:`~ktlib.ila.ranking.LayerRanking` in which higher is more important. The first
+three of these numbers agree where the loss is linear in the gates: the loss that removing a layer's
+update costs (:func:`ablation_scores`), and minus the derivative of the loss by the layer's gate
+(:func:`first_order_scores`). The size of the update (:func:`update_norms`) looks at no data at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+
+from ktlib.device import PrecisionName
+from ktlib.ila.checks import Batch, checked_batches, loss_on, require_finite
+from ktlib.ila.gates import LayerGate, Link, gated_updates, gated_weights
+from ktlib.ila.layers import active_adapter, base_weights, linear_layers, plain_lora_layers
+from ktlib.ila.ranking import LayerRanking
+from ktlib.ila.search import provenance_of
+from ktlib.progress import progress
+
+
+def first_order_scores(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    base_state: Mapping[str, Tensor] | None = None,
+    precision: PrecisionName = "auto",
+    data: str = "",
+) -> LayerRanking:
+    """Minus ``<grad_i L, Dtheta_i>``, the inner product of a layer's gradient and its update.
+
+    It equals minus d loss / d gamma_i at gamma = 1: to first order, what the loss gains when the
+    update is removed. One forward and one backward pass per batch; the mean over the batches, and
+    its standard error.
+
+    Args:
+        model: a model with LoRA adapters; or, with ``base_state``, one fine-tuned as a whole.
+        batches: as in :func:`~ktlib.ila.search.rank_layers`.
+        base_state: state dict before fine-tuning, for a model without adapters.
+        precision: as in :func:`ktlib.device.autocast`.
+        data: a note on the batches, for the provenance.
+
+    Raises:
+        ValueError, FloatingPointError: as :func:`~ktlib.ila.search.rank_layers`.
+    """
+    found = checked_batches(model, batches)
+    rows = []
+    with _gates(model, base_state, 1.0, _identity) as gates:
+        for number, batch in enumerate(progress(found, "first-order scores")):
+            loss = loss_on(model, batch, precision)
+            require_finite(loss, f"batch {number}")
+            gammas = [gate.score for gate in gates.values()]
+            gradients = torch.autograd.grad(loss, gammas, allow_unused=True)
+            rows.append([0.0 if g is None else -float(g) for g in gradients])
+        names = list(gates)
+    _require_finite_scores(rows, names)
+    return _ranking(model, names, rows, base_state, "first_order", data)
+
+
+@torch.no_grad()
+def ablation_scores(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    base_state: Mapping[str, Tensor] | None = None,
+    precision: PrecisionName = "auto",
+    data: str = "",
+) -> LayerRanking:
+    """How much the loss rises when the update of one layer alone is removed.
+
+    Per batch one forward pass for each layer and one with all updates; the mean over the batches,
+    and the standard error of the paired differences.
+
+    Args:
+        model: a model with LoRA adapters; or, with ``base_state``, one fine-tuned as a whole.
+        batches: as in :func:`~ktlib.ila.search.rank_layers`.
+        base_state: state dict before fine-tuning, for a model without adapters.
+        precision: as in :func:`ktlib.device.autocast`.
+        data: a note on the batches, for the provenance.
+
+    Raises:
+        ValueError, FloatingPointError: as :func:`~ktlib.ila.search.rank_layers`.
+    """
+    found = checked_batches(model, batches)
+    whole: list[float] = []
+    without: dict[str, list[float]] = {}
+    with _gates(model, base_state, 1.0, _identity) as gates:
+        for number, batch in enumerate(found):
+            whole.append(require_finite(loss_on(model, batch, precision), f"batch {number}"))
+        for name, gate in progress(gates.items(), "ablation of layers", total=len(gates)):
+            gate.score.fill_(0.0)
+            without[name] = [
+                require_finite(loss_on(model, batch, precision), f"batch {number} without {name}")
+                for number, batch in enumerate(found)
+            ]
+            gate.score.fill_(1.0)
+    rows = [[without[n][batch] - whole[batch] for n in without] for batch in range(len(found))]
+    return _ranking(model, list(without), rows, base_state, "ablation", data)
+
+
+@torch.no_grad()
+def update_norms(
+    model: nn.Module, *, base_state: Mapping[str, Tensor] | None = None
+) -> LayerRanking:
+    """Frobenius norm of each layer's update: ``||beta B A||``, or ``||theta_t - theta_0||``.
+
+    B A is never formed: ``||B A||^2`` is the sum of all products of entries of ``B^T B`` and
+    ``A A^T``, both (rank, rank). Biases count. There are no standard errors, as there is no data.
+
+    Args:
+        model: a model with LoRA adapters; or, with ``base_state``, one fine-tuned as a whole.
+        base_state: state dict before fine-tuning, for a model without adapters.
+
+    Raises:
+        ValueError: as :func:`~ktlib.ila.search.rank_layers`.
+    """
+    norms = _lora_norms(model) if base_state is None else _weight_norms(model, base_state)
+    return _ranking(model, list(norms), [list(norms.values())], base_state, "update_norm", "")
+
+
+def _lora_norms(model: nn.Module) -> dict[str, float]:
+    layers = plain_lora_layers(model)
+    adapter = active_adapter(layers)
+    norms = {}
+    for name, layer in layers.items():
+        # Convolutions: A has (rank, in, height, width), B (out, rank, 1, 1).
+        first = layer.lora_A[adapter].weight.double().flatten(1)
+        second = layer.lora_B[adapter].weight.double().flatten(1)
+        square = ((second.T @ second) * (first @ first.T)).sum()
+        bias = getattr(layer.lora_B[adapter], "bias", None)
+        if bias is not None:
+            square = square + bias.double().square().sum()
+        norms[name] = abs(float(layer.scaling[adapter])) * math.sqrt(max(0.0, float(square)))
+    return norms
+
+
+def _weight_norms(model: nn.Module, base_state: Mapping[str, Tensor]) -> dict[str, float]:
+    before, norms = base_weights(model, base_state), {}
+    for name, layer in linear_layers(model).items():
+        parts = [
+            (layer.get_parameter(key).double() - value.double()).square().sum()
+            for key, value in before[name].items()
+        ]
+        norms[name] = math.sqrt(sum(map(float, parts)))
+    return norms
+
+
+@contextmanager
+def _gates(
+    model: nn.Module, base_state: Mapping[str, Tensor] | None, score: float, link: Link
+) -> Iterator[dict[str, LayerGate]]:
+    gated = (
+        gated_updates(model, score, link)
+        if base_state is None
+        else gated_weights(model, base_state, score, link)
+    )
+    with gated as gates:
+        yield gates
+
+
+def _identity(score: Tensor) -> Tensor:
+    return score
+
+
+def _require_finite_scores(rows: list[list[float]], names: list[str]) -> None:
+    for number, row in enumerate(rows):
+        bad = [name for name, value in zip(names, row, strict=True) if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(
+                f"gradients must be finite. Found others in batch {number}, layer {bad[0]}."
+            )
+
+
+def _ranking(
+    model: nn.Module,
+    names: list[str],
+    rows: list[list[float]],
+    base_state: Mapping[str, Tensor] | None,
+    method: str,
+    data: str,
+) -> LayerRanking:
+    """Mean over batches, and its standard error where there are at least two."""
+    values = torch.tensor(rows, dtype=torch.float64)
+    errors = {}
+    if len(rows) > 1:
+        spread = values.std(dim=0) / math.sqrt(len(rows))
+        errors = dict(zip(names, spread.tolist(), strict=True))
+    settings: dict[str, JsonValue] = {"method": method}
+    if method != "update_norm":
+        settings["batches"] = len(rows)
+    return LayerRanking(
+        scores=dict(zip(names, values.mean(dim=0).tolist(), strict=True)),
+        standard_errors=errors,
+        settings=settings,
+        provenance=provenance_of(model, names, "full" if base_state else "lora", data),
+    )

@@ -1,0 +1,144 @@
+"""Batches of tokens: checked before a long run starts, moved to the model, turned into a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ktlib.device import PrecisionName, autocast
+
+Batch = Mapping[str, Tensor]
+IGNORE = -100
+"""Label of a token that is no target."""
+
+
+def checked_batches(model: nn.Module, batches: Iterable[Batch]) -> list[dict[str, Tensor]]:
+    """All batches as a list, if the model can compute a loss on each.
+
+    Args:
+        model: a transformers model, with or without adapters.
+        batches: dicts of ``input_ids``, ``attention_mask`` and ``labels``, each
+            ``(batch, length)``; labels are -100 where there is no target.
+
+    Raises:
+        ValueError: there is no batch; or one has the wrong form, no target, more tokens than the
+            model's context, or tokens that the model does not know. The batch is named.
+        TypeError: a batch is no dict of tensors.
+    """
+    if isinstance(batches, Mapping):
+        raise TypeError(
+            "batches must be a sequence of batches. Found a single one: pass [batch] instead."
+        )
+    found = [_checked_form(number, batch) for number, batch in enumerate(batches)]
+    if not found:
+        raise ValueError("batches must hold at least one batch. Found none.")
+    context, vocabulary = context_length(model), _vocabulary_size(model)
+    for number, batch in enumerate(found):
+        _check_tokens(number, batch, context, vocabulary)
+    return found
+
+
+def _checked_form(number: int, batch: Any) -> dict[str, Tensor]:
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"batches must be dicts of tensors. Found {type(batch).__name__} as batch {number}."
+        )
+    missing = [key for key in ("input_ids", "labels") if key not in batch]
+    if missing:
+        raise ValueError(
+            f"batches must have `input_ids` and `labels`. Batch {number} lacks {missing}; it has "
+            f"{sorted(batch)}."
+        )
+    other = [key for key, value in batch.items() if not isinstance(value, Tensor)]
+    if other:
+        raise TypeError(f"batches must be dicts of tensors. In batch {number}, {other} are none.")
+    return dict(batch)
+
+
+def _check_tokens(number: int, batch: Batch, context: int | None, vocabulary: int | None) -> None:
+    ids, labels = batch["input_ids"], batch["labels"]
+    if ids.ndim != 2 or not ids.numel():
+        raise ValueError(
+            "input_ids must have shape (batch, length), both at least 1. Found "
+            f"{tuple(ids.shape)} in batch {number}."
+        )
+    if context is not None and ids.shape[1] > context:
+        raise ValueError(
+            f"batches must not be longer than the model's context of {context} tokens. Found "
+            f"{ids.shape[1]} in batch {number}: shorten or split its texts."
+        )
+    if vocabulary is not None and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+        raise ValueError(
+            f"input_ids must lie in [0, {vocabulary}), the model's vocabulary. Found "
+            f"{int(ids.min())} to {int(ids.max())} in batch {number}: is the tokenizer the model's?"
+        )
+    # A causal model predicts the next token: the first label is never a target.
+    targets = labels[:, 1:] if labels.shape == ids.shape else labels
+    if not bool((targets != IGNORE).any()):
+        raise ValueError(
+            f"batches must have target tokens, labels other than {IGNORE} after the first token. "
+            f"Found none in batch {number}: was the answer cut off?"
+        )
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Most tokens that the model's configuration allows; None where it does not say."""
+    length = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def _vocabulary_size(model: nn.Module) -> int | None:
+    embeddings = _input_embeddings(model)
+    size = getattr(embeddings, "num_embeddings", None)
+    return size if isinstance(size, int) else None
+
+
+def _input_embeddings(model: Any) -> nn.Module | None:
+    try:
+        found = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where the model takes its tokens: the device of its input embeddings."""
+    embeddings = _input_embeddings(model) or model
+    return next(iter(embeddings.parameters())).device
+
+
+def loss_on(model: nn.Module, batch: Batch, precision: PrecisionName = "auto") -> Tensor:
+    """Mean loss over the target tokens of a batch, as the model itself computes it.
+
+    Args:
+        model: called as ``model(**batch)``; gives an output with ``.loss``.
+        batch: tensors, moved to the model's device if they are elsewhere.
+        precision: as in :func:`ktlib.device.autocast`.
+
+    Raises:
+        TypeError: the output has no loss.
+    """
+    device = input_device(model)
+    here = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    with autocast(device, precision):
+        loss = getattr(model(**here), "loss", None)
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"model must return a loss for a batch with labels. {type(model).__name__} does not."
+        )
+    return loss
+
+
+def require_finite(loss: Tensor, place: str) -> float:
+    """The value of a loss.
+
+    Raises:
+        FloatingPointError: it is NaN or infinite; ``place`` says where.
+    """
+    value = float(loss.detach())
+    if value - value != 0:  # NaN and the infinities differ from themselves by NaN
+        raise FloatingPointError(f"loss must be finite. Found {value} at {place}.")
+    return value

@@ -1,0 +1,192 @@
+"""The layers of a language model that ILA ranks: adapted linear modules, or all linear modules.
+
+A layer is named as in the transformers model, without the prefixes that peft and other wrappers
+put before it: ``model.layers.0.self_attn.q_proj``, ``lm_head``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+# Wrappers of PyTorch that add a part to the names of what they hold.
+_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# Kinds of LoraLayer whose forward pass does not call lora_A and lora_B one after the other.
+_OTHER_FORWARD = frozenset({"MultiheadAttention", "ParamWrapper"})
+
+
+def layer_name(module_name: str) -> str:
+    """The name of a module as in the transformers model, from that in a wrapped or peft model."""
+    parts = [part for part in module_name.split(".") if part not in _WRAPPERS]
+    name = ".".join(parts).removeprefix("module.")
+    return name.removeprefix("base_model.model.")
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """The modules that the active LoRA adapter of peft adapts.
+
+    Returns:
+        Name of the layer -> its ``peft.tuners.lora.LoraLayer``, in the order of the model.
+
+    Raises:
+        ValueError: the model has no LoRA adapters, none of them is active, or several are.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = {layer_name(n): m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+    if not found:
+        other = {type(m).__name__ for m in model.modules() if isinstance(m, BaseTunerLayer)}
+        hint = f"adapters of another kind: {sorted(other)}" if other else "none"
+        raise ValueError(
+            "model must have LoRA adapters, put there by peft.get_peft_model or "
+            f"PeftModel.from_pretrained and not merged away. Found {hint} in "
+            f"{type(model).__name__}."
+        )
+    active = {name: _active_here(layer) for name, layer in found.items()}
+    names = sorted({adapter for here in active.values() for adapter in here})
+    if len(names) != 1:
+        raise ValueError(
+            "model must have one active LoRA adapter; choose it with model.set_adapter. "
+            f"Found {names if names else 'none that is active'}."
+        )
+    return {name: layer for name, layer in found.items() if active[name]}
+
+
+def _active_here(layer: Any) -> list[str]:
+    """The active adapters that this layer has weights of."""
+    held = {*layer.lora_A.keys(), *layer.lora_embedding_A.keys()}
+    return [adapter for adapter in layer.active_adapters if adapter in held]
+
+
+def active_adapter(layers: Mapping[str, Any]) -> str:
+    """The name of the adapter that all of ``layers``, from :func:`adapted_layers`, use."""
+    return _active_here(next(iter(layers.values())))[0]
+
+
+def plain_lora_layers(model: nn.Module) -> dict[str, Any]:
+    """:func:`adapted_layers`, if each computes ``base(x) + beta B A x`` through modules A and B.
+
+    That holds for linear and convolution layers, quantised ones too. It does not hold for DoRA and
+    other variants, for AdaLoRA, and for adapted embeddings.
+
+    Raises:
+        ValueError: adapters are merged or switched off, or a layer is of another kind; as
+            :func:`adapted_layers`.
+    """
+    layers = adapted_layers(model)
+    adapter = active_adapter(layers)
+    merged = [name for name, layer in layers.items() if layer.merged]
+    if merged:
+        raise ValueError(
+            "model must have its adapters apart from the weights; call model.unmerge_adapter() "
+            f"first. Found merged ones in {some_of(merged)}."
+        )
+    if any(layer.disable_adapters for layer in layers.values()):
+        raise ValueError(
+            "model must have its adapters switched on; call model.enable_adapter_layers() first."
+        )
+    other = {name: kind for name, layer in layers.items() if (kind := _variant(layer, adapter))}
+    if other:
+        raise ValueError(
+            "model must have plain LoRA adapters on its layers, whose update is beta B A. Found "
+            f"{', '.join(sorted(set(other.values())))} in {some_of(list(other))}."
+        )
+    return layers
+
+
+def _variant(layer: Any, adapter: str) -> str | None:
+    """What a layer is if not plain LoRA; None if it is."""
+    variant = getattr(layer, "lora_variant", {}).get(adapter)
+    if variant is not None:
+        return type(variant).__name__
+    if adapter not in layer.lora_A:
+        return "an adapted embedding"
+    modules = (layer.lora_A[adapter], layer.lora_B[adapter])
+    plain = all(isinstance(module, nn.Module) for module in modules)
+    kind = type(layer).__name__
+    return None if plain and kind not in _OTHER_FORWARD else kind
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """All linear modules of a model without adapters: ``nn.Linear`` and the ``Conv1D`` of GPT-2.
+
+    Returns:
+        Name of the layer -> module, in the order of the model.
+
+    Raises:
+        ValueError: the model has adapters of peft, or no linear module.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers.pytorch_utils import Conv1D
+
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "model must be fine-tuned as a whole here. Found adapters of peft: use rank_layers, or "
+            "merge_and_unload() them first."
+        )
+    found: dict[str, nn.Module] = {
+        layer_name(name): module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module.weight.is_floating_point()
+    }
+    if not found:
+        raise ValueError(f"model must have linear layers. Found none in {type(model).__name__}.")
+    return found
+
+
+def base_weights(
+    model: nn.Module, base_state: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """Weights before fine-tuning of each linear layer, looked up in a state dict.
+
+    A head tied to the embeddings may stand in ``base_state`` under either name.
+
+    Returns:
+        Name of the layer -> ``{"weight": (out, in), "bias": (out,)}``, on the device and in the
+        type of the model's own; without bias where the layer has none.
+
+    Raises:
+        ValueError: weights are missing or have another shape; as :func:`linear_layers`.
+        TypeError: ``base_state`` is no mapping.
+    """
+    if not isinstance(base_state, Mapping):
+        raise TypeError(
+            "base_state must be the state dict of the model before fine-tuning. Found "
+            f"{type(base_state).__name__}."
+        )
+    known = {layer_name(name): tensor for name, tensor in base_state.items()}
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(layer_name(name))
+    weights: dict[str, dict[str, Tensor]] = {}
+    missing: list[str] = []
+    reshaped: list[str] = []
+    for layer, module in linear_layers(model).items():
+        weights[layer] = {}
+        for key, parameter in module.named_parameters(recurse=False):
+            # Its own name first: the two may have been apart before fine-tuning.
+            candidates = (f"{layer}.{key}", *names[id(parameter)])
+            before = next((known[name] for name in candidates if name in known), None)
+            if before is None:
+                missing.append(f"{layer}.{key}")
+            elif before.shape != parameter.shape:
+                reshaped.append(f"{layer}.{key}")
+            else:
+                weights[layer][key] = before.detach().to(parameter)
+    if missing:
+        raise ValueError(f"base_state must hold every layer. Missing are {some_of(missing)}.")
+    if reshaped:
+        raise ValueError(
+            f"base_state must have the shapes of the model. Others have {some_of(reshaped)}."
+        )
+    return weights
+
+
+def some_of(names: Iterable[str], at_most: int = 5) -> str:
+    """Names for a message: the first few, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - at_most} more" if len(listed) > at_most else ""
+    return ", ".join(listed[:at_most]) + more

@@ -1,0 +1,69 @@
+"""Batches that cannot be used are refused before anything runs."""
+
+import pytest
+import torch
+from torch import nn
+
+from ktlib.ila.checks import checked_batches, context_length, loss_on, require_finite
+
+
+def test_good_batches_come_back_as_they_are(lora_llama, batches):
+    found = checked_batches(lora_llama, iter(batches))
+    assert len(found) == 3
+    for one, other in zip(found, batches, strict=True):
+        assert all(one[key] is other[key] for key in other)
+
+
+def test_no_batches_and_things_that_are_none(llama, batches):
+    with pytest.raises(ValueError, match="at least one batch"):
+        checked_batches(llama, [])
+    with pytest.raises(TypeError, match="Found a single one"):
+        checked_batches(llama, batches[0])
+    with pytest.raises(TypeError, match="Found list as batch 1"):
+        checked_batches(llama, [batches[0], [1]])
+    with pytest.raises(TypeError, match=r"In batch 0, \['labels'\] are none"):
+        checked_batches(llama, [{**batches[0], "labels": [1, 2]}])
+    with pytest.raises(ValueError, match=r"Batch 0 lacks \['labels'\]"):
+        checked_batches(llama, [{"input_ids": batches[0]["input_ids"]}])
+
+
+def test_a_batch_longer_than_the_context_is_named(llama, batches, new_batches):
+    assert context_length(llama) == 32
+    long = new_batches(1, length=33)
+    with pytest.raises(ValueError, match="context of 32 tokens. Found 33 in batch 3"):
+        checked_batches(llama, batches + long)
+    checked_batches(llama, new_batches(1, length=32))
+
+
+def test_a_batch_without_targets_is_named(llama, batches):
+    labels = torch.full_like(batches[1]["labels"], -100)
+    labels[:, 0] = 5  # a causal model never predicts the first token
+    bad = {**batches[1], "labels": labels}
+    with pytest.raises(ValueError, match="Found none in batch 1"):
+        checked_batches(llama, [batches[0], bad])
+    labels[0, 1] = 5
+    checked_batches(llama, [bad])
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(llama, batches):
+    ids = batches[0]["input_ids"].clone()
+    ids[0, 0] = 64
+    with pytest.raises(ValueError, match=r"\[0, 64\).*to 64 in batch 0: is the tokenizer"):
+        checked_batches(llama, [{**batches[0], "input_ids": ids}])
+    with pytest.raises(ValueError, match=r"shape \(batch, length\).*\(20,\) in batch 0"):
+        checked_batches(llama, [{**batches[0], "input_ids": torch.arange(20)}])
+
+
+def test_the_loss_is_the_models_own(llama, batches):
+    assert torch.equal(loss_on(llama, batches[0]), llama(**batches[0]).loss)
+    bare = nn.Linear(2, 2)
+    bare.forward = lambda **_: object()
+    with pytest.raises(TypeError, match="Linear does not"):
+        loss_on(bare, batches[0])
+
+
+def test_a_loss_that_is_not_finite_is_refused_with_its_place():
+    assert require_finite(torch.tensor(2.0), "step 1") == 2.0
+    for value in ("nan", "inf", "-inf"):
+        with pytest.raises(FloatingPointError, match=f"Found {value} at step 3, batch 7"):
+            require_finite(torch.tensor(float(value)), "step 3, batch 7")
