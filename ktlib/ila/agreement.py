@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from ktlib.ila.ranking import layers_in
 from ktlib.seeding import numpy_generator
 
 TOPS = (0.75, 0.3)
@@ -118,9 +119,10 @@ def jaccard(
 
     Args:
         one: names of the layers, best first, or an object that has such ``names``; or name ->
-            score, best is highest, equal scores in the order of the names.
+            score, best is highest, of equal ones the earlier.
         other: as ``one``, of the same layers.
-        top: share of the layers in each set; the number is rounded, half upwards, and at least 1.
+        top: share of the layers in each set; how many that is, :func:`ktlib.ila.ranking.layers_in`
+            says.
         kind: name of a layer -> its kind.
         permutations: random permutations for ``p_value_sampled``; 0: none.
         seed: of the permutations.
@@ -129,12 +131,11 @@ def jaccard(
         ValueError: ``top`` lies outside (0, 1], the rankings are of different layers or of fewer
             than two, a layer is ranked twice, or a score is not finite.
     """
-    _check_top(top)
     if permutations < 0:
         raise ValueError(f"permutations must be at least 0. Found permutations={permutations}.")
     first, second = _names(one), _names(other)
     _check_same(first, second)
-    size = top_count(len(first), top)
+    size = layers_in(top, len(first))
     sets = set(first[:size]), set(second[:size])
     common = len(sets[0] & sets[1])
     pmf = _random_overlap(len(first), size, size)
@@ -213,11 +214,6 @@ def agreement_by_step(
     return rows
 
 
-def top_count(layers: int, top: float) -> int:
-    """How many of some layers are the top share of them: rounded, half upwards, at least 1."""
-    return max(1, math.floor(top * layers + 0.5))
-
-
 def chance_level(layers: int, top: float) -> float:
     """Mean Jaccard index of two random sets of this share of the layers: exact.
 
@@ -226,10 +222,9 @@ def chance_level(layers: int, top: float) -> float:
     Raises:
         ValueError: ``top`` lies outside (0, 1], or there are fewer than two layers.
     """
-    _check_top(top)
     if layers < 2:
         raise ValueError(f"layers must be at least 2. Found layers={layers}.")
-    size = top_count(layers, top)
+    size = layers_in(top, layers)
     return _mean_index(_random_overlap(layers, size, size), size)
 
 
@@ -298,7 +293,7 @@ def _names(ranking: Ranking) -> list[str]:
         bad = {name: score for name, score in ranking.items() if not math.isfinite(score)}
         if bad:
             raise ValueError(f"scores must be finite. Found {bad}.")
-        return sorted(ranking, key=lambda name: (-ranking[name], name))
+        return sorted(ranking, key=lambda name: -ranking[name])
     listed = ranking.names if isinstance(ranking, Ranked) else ranking
     if isinstance(listed, str) or not all(isinstance(name, str) for name in listed):
         raise ValueError(
@@ -310,11 +305,6 @@ def _names(ranking: Ranking) -> list[str]:
     if twice:
         raise ValueError(f"a ranking must hold each layer once. Found twice: {twice}.")
     return names
-
-
-def _check_top(top: float) -> None:
-    if not 0 < top <= 1:
-        raise ValueError(f"top must lie in (0, 1]. Found top={top}.")
 
 
 def _check_same(first: Sequence[str], second: Sequence[str]) -> None:
