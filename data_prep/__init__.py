@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ktlib.data.facts import DATA_SETS
+from ktlib.data import facts
 from ktlib.data.files import MANIFEST, read_manifest
 from ktlib.data.root import data_root
+from ktlib.data.text_facts import TEXT_SETS
+
+DATA_SETS = (*facts.DATA_SETS, *TEXT_SETS)
 
 __all__ = ["DATA_SETS", "MANIFEST", "is_current"]
 

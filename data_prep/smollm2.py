@@ -20,9 +20,9 @@ from data_prep.command import run_command
 from data_prep.errors import SourceError
 from data_prep.packages import python_package
 from data_prep.text_sets import wheel_source
-from ktlib.data.facts import SMOLLM2_FILES, SMOLLM2_PACKED, SMOLLM2_PACKED_FACTS
 from ktlib.data.files import FileFacts, read_manifest
 from ktlib.data.root import data_root
+from ktlib.data.text_facts import SMOLLM2_FILES, SMOLLM2_PACKED, SMOLLM2_PACKED_FACTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,6 +74,8 @@ def _from_packed(folder: Path, temporary: Path, missing: Sequence[str]) -> None:
     model.save_pretrained(temporary, max_shard_size="10GB")
     # Inside tokenizer_config.json, so that the files are the same ones in every version.
     tokenizer.save_pretrained(temporary, save_jinja_files=False)
+    for file in SMOLLM2_FILES:  # some are written for their owner alone
+        (temporary / file).chmod(0o644)
 
 
 def read_packed(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

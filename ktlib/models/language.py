@@ -5,18 +5,21 @@ Weights are read from safetensors only, and code that comes with a model is neve
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ktlib.data.facts import SMOLLM2_FILES
 from ktlib.data.files import FileFacts, data_error
 from ktlib.data.loaders import manifest_facts
 from ktlib.data.root import data_root
+from ktlib.data.text_facts import SMOLLM2_FILES
 from ktlib.device import choose_device
+from ktlib.progress import shown
 from ktlib.seeding import generator
 
 if TYPE_CHECKING:
@@ -60,23 +63,22 @@ def load_language_model(
     """
     place = choose_device(device)
     if quantized:
-        _require_quantization(place)
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
-    if quantized:
-        options |= {"quantization_config": _four_bits(), "device_map": {"": place}}
+        _require_quantization(place, name)
     if name == TINY:
-        if quantized:
-            raise ValueError(f"quantized must be False for a model made here. Found name={name!r}.")
         model, tokenizer = tiny_language_model(seed)
         return model.to(device=place, dtype=dtype), tokenizer
 
     from transformers import AutoModelForCausalLM
 
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if quantized:
+        options |= {"quantization_config": _four_bits(), "device_map": {"": place}}
     source = _source(name, root)
     # The tokenizer is small: what is wrong with a name is found before anything large is fetched.
     tokenizer = load_tokenizer(name, root=root)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
+        with _bars_where_shown():
+            model = AutoModelForCausalLM.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise _not_available(name, error) from error
     if quantized:
@@ -217,8 +219,25 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _require_quantization(device: torch.device) -> None:
-    """Weights in 4 bits need a CUDA device and a package of their own."""
+@contextlib.contextmanager
+def _bars_where_shown() -> Iterator[None]:
+    """No progress bars of transformers in executed notebooks and log files."""
+    from transformers.utils import logging
+
+    if shown() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def _require_quantization(device: torch.device, name: str) -> None:
+    """Weights in 4 bits need a model from files, a CUDA device and a package of their own."""
+    if name == TINY:
+        raise ValueError(f"quantized must be False for a model made here. Found name={name!r}.")
     if device.type != "cuda":
         rule = "quantized=True needs a CUDA device"
         raise ValueError(f"{rule}. Found device={device.type!r}; use quantized=False there.")
