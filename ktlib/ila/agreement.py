@@ -278,7 +278,7 @@ def _rank_correlation(
     ranks = [stats.rankdata(column) for column in columns]
     if any(rank.min() == rank.max() for rank in ranks):
         return math.nan
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(np.stack(ranks))[0, 1])
 
 
 def _rank_values(ranking: Ranking, names: Sequence[str]) -> Mapping[str, float]:
