@@ -53,8 +53,8 @@ class LayerGate(nn.Module):
     def gamma(self) -> Tensor:
         """The factor, shape (1,), in float32.
 
-        Not a scalar: products of a scalar and a bfloat16 tensor would round it to bfloat16, where
-        neighbours of 0.98 are 0.004 apart.
+        Not a scalar: a product of a scalar and a bfloat16 tensor is bfloat16, and so would be the
+        sum over tokens that is the gradient of the score.
         """
         return self.link(self.score).reshape(1)
 

@@ -38,6 +38,8 @@ def test_frozen_adapters_stay_and_the_others_train(lora_llama, batches, early):
     frozen = freeze_unimportant(lora_llama, ranking, keep=0.75)
     assert frozen == ranking.names[::-1][:3]  # 14 layers, 10.5 of them kept: 11
     assert set(frozen) == set(ranking.names) - set(ranking.top(0.75))
+    # A gradient from before the call would be applied by the next step.
+    assert all(p.grad is None for p in adapter_weights(lora_llama, frozen).values())
     optimizer = optimizer if early else build()
     assert_step_updates(
         lambda: train(lora_llama, batches, optimizer),

@@ -58,6 +58,7 @@ def test_best_come_first_and_ties_go_by_the_order_of_the_model(ranking):
         (0.3, 225, 68),  # 67.5
         (0.75, 225, 169),  # 168.75
         (0.75, 210, 158),  # 157.5
+        (0.25, 210, 53),  # 52.5
         (0.3, 210, 63),
         (0.1, 30, 3),  # 0.1 * 30 is a little more than 3 in binary
         (0.07, 100, 7),
