@@ -26,7 +26,9 @@ from ktlib.ila.adapters import (
     with_lora,
     with_qlora,
 )
+from ktlib.ila.checks import checked_batches
 from ktlib.ila.evaluation import device_of, in_mode, on_device, target_tokens
+from ktlib.ila.snapshots import Snapshot, restore, snapshot
 from ktlib.progress import progress
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ __all__ = [
     "active_ranks",
     "finetune",
     "layer_names",
+    "own_rows",
     "restore",
     "snapshot",
     "trained_parameters",
@@ -50,7 +53,6 @@ __all__ = [
 MILESTONES = (0.01, 0.25, 0.5, 0.75, 1.0)
 """Shares of the training at which the thesis looks at the ranking (table 5.4)."""
 
-Snapshot = dict[str, Tensor]
 Batch = Mapping[str, Tensor]
 
 
@@ -62,7 +64,8 @@ class Training:
         losses: training loss of every step, in nats per target token, before its update; with
             AdaLoRA including its regulariser.
         seconds: duration of every step.
-        snapshots: share of the training -> the trained parameters after it, see :func:`restore`.
+        snapshots: share of the training -> the trained parameters after it, see
+            :func:`ktlib.ila.snapshots.restore`.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -116,8 +119,8 @@ def finetune(
             unless several processes were launched.
 
     Raises:
-        ValueError: an argument outside its range, nothing to train, too few batches, a batch
-            without target tokens.
+        ValueError: an argument outside its range, nothing to train, too few batches, a batch of
+            the wrong form, without target tokens or longer than the model's context.
         FloatingPointError: the loss or, with ``clip``, the gradient of a step is not finite. The
             step is named; the parameters are as the step before left them.
         RuntimeError: ``after_step`` changed what is trained: the optimizer would not know.
@@ -128,6 +131,8 @@ def finetune(
             "model must have parameters to train. Found none: see with_lora, with_all_weights."
         )
     _check_adalora(model, steps)
+    if isinstance(batches, Sequence):  # before anything is trained
+        batches = checked_batches(model, batches)
     accelerator = accelerator or _new_accelerator()
     own_precision = accelerator.mixed_precision != "no"
     if own_precision and precision != "auto":
@@ -187,42 +192,6 @@ def finetune(
         if own_precision:
             accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     return training
-
-
-@torch.no_grad()
-def snapshot(model: nn.Module) -> Snapshot:
-    """A copy of the trained parameters in the memory of the CPU: name -> values.
-
-    Of a sharded model every process must ask, and every one gets the whole.
-    """
-    found = {}
-    for name, parameter in trained_parameters(model).items():
-        whole = getattr(parameter, "full_tensor", None)  # that of a sharded parameter
-        values = parameter.detach() if whole is None else whole()
-        found[name] = values.to("cpu", copy=True)
-    return found
-
-
-@torch.no_grad()
-def restore(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give parameters the values of a :func:`snapshot`, bit for bit.
-
-    Raises:
-        ValueError: the model lacks one of them, or has it in another shape; nothing is changed.
-    """
-    parameters = dict(model.named_parameters())
-    wrong = [
-        name
-        for name, value in values.items()
-        if name not in parameters or parameters[name].shape != value.shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"values must be a snapshot of this model. Found {len(wrong)} parameters that it has "
-            f"not or in another shape, such as {wrong[:3]}."
-        )
-    for name, value in values.items():
-        parameters[name].copy_(value)
 
 
 def _checked(
@@ -300,33 +269,39 @@ def _repeated(
             return
 
 
-def _pieces(
-    batch: Batch, accelerator: Accelerator, rows_at_once: int | None
-) -> list[tuple[Batch, float]]:
-    """The rows of this process in pieces, each with its weight in the loss.
+def own_rows(batch: Batch, process: int, processes: int) -> tuple[Batch, float]:
+    """The rows of a batch that are one process's part, and their weight in the loss.
 
-    The gradient is the mean over the processes. A piece whose targets are a share ``q`` of those of
-    the whole batch weighs ``q`` times the number of processes: so every target token of the batch
-    counts the same.
+    Gradients are averaged over the processes. Rows whose targets are a share ``q`` of those of the
+    whole batch weigh ``q`` times the number of processes: so every target token counts the same.
+
+    Raises:
+        ValueError: fewer rows than processes, or no target token.
     """
-    processes, rows = accelerator.num_processes, len(batch["input_ids"])
+    rows, targets = len(batch["input_ids"]), target_tokens(batch)
     if rows < processes:
         raise ValueError(
             f"A batch must hold a row for every process. Found {rows} for {processes} processes."
         )
-    targets = target_tokens(batch)
     if targets == 0:
         raise ValueError("A batch must hold at least one target token. Found none.")
-    mine = {
-        key: value.tensor_split(processes)[accelerator.process_index]
-        for key, value in batch.items()
-    }
-    size = rows_at_once or rows
+    mine = {key: value.tensor_split(processes)[process] for key, value in batch.items()}
+    return mine, target_tokens(mine) * processes / targets
+
+
+def _pieces(
+    batch: Batch, accelerator: Accelerator, rows_at_once: int | None
+) -> list[tuple[Batch, float]]:
+    """The rows of this process in pieces, each with its weight in the loss."""
+    mine, weight = own_rows(batch, accelerator.process_index, accelerator.num_processes)
+    rows, targets = len(mine["input_ids"]), target_tokens(mine)
+    if rows_at_once is None or rows_at_once >= rows:
+        return [(mine, weight)]
     parts: list[Batch] = [
-        {key: value[start : start + size] for key, value in mine.items()}
-        for start in range(0, len(mine["input_ids"]), size)
+        {key: value[start : start + rows_at_once] for key, value in mine.items()}
+        for start in range(0, rows, rows_at_once)
     ]
-    return [(part, target_tokens(part) * processes / targets) for part in parts]
+    return [(part, weight * target_tokens(part) / max(1, targets)) for part in parts]
 
 
 def _backward(
