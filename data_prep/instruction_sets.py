@@ -5,6 +5,7 @@ Whatever form they come in, they are kept as one file with a conversation on eac
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from collections.abc import Iterator, Sequence
@@ -89,17 +90,15 @@ def _from_folder(
 def _read(path: Path) -> list[Any]:
     if path.suffix != ".parquet":
         return decode_rows(path.read_bytes(), path.name)
-    import pyarrow.parquet
-
-    return list(pyarrow.parquet.read_table(path).to_pylist())
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    return list(parquet.read_table(path).to_pylist())
 
 
 def _from_hub(data: InstructionSet, temporary: Path, missing: Sequence[str]) -> None:
     del missing
     if importlib.util.find_spec("datasets") is None:
         raise SourceError("the package datasets is missing: pip install 'ktlib[llm]'")
-    import datasets
-
+    datasets: Any = importlib.import_module("datasets")
     options: dict[str, Any] = {"split": "train", "cache_dir": str(temporary / "cache")}
     try:
         if data.direct:

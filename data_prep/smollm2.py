@@ -97,8 +97,9 @@ def read_packed(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     config = type(packed.config).from_dict(
         {k: v for k, v in packed.config.to_dict().items() if k != "quantization_config"}
     )
+    factory: Any = AutoModelForCausalLM  # without types
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = factory.from_config(config, dtype=torch.float32)
     model.load_state_dict(packed.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = packed.generation_config

