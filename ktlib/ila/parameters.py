@@ -1,0 +1,90 @@
+"""Parameters of the chapters on layer importance in language models, and what each may be."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ktlib.parameters import ChapterParameters
+
+COMPONENT_SETS = ("attention", "qkv", "feed_forward", "all")
+"""Parts of every block that are tuned alone in the pilot (table 5.1), and all of them."""
+
+SELECTIONS = ("all", "keep", "top", "random_keep", "random_top", "first", "last")
+"""Choices of layers to tune; see :meth:`ktlib.ila.experiment.LayerExperiment.selected`."""
+
+TUNINGS = ("lora", "adalora", "full")
+"""Ways of fine-tuning; ``quantized`` makes QLoRA of the first."""
+
+
+class LanguageParameters(ChapterParameters):
+    """Model, data and the two stages: what all experiments on layers can be told."""
+
+    model: str = Field(min_length=1, description="smollm2, tiny, a folder, or an id of the hub")
+    quantized: bool = Field(description="whether the model is held in 4 bits (QLoRA)")
+    datasets: list[str] = Field(min_length=2, description="conversations to learn from")
+    general_text: Literal["moby_dick"] = Field(
+        description="general text that should not be forgotten"
+    )
+    train_examples: int = Field(ge=0, description="training conversations of each set; 0: all")
+    test_examples: int = Field(ge=1, description="held-out conversations of each set, at most")
+    text_examples: int = Field(ge=1, description="passages of general text")
+    max_tokens: int = Field(ge=8, description="longest example in tokens; the end is cut off")
+    batch_size: int = Field(ge=1, description="conversations per step")
+    lora_rank: int = Field(ge=1, description="rank of LoRA")
+    lr: float = Field(gt=0, description="highest learning rate of LoRA")
+    full_lr: float = Field(gt=0, description="highest learning rate of full fine-tuning")
+    stage_1_steps: int = Field(ge=2, description="steps of fine-tuning before the ranking")
+    epsilon: float = Field(gt=0, description="change of the loss per step that counts as stable")
+    initial_score: float = Field(description="score of every layer at the start")
+    score_lr: float = Field(gt=0, description="learning rate of the scores")
+    stage_2_steps: int = Field(ge=2, description="steps, one batch each, of learning the scores")
+    stage_2_batch_size: int = Field(ge=1, description="conversations per step of stage 2")
+    keep: float = Field(
+        gt=0, lt=1, description="share of the layers that stay when the rest is frozen"
+    )
+    top: float = Field(gt=0, lt=1, description="share of the layers that are tuned alone")
+
+    @model_validator(mode="after")
+    def _fits_the_data(self) -> Self:
+        if len(set(self.datasets)) < len(self.datasets):
+            raise ValueError(f"datasets may hold each set once. Found {self.datasets}")
+        if self.train_examples and self.train_examples < self.batch_size:
+            raise ValueError(
+                f"train_examples must be 0 (all) or at least batch_size={self.batch_size}. "
+                f"Found {self.train_examples}"
+            )
+        if self.top > self.keep:
+            raise ValueError(f"top must be at most keep={self.keep}. Found {self.top}")
+        return self
+
+
+class IlaParameters(LanguageParameters):
+    """What ``chapters/ila.py`` can be told."""
+
+    components: list[Literal[COMPONENT_SETS]] = Field(  # type: ignore[valid-type]
+        min_length=1, description="parts of the blocks that are tuned alone in the pilot"
+    )
+    tunings: list[Literal[TUNINGS]] = Field(  # type: ignore[valid-type]
+        min_length=1, description="ways of fine-tuning that are compared"
+    )
+    selections: list[Literal[SELECTIONS]] = Field(  # type: ignore[valid-type]
+        min_length=1, description="choices of layers that are compared"
+    )
+    tuned_on: str = Field(description="the set that choices of layers are tuned on")
+    ranked_seeds: int = Field(ge=1, description="seeds, at most, whose rankings are learned")
+    compared_seeds: int = Field(ge=1, description="seeds, at most, of fine-tuning comparisons")
+    timed_steps: int = Field(ge=1, description="steps behind every time")
+
+    @model_validator(mode="after")
+    def _fits_the_comparison(self) -> Self:
+        if self.tuned_on not in self.datasets:
+            raise ValueError(f"tuned_on must be among {self.datasets}. Found {self.tuned_on!r}")
+        for name, needed in (("tunings", "lora"), ("selections", "all"), ("components", "all")):
+            found = getattr(self, name)
+            if needed not in found or len(set(found)) < len(found):
+                raise ValueError(f"{name} must hold {needed!r}, and each once. Found {found}")
+        if self.quantized and self.tunings != ["lora"]:
+            raise ValueError(f"tunings must be ['lora'] with quantized. Found {self.tunings}")
+        return self
