@@ -42,7 +42,7 @@ types: env ## check types
 	@$(BIN)/mypy
 
 data: env ## prepare the data sets that the default profile and the tests use
-	@for name in mnist fashion_mnist pairs digits multi_fashion_mnist multi_mnist multi_fashion; do $(BIN)/python -m data_prep.$$name || exit 1; done
+	@for name in mnist fashion_mnist pairs digits multi_fashion_mnist multi_mnist multi_fashion smollm2 chatterbot human_eval moby_dick; do $(BIN)/python -m data_prep.$$name || exit 1; done
 
 browser: env ## find Chromium for the tests, or install it from Debian
 	@$(BIN)/python -m workflow.browser

@@ -21,7 +21,7 @@
 # it is *fine-tuned*. All of its layers change a little. Do all of these changes matter? If not, which layers have to change, is it
 # the same ones whatever the data, and does it pay to leave the others alone?
 #
-# The answer of this chapter, ILA {cite}`shi2024ila,shi2025thesis`, is to *ask the loss*: first fine-tune all layers, then put a dial on the
+# The answer of this chapter, ILA {cite}`shi2025ila,shi2025thesis`, is to *ask the loss*: first fine-tune all layers, then put a dial on the
 # update of each layer, and learn how far each dial should be turned back.
 #
 # After this chapter you can
@@ -730,7 +730,7 @@ print("equal:", ends == plain)
 #
 # ## Further reading
 #
-# The paper {cite}`shi2024ila` and the thesis {cite}`shi2025thesis` have the printed tables. LoRA {cite}`hu2022lora`, AdaLoRA {cite}`zhang2023adalora`, which learns a rank for each layer, and QLoRA
+# The paper {cite}`shi2025ila` and the thesis {cite}`shi2025thesis` have the printed tables. LoRA {cite}`hu2022lora`, AdaLoRA {cite}`zhang2023adalora`, which learns a rank for each layer, and QLoRA
 # {cite}`dettmers2023qlora`, which keeps the weights in 4 bits. The {ref}`next chapter <chap-ila-studies>` changes one thing at a time.
 
 # %%

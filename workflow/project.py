@@ -14,11 +14,12 @@ from typing import Any
 
 import yaml
 
-from ktlib.data.facts import DATA_SETS
+from data_prep import DATA_SETS
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs"
 PROFILES = ("smoke", "cpu", "full", "gpu", "paper")
+MADE_ON_THE_SPOT = ("reasoning", "tiny")  # generated tasks; a random model
 MAIN_RUN = "main"  # the run that the book shows; others belong to sweeps
 RUN_NAME = re.compile(r"main|[a-z_]\w*=[\w.+-]+(,[a-z_]\w*=[\w.+-]+)*")
 
@@ -62,12 +63,14 @@ def parameter_file(chapter: str, profile: str, root: Path = ROOT) -> Path:
 
 
 def data_sets(chapter: str, profile: str, root: Path = ROOT, run: str = MAIN_RUN) -> list[str]:
-    """The data sets that a run of a chapter needs, named in its header.
+    """The data sets that a run of a chapter needs, named in its header; models count as such.
 
     The header's ``ktlib: {data: [pairs]}`` lists them. With ``data_parameter: dataset`` beside it,
     the value of that parameter, in the name of the run or else in the profile's file, replaces the
     list. Several parameters, ``data_parameter: [dataset, other_dataset]``, need the sets of all of
-    them; one that is given nowhere may have any default, and so stands for the whole list.
+    them; one that is given nowhere may have any default, and so stands for the whole list. What is
+    made on the spot (``reasoning``, ``tiny``), files of one's own, and what comes from a hub
+    (``owner/name``) is left out: there is nothing to prepare.
 
     Raises:
         ValueError: it names a data set that there is not. Snakemake would not say so: it takes
@@ -79,12 +82,16 @@ def data_sets(chapter: str, profile: str, root: Path = ROOT, run: str = MAIN_RUN
     if parameters:
         values = {**_yaml_mapping(parameter_file(chapter, profile, root)), **run_values(run)}
         needed = [name for key in parameters for name in _listed(values.get(key, names))]
-        names = list(dict.fromkeys(needed))
+        names = [name for name in dict.fromkeys(needed) if not _needs_nothing(str(name))]
     for name in names:
         if name not in DATA_SETS:
             known = ", ".join(DATA_SETS)
             raise ValueError(f"Chapter {chapter!r} must name data of {known}. Found {name!r}.")
     return names
+
+
+def _needs_nothing(name: str) -> bool:
+    return name in MADE_ON_THE_SPOT or "/" in name or name.endswith((".json", ".jsonl"))
 
 
 def run_values(run: str) -> dict[str, Any]:
