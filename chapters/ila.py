@@ -219,19 +219,21 @@ def tune_all(case):
 cases = [(dataset, seed) for dataset in P.datasets for seed in ranked]
 tuned = at_once(tune_all, cases, "stage 1", device=experiment.device)
 
-# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Training loss against steps, one line per data set; all fall fast and then level off.", "classes": "chart"}, "figure": {"name": "fig-ila-stage1", "caption": "Training loss of stage 1, mean over a window of steps. Dots: the step from which the loss is stable by the definition, where there is one. First seed, live run."}}
+# %%
 from ktlib.ila.stability import stable_from
 
 window = max(2, P.stage_1_steps // 6)
+histories = {name: tuned[name, P.seeds[0]].training.losses for name in P.datasets}
+stable = {name: stable_from(one, P.epsilon, window=window) for name, one in histories.items()}
+print("stable from step:", stable)
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Training loss against steps, one line per data set; all fall fast and then level off.", "classes": "chart"}, "figure": {"name": "fig-ila-stage1", "caption": "Training loss of stage 1, mean over a window of steps. Dots: the step from which the loss is stable by the definition, where there is one. First seed, live run."}}
 fig, ax = plt.subplots(figsize=(5.6, 3.0))
-for number, dataset in enumerate(P.datasets):
-    losses = np.array(tuned[dataset, P.seeds[0]].training.losses)
+for number, (dataset, losses) in enumerate(histories.items()):
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    steps = np.arange(window, len(losses) + 1)
-    ax.plot(steps, smooth, label=dataset, color=f"C{number}")
-    stable = stable_from(losses.tolist(), P.epsilon, window=window)
-    if stable is not None and stable >= window:
-        ax.plot(stable, smooth[stable - window], "o", color=f"C{number}")
+    ax.plot(np.arange(window, len(losses) + 1), smooth, label=dataset, color=f"C{number}")
+    if stable[dataset] is not None and stable[dataset] >= window:
+        ax.plot(stable[dataset], smooth[stable[dataset] - window], "o", color=f"C{number}")
 ax.set(xlabel="step", ylabel="training loss (nats per token)")
 ax.legend()
 save_figure(fig, P.run_dir, "stage1")
@@ -257,6 +259,7 @@ import torch
 from ktlib.ila import gated_updates
 from ktlib.ila.evaluation import held_out_loss
 
+# %%
 shown = [experiment.layers[i] for i in (5, len(experiment.layers) // 2, -2)]
 dial = np.linspace(0, 1, 5)
 adapted = experiment.adapted(tuned[P.tuned_on, P.seeds[0]])
@@ -346,13 +349,13 @@ print(f"mean standard error of a score:               {error:.3f}")
 # \frac{0.75^2}{2\cdot0.75-0.75^2}=0.60\quad\text{for large }N .
 # ```
 #
-# So a table of Jaccard indices needs the chance level beside it, and a test. `jaccard` gives both, exactly. It also tests against a stricter chance: rankings
+# So a table of Jaccard indices needs the chance level beside it, and a test. `ktlib.ila.agreement.jaccard` gives both, exactly. It also tests against a stricter chance: rankings
 # may agree only on which *kinds* of projection are important, so the layers are exchanged among those of their kind.
 
 # %%
 from itertools import combinations
 
-from ktlib.ila.agreement import jaccard
+from ktlib.ila.report import agreement_rows
 
 agreement = []
 for kind, pairs in {
@@ -361,9 +364,8 @@ for kind, pairs in {
 }.items():
     for one, other in pairs:
         names = (one[0], other[0]) if kind == "data sets" else (f"{one[0]}, a seed", "another")
-        for share in (P.keep, P.top):
-            found = jaccard(rankings[one], rankings[other], share)
-            agreement.append(found.long_row(*names) | {"kind": kind})
+        both = rankings[one], rankings[other]
+        agreement += agreement_rows(*both, (P.keep, P.top), *names, kind=kind)
 record.table("jaccard", agreement)
 
 # %%

@@ -88,3 +88,52 @@ class IlaParameters(LanguageParameters):
         if self.quantized and self.tunings != ["lora"]:
             raise ValueError(f"tunings must be ['lora'] with quantized. Found {self.tunings}")
         return self
+
+
+class IlaStudyParameters(LanguageParameters):
+    """What ``chapters/ila_studies.py`` can be told."""
+
+    studied_on: str = Field(description="the set whose rankings are studied")
+    batch_sizes: list[int] = Field(min_length=1, description="conversations per step of stage 2")
+    milestones: list[float] = Field(min_length=1, description="shares of stage 1 that are ranked")
+    initial_scores: list[float] = Field(min_length=1, description="scores at the start")
+    penalties: list[float] = Field(min_length=1, description="weights of the penalty on open dials")
+    full_ranked: bool = Field(description="whether full fine-tuning is ranked, too")
+    ablated: bool = Field(description="whether every update is taken away once")
+    transferred_from: list[str] = Field(description="sets whose rankings are used on another one")
+    intersected: bool = Field(description="whether layers that no set needs are left out")
+    solved_with: list[Literal[SELECTIONS]] = Field(  # type: ignore[valid-type]
+        description="choices of layers that are tuned to solve tasks"
+    )
+    tasks: int = Field(ge=1, description="held-out tasks that are solved")
+    new_tokens: int = Field(ge=1, description="longest answer to a task, in tokens")
+
+    @model_validator(mode="after")
+    def _fits_the_studies(self) -> Self:
+        if len(self.seeds) < 2:
+            raise ValueError(f"seeds must be two at least, to be compared. Found {self.seeds}")
+        for name in ("studied_on", "transferred_from"):
+            found = getattr(self, name)
+            unknown = sorted({*([found] if isinstance(found, str) else found)} - set(self.datasets))
+            if unknown:
+                raise ValueError(f"{name} must be among {self.datasets}. Found {unknown}")
+        if self.studied_on in self.transferred_from:
+            raise ValueError(f"transferred_from must not hold studied_on={self.studied_on!r}")
+        if not all(0 < share <= 1 for share in self.milestones) or 1.0 not in self.milestones:
+            raise ValueError(
+                f"milestones must lie in (0, 1] and hold 1.0. Found {self.milestones}"
+            )
+        if self.initial_score not in self.initial_scores:
+            raise ValueError(
+                f"initial_scores must hold initial_score={self.initial_score}. "
+                f"Found {self.initial_scores}"
+            )
+        if 0.0 not in self.penalties or min(self.penalties) < 0:
+            raise ValueError(f"penalties must hold 0.0 and none below. Found {self.penalties}")
+        if min(self.batch_sizes) < 1:
+            raise ValueError(f"batch_sizes must be at least 1. Found {self.batch_sizes}")
+        for name in ("batch_sizes", "milestones", "initial_scores", "penalties"):
+            found = getattr(self, name)
+            if len(set(found)) < len(found):
+                raise ValueError(f"{name} may hold each value once. Found {found}")
+        return self

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from ktlib.ila.agreement import Ranking, jaccard
 from ktlib.ila.ranking import LayerRanking
 from ktlib.paired import PairedDifference
 from ktlib.tables import format_mean_std, mean_and_spread
@@ -26,6 +27,22 @@ def score_rows(
         | {"layer": layer, "score": score, "standard_error": ranking.standard_errors.get(layer)}
         for layer, score in ranking.scores.items()
     ]
+
+
+def agreement_rows(
+    one: Ranking, other: Ranking, tops: Sequence[float], a: str, b: str, **known: Any
+) -> list[dict[str, Any]]:
+    """Rows of the record table ``jaccard`` for two rankings, one per share of the layers.
+
+    Args:
+        one: names, best first, an object that has them as ``names``, or scores.
+        other: as ``one``, of the same layers.
+        tops: shares of the layers.
+        a: what ``one`` is.
+        b: what ``other`` is.
+        **known: more columns.
+    """
+    return [jaccard(one, other, top).long_row(a, b) | known for top in tops]
 
 
 def agreement_matrix(rows: Rows, top: float) -> pd.DataFrame:
@@ -166,13 +183,11 @@ def cheap_agreement(
         cheap: case -> name of the cheap score -> its ranking.
         tops: shares of the layers.
     """
-    from ktlib.ila.agreement import jaccard
-
     return [
-        jaccard(ranking, other, top).long_row("learned", name)
-        for top in tops
+        row
         for case, ranking in learned.items()
         for name, other in cheap[case].items()
+        for row in agreement_rows(ranking, other, tops, "learned", name)
     ]
 
 
