@@ -445,7 +445,8 @@ def gap(one, other, dataset=P.tuned_on):
 for one, other in (("keep", "all"), ("top", "all"), ("top", "random_top")):
     if {one, other} <= set(P.selections):
         print(f"{one} against {other}: {in_nats(gap(one, other))}")
-print(f"forgotten by tuning all layers: {in_nats(gap('all', 'all', GENERAL_TEXT))}")
+forgotten = finetune_difference(results, ("lora", "all"), ("not tuned", ""), GENERAL_TEXT)
+print(f"general text, all layers tuned against none: {in_nats(forgotten)}")
 
 # %% [markdown]
 # ### What does it save?

@@ -295,5 +295,6 @@ def _count(epochs: int | None, steps: int | None) -> Iterator[int]:
 
 def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens of a text; marks in it were written by the template, so none is added."""
-    encoding: Any = tokenizer(text, add_special_tokens=False)
+    # Quiet: what is longer than the model reads is cut, or refused, by the caller.
+    encoding: Any = tokenizer(text, add_special_tokens=False, verbose=False)
     return [int(token) for token in encoding["input_ids"]]

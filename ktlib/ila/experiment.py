@@ -86,6 +86,7 @@ class LayerExperiment(Generic[Parameters]):
         self.parameters = parameters
         self.device = torch.device(device)
         self.held_out_split = "validation" if validation else "test"
+        self._encoded: dict[tuple[str, str], Encoded] = {}  # tokenizing takes seconds
 
     # Model -------------------------------------------------------------------------------------
 
@@ -113,16 +114,19 @@ class LayerExperiment(Generic[Parameters]):
 
     def encoded(self, dataset: str, split: str) -> Encoded:
         """Conversations of one split as tokens, with the numbers of those dropped and shortened."""
+        if (dataset, split) in self._encoded:
+            return self._encoded[dataset, split]
         p = self.parameters
         wanted = p.train_examples if split == "train" else p.test_examples
         found = load_conversations(dataset, split, size=_generated(dataset, wanted))
         pristine = _pristine(p.model, str(self.device), self.quantized)
-        return encode_conversations(
+        self._encoded[dataset, split] = encode_conversations(
             found[: wanted or None],
             self.tokenizer,
             context=context_length(pristine),
             max_tokens=p.max_tokens,
         )
+        return self._encoded[dataset, split]
 
     def examples(self, dataset: str, split: str = "train") -> tuple[Example, ...]:
         """Conversations of one split as tokens."""

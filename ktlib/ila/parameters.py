@@ -120,9 +120,7 @@ class IlaStudyParameters(LanguageParameters):
         if self.studied_on in self.transferred_from:
             raise ValueError(f"transferred_from must not hold studied_on={self.studied_on!r}")
         if not all(0 < share <= 1 for share in self.milestones) or 1.0 not in self.milestones:
-            raise ValueError(
-                f"milestones must lie in (0, 1] and hold 1.0. Found {self.milestones}"
-            )
+            raise ValueError(f"milestones must lie in (0, 1] and hold 1.0. Found {self.milestones}")
         if self.initial_score not in self.initial_scores:
             raise ValueError(
                 f"initial_scores must hold initial_score={self.initial_score}. "
