@@ -161,6 +161,12 @@ class ReconStudyParameters(MultiTaskParameters):
     transfer_from: list[Literal["multi_fashion_mnist", "multi_mnist", "multi_fashion"]] = Field(
         description="data sets whose rankings are used on `dataset`"
     )
+    skips_studied: list[Literal["last", "behind_stem"]] = Field(
+        description="choices of layers that are trained with skip connections lost, too"
+    )
+    statistics_studied: list[
+        Literal["Recon", "random_layers", "random_parameters", "first", "last"]
+    ] = Field(description="choices of layers that are trained with statistics of each task's own")
     task_counts: list[int] = Field(min_length=1, description="numbers T of tasks to time")
     timed_methods: list[Literal[GRADIENT_METHODS]] = Field(  # type: ignore[valid-type]
         min_length=1, description="methods to time"
@@ -173,6 +179,13 @@ class ReconStudyParameters(MultiTaskParameters):
             raise ValueError(
                 f"severities_studied must lie in (-1, 0]. Found {self.severities_studied}"
             )
+        absent = set(self.statistics_studied) - {"Recon", *self.controls}
+        if absent:
+            raise ValueError(
+                f"statistics_studied must be 'Recon' or among controls. Found {sorted(absent)}"
+            )
+        if "last" in self.skips_studied and "last" not in self.controls:
+            raise ValueError("skips_studied can hold 'last' only if controls hold it")
         for name, least in (("counts_studied", 0), ("task_counts", 2)):
             found = getattr(self, name)
             if min(found) < least or len(set(found)) < len(found):
