@@ -1,0 +1,153 @@
+"""Learning rates of the ILA chapters: ``python -m benchmarks.search_ila``.
+
+At the size of the live run of ``chapters/ila.py``, with two seeds that no chapter uses, on
+validation conversations; those of the test split are never loaded. Three rates are searched:
+
+- ``lr`` of LoRA on all layers and ``full_lr`` of full fine-tuning: by the loss on what was trained
+  on, mean over data sets and seeds;
+- ``score_lr`` of stage 2: by the loss with the learned dials in place, which is what stage 2
+  minimises. How well the rankings of both seeds agree stands beside it and decides nothing.
+
+The record is ``results/ila.search.json``; what it holds already is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ktlib.data.conversations import text_checksums
+from ktlib.ila import gated_updates
+from ktlib.ila.evaluation import held_out_loss
+from ktlib.ila.experiment import LayerExperiment
+from ktlib.ila.parameters import IlaParameters
+from ktlib.ila.report import agreement_rows
+from ktlib.models.language import language_model_checksums
+from ktlib.parallel import at_once
+from ktlib.parameters import check_parameter_file
+from ktlib.results import RunRecord, load_record
+
+CHAPTER = Path(__file__).parents[1] / "chapters" / "ila.py"
+OUT = Path("results/ila.search.json")
+SEEDS = [100, 101]
+RATES = {
+    "lr": (0.0003, 0.001, 0.003, 0.01),
+    "full_lr": (0.00003, 0.0001, 0.0003, 0.001),
+    "score_lr": (0.01, 0.03, 0.1, 0.3),
+}
+Case = tuple[str, float, str, int]
+
+
+def parameters_of(seeds: list[int]) -> IlaParameters:
+    """The parameters of the live run, with other seeds."""
+    given = check_parameter_file(CHAPTER, CHAPTER.parent / "params/ila.cpu.yaml", IlaParameters)
+    values = {"seeds": seeds, "profile": "search", "run_dir": ""}
+    return IlaParameters.model_validate(given.model_dump() | values)
+
+
+def validation_loss(experiment: LayerExperiment[IlaParameters], case: Case) -> float:
+    """Loss on the validation conversations of the set that was trained on."""
+    name, rate, dataset, seed = case
+    tuning = {"lr": "lora", "full_lr": "full"}[name]
+    model = experiment.prepared(tuning, "all", seed)
+    experiment.train(model, tuning, dataset, seed, lr=rate)
+    return held_out_loss(
+        model, experiment.held_out(dataset), precision=experiment.parameters.precision
+    )
+
+
+def dialled_loss(
+    experiment: LayerExperiment[IlaParameters], case: Case
+) -> tuple[float, dict[str, float]]:
+    """Validation loss with the learned dials, and the scores."""
+    _, rate, dataset, seed = case
+    run = experiment.tune(dataset, seed)
+    ranking = experiment.rank(run, lr=rate)
+    model = experiment.adapted(run)
+    with gated_updates(model) as gates:
+        for name, gate in gates.items():
+            with torch.no_grad():
+                gate.score.fill_(ranking.scores[name])
+        batches = experiment.held_out(dataset)
+        loss = held_out_loss(model, batches, precision=experiment.parameters.precision)
+    return loss, ranking.scores
+
+
+def measure(experiment: LayerExperiment[IlaParameters], case: Case) -> dict[str, Any]:
+    """One row of the search; the scores of stage 2 among it."""
+    started = time.monotonic()
+    row: dict[str, Any] = dict(zip(("name", "rate", "dataset", "seed"), case, strict=True))
+    try:
+        if row["name"] == "score_lr":
+            row["loss"], row["scores"] = dialled_loss(experiment, case)
+        else:
+            row["loss"] = validation_loss(experiment, case)
+    except FloatingPointError:
+        row["loss"] = 1e9
+    return row | {"seconds": time.monotonic() - started}
+
+
+def choose(table: pd.DataFrame) -> dict[str, float]:
+    """The rate of each name with the lowest mean loss over data sets and seeds."""
+    mean = table.groupby(["name", "rate"])["loss"].mean().reset_index()
+    best = mean.loc[mean.groupby("name")["loss"].idxmin()]
+    return dict(zip(best["name"], best["rate"], strict=True))
+
+
+def agreement(rows: list[dict[str, Any]], top: float) -> list[dict[str, Any]]:
+    """How well rankings of different seeds agree at each rate of stage 2."""
+    by_case: dict[tuple[float, str], list[dict[str, float]]] = {}
+    for row in rows:
+        if "scores" in row:
+            by_case.setdefault((row["rate"], row["dataset"]), []).append(row["scores"])
+    return [
+        found
+        for (rate, dataset), scores in by_case.items()
+        if len(scores) == 2
+        for found in agreement_rows(*scores, (top,), dataset, "another seed", score_lr=rate)
+    ]
+
+
+def main() -> None:
+    """Search, then write the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--names", nargs="+", choices=list(RATES), default=list(RATES))
+    parser.add_argument("--rates", type=float, nargs="+", help="in place of the grid")
+    given = parser.parse_args()
+    parameters = parameters_of(SEEDS)
+    sums = dict(language_model_checksums(parameters.model))
+    for name in parameters.datasets:
+        sums |= {f"{name}/{file}": value for file, value in text_checksums(name).items()}
+    record = RunRecord.start("ila", parameters, data=sums)
+    known = load_record(OUT).tables if OUT.exists() else {"search": [], "agreement": []}
+    done = {(r["name"], r["rate"], r["dataset"], r["seed"]) for r in known["search"]}
+    cases = [
+        (name, rate, dataset, seed)
+        for name in given.names
+        for rate in given.rates or RATES[name]
+        for dataset in parameters.datasets
+        for seed in SEEDS
+        if (name, rate, dataset, seed) not in done
+    ]
+    experiment = LayerExperiment(parameters, "cpu", validation=True)
+    new = list(at_once(partial(measure, experiment), cases, "search").values())
+    agreed = known["agreement"] + agreement(new, parameters.top)
+    rows = [{k: v for k, v in row.items() if k != "scores"} for row in new]
+    rows = sorted(known["search"] + rows, key=lambda r: (list(RATES).index(r["name"]), r["rate"]))
+    record.table("search", rows)
+    record.table("agreement", agreed)
+    with tempfile.TemporaryDirectory(dir=OUT.parent) as folder:
+        record.save(folder)
+        Path(folder, "result.json").replace(OUT)
+    print(f"chosen: {choose(record.frame('search'))}; written: {OUT}")
+
+
+if __name__ == "__main__":
+    main()
