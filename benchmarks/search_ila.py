@@ -14,6 +14,7 @@ The record is ``results/ila.search.json``; what it holds already is not computed
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from functools import partial
@@ -26,7 +27,7 @@ import torch
 from ktlib.data.conversations import text_checksums
 from ktlib.ila import gated_updates
 from ktlib.ila.evaluation import held_out_loss
-from ktlib.ila.experiment import LayerExperiment
+from ktlib.ila.experiment import LayerExperiment, TunedRun
 from ktlib.ila.parameters import IlaParameters
 from ktlib.ila.report import agreement_rows
 from ktlib.models.language import language_model_checksums
@@ -38,11 +39,11 @@ CHAPTER = Path(__file__).parents[1] / "chapters" / "ila.py"
 OUT = Path("results/ila.search.json")
 SEEDS = [100, 101]
 RATES = {
-    "lr": (0.0003, 0.001, 0.003, 0.01),
-    "full_lr": (0.00003, 0.0001, 0.0003, 0.001),
-    "score_lr": (0.01, 0.03, 0.1, 0.3),
+    "lr": (0.0003, 0.001, 0.003),
+    "full_lr": (0.00003, 0.0001, 0.0003),
+    "score_lr": (0.03, 0.1, 0.3),
 }
-Case = tuple[str, float, str, int]
+Case = tuple[str, tuple[float, ...], str, int]
 
 
 def parameters_of(seeds: list[int]) -> IlaParameters:
@@ -52,9 +53,10 @@ def parameters_of(seeds: list[int]) -> IlaParameters:
     return IlaParameters.model_validate(given.model_dump() | values)
 
 
-def validation_loss(experiment: LayerExperiment[IlaParameters], case: Case) -> float:
+def validation_loss(
+    experiment: LayerExperiment[IlaParameters], name: str, rate: float, dataset: str, seed: int
+) -> float:
     """Loss on the validation conversations of the set that was trained on."""
-    name, rate, dataset, seed = case
     tuning = {"lr": "lora", "full_lr": "full"}[name]
     model = experiment.prepared(tuning, "all", seed)
     experiment.train(model, tuning, dataset, seed, lr=rate)
@@ -64,34 +66,40 @@ def validation_loss(experiment: LayerExperiment[IlaParameters], case: Case) -> f
 
 
 def dialled_loss(
-    experiment: LayerExperiment[IlaParameters], case: Case
+    experiment: LayerExperiment[IlaParameters], run: TunedRun, rate: float
 ) -> tuple[float, dict[str, float]]:
     """Validation loss with the learned dials, and the scores."""
-    _, rate, dataset, seed = case
-    run = experiment.tune(dataset, seed)
     ranking = experiment.rank(run, lr=rate)
     model = experiment.adapted(run)
     with gated_updates(model) as gates:
         for name, gate in gates.items():
             with torch.no_grad():
                 gate.score.fill_(ranking.scores[name])
-        batches = experiment.held_out(dataset)
+        batches = experiment.held_out(run.dataset)
         loss = held_out_loss(model, batches, precision=experiment.parameters.precision)
     return loss, ranking.scores
 
 
-def measure(experiment: LayerExperiment[IlaParameters], case: Case) -> dict[str, Any]:
-    """One row of the search; the scores of stage 2 among it."""
-    started = time.monotonic()
-    row: dict[str, Any] = dict(zip(("name", "rate", "dataset", "seed"), case, strict=True))
-    try:
-        if row["name"] == "score_lr":
-            row["loss"], row["scores"] = dialled_loss(experiment, case)
-        else:
-            row["loss"] = validation_loss(experiment, case)
-    except FloatingPointError:
-        row["loss"] = 1e9
-    return row | {"seconds": time.monotonic() - started}
+def measure(experiment: LayerExperiment[IlaParameters], case: Case) -> list[dict[str, Any]]:
+    """Rows of the search, one for each rate; the scores of stage 2 among them.
+
+    A loss that is not finite counts as 1e9, as JSON has no number for it.
+    """
+    name, rates, dataset, seed = case
+    run = experiment.tune(dataset, seed) if name == "score_lr" else None
+    rows = []
+    for rate in rates:
+        row: dict[str, Any] = {"name": name, "rate": rate, "dataset": dataset, "seed": seed}
+        started = time.monotonic()
+        try:
+            if run is None:
+                row["loss"] = validation_loss(experiment, name, rate, dataset, seed)
+            else:
+                row["loss"], row["scores"] = dialled_loss(experiment, run, rate)
+        except FloatingPointError:
+            row["loss"] = 1e9
+        rows.append(row | {"seconds": time.monotonic() - started})
+    return rows
 
 
 def choose(table: pd.DataFrame) -> dict[str, float]:
@@ -111,7 +119,9 @@ def agreement(rows: list[dict[str, Any]], top: float) -> list[dict[str, Any]]:
         found
         for (rate, dataset), scores in by_case.items()
         if len(scores) == 2
-        for found in agreement_rows(*scores, (top,), dataset, "another seed", score_lr=rate)
+        for found in agreement_rows(
+            scores[0], scores[1], (top,), dataset, "another seed", score_lr=rate
+        )
     ]
 
 
@@ -128,16 +138,18 @@ def main() -> None:
     record = RunRecord.start("ila", parameters, data=sums)
     known = load_record(OUT).tables if OUT.exists() else {"search": [], "agreement": []}
     done = {(r["name"], r["rate"], r["dataset"], r["seed"]) for r in known["search"]}
-    cases = [
-        (name, rate, dataset, seed)
-        for name in given.names
-        for rate in given.rates or RATES[name]
-        for dataset in parameters.datasets
-        for seed in SEEDS
-        if (name, rate, dataset, seed) not in done
-    ]
+    cases = []
+    for name in given.names:
+        for dataset, seed in itertools.product(parameters.datasets, SEEDS):
+            rates = given.rates or RATES[name]
+            left = tuple(rate for rate in rates if (name, rate, dataset, seed) not in done)
+            if name == "score_lr":  # one stage 1 serves all rates of stage 2
+                cases += [(name, left, dataset, seed)] if left else []
+            else:
+                cases += [(name, (rate,), dataset, seed) for rate in left]
     experiment = LayerExperiment(parameters, "cpu", validation=True)
-    new = list(at_once(partial(measure, experiment), cases, "search").values())
+    found = at_once(partial(measure, experiment), cases, "search")
+    new = [row for rows in found.values() for row in rows]
     agreed = known["agreement"] + agreement(new, parameters.top)
     rows = [{k: v for k, v in row.items() if k != "scores"} for row in new]
     rows = sorted(known["search"] + rows, key=lambda r: (list(RATES).index(r["name"]), r["rate"]))

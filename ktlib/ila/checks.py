@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ktlib.device import PrecisionName, autocast
+from ktlib.ila.targets import IGNORED, only_targets
 
 Batch = Mapping[str, Tensor]
-IGNORE = -100
-"""Label of a token that is no target."""
 
 
 def checked_batches(model: nn.Module, batches: Iterable[Batch]) -> list[dict[str, Tensor]]:
@@ -77,9 +76,9 @@ def _check_tokens(number: int, batch: Batch, context: int | None, vocabulary: in
         )
     # A causal model predicts the next token: the first label is never a target.
     targets = labels[:, 1:] if labels.shape == ids.shape else labels
-    if not bool((targets != IGNORE).any()):
+    if not bool((targets != IGNORED).any()):
         raise ValueError(
-            f"batches must have target tokens, labels other than {IGNORE} after the first token. "
+            f"batches must have target tokens, labels other than {IGNORED} after the first token. "
             f"Found none in batch {number}: was the answer cut off?"
         )
 
@@ -124,7 +123,7 @@ def loss_on(model: nn.Module, batch: Batch, precision: PrecisionName = "auto") -
     device = input_device(model)
     here = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
     with autocast(device, precision):
-        loss = getattr(model(**here), "loss", None)
+        loss = getattr(model(**only_targets(model, here)), "loss", None)
     if not isinstance(loss, Tensor):
         raise TypeError(
             f"model must return a loss for a batch with labels. {type(model).__name__} does not."

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ktlib.device import PrecisionName, autocast
-
-IGNORED = -100
-"""The label of tokens that are no target: prompts and padding."""
+from ktlib.ila.targets import IGNORED, only_targets
 
 
 def held_out_loss(
@@ -123,13 +121,17 @@ def _summed_loss(
     model: nn.Module, batch: Mapping[str, Tensor], precision: PrecisionName
 ) -> tuple[float, int]:
     """Loss of a batch summed over its target tokens, and their number."""
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    with autocast(batch["labels"].device, precision):
+    inputs = only_targets(model, batch)
+    labels = inputs.pop("labels")
+    following = inputs.pop("shift_labels", None)  # (batch, kept)
+    with autocast(labels.device, precision):
         # The cache is for generating text; here it would only copy keys and values.
-        logits = model(**inputs, use_cache=False).logits  # (batch, length, vocabulary)
+        logits = model(**inputs, use_cache=False).logits  # (batch, kept or length, vocabulary)
+    if following is None:
+        logits, following = logits[:, :-1], labels[:, 1:]
     loss = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(),
-        batch["labels"][:, 1:].flatten(),
+        logits.flatten(0, 1).float(),
+        following.flatten(),
         ignore_index=IGNORED,
         reduction="sum",
     )

@@ -291,7 +291,13 @@ class LayerExperiment(Generic[Parameters]):
     # Comparison --------------------------------------------------------------------------------
 
     def selected(
-        self, selection: str, ranking: Ranking, seed: int, *, draw: int = 0
+        self,
+        selection: str,
+        ranking: Ranking,
+        seed: int,
+        *,
+        share: float | None = None,
+        draw: int = 0,
     ) -> tuple[str, ...]:
         """The layers of a choice by its name in the parameters, in the order of the model.
 
@@ -302,6 +308,7 @@ class LayerExperiment(Generic[Parameters]):
             selection: its name; ``all`` for all layers.
             ranking: that the choice is made by.
             seed: of a random choice.
+            share: of the layers, in the place of ``keep`` or ``top``.
             draw: number of the random choice, where one seed has several.
 
         Raises:
@@ -315,7 +322,7 @@ class LayerExperiment(Generic[Parameters]):
         kinds |= {"first": "first", "last": "last"}
         if selection not in kinds:
             raise ValueError(f"selection must be one of {['all', *kinds]}. Found {selection!r}.")
-        share = p.keep if which == "keep" else p.top
+        share = share or (p.keep if which == "keep" else p.top)
         source = generator(seed, "random layers", selection, draw) if choice == "random" else None
         return choose_layers(
             kinds[selection], self.layers, share, ranking=ranking, generator=source

@@ -29,6 +29,7 @@ from ktlib.ila.adapters import (
 from ktlib.ila.checks import checked_batches
 from ktlib.ila.evaluation import device_of, in_mode, on_device, target_tokens
 from ktlib.ila.snapshots import Snapshot, restore, snapshot
+from ktlib.ila.targets import only_targets
 from ktlib.progress import progress
 
 if TYPE_CHECKING:
@@ -318,7 +319,7 @@ def _backward(
         last = number == len(pieces)
         with nullcontext() if last else accelerator.no_sync(model):
             with context():
-                output = model(**piece, use_cache=False)
+                output = model(**only_targets(model, piece), use_cache=False)
                 # The mean over no targets is 0/0. The pass is still needed: the others wait.
                 loss = output.loss * weight if weight else (output.logits * 0).sum()
             accelerator.backward(loss)

@@ -125,7 +125,9 @@ def shared_batches(model: nn.Module, accelerator: Accelerator) -> Iterator[None]
             if parameter.requires_grad and parameter not in hooked:
                 hooked.add(parameter)
                 handles.append(parameter.register_hook(mean))
-        batch = {key: value for key, value in kwargs.items() if isinstance(value, Tensor)}
+        shared = {"logits_to_keep"}  # positions: all rows have them in common
+        tensors = {key: value for key, value in kwargs.items() if isinstance(value, Tensor)}
+        batch = {key: value for key, value in tensors.items() if key not in shared}
         rows, weight = own_rows(batch, accelerator.process_index, accelerator.num_processes)
         weights.append(weight)
         return args, {**kwargs, **rows}

@@ -72,6 +72,7 @@ class IlaParameters(LanguageParameters):
     selections: list[Literal[SELECTIONS]] = Field(  # type: ignore[valid-type]
         min_length=1, description="choices of layers that are compared"
     )
+    smaller_tops: list[float] = Field(description="shares below `top` that are tuned alone, too")
     tuned_on: str = Field(description="the set that choices of layers are tuned on")
     ranked_seeds: int = Field(ge=1, description="seeds, at most, whose rankings are learned")
     compared_seeds: int = Field(ge=1, description="seeds, at most, of fine-tuning comparisons")
@@ -85,6 +86,11 @@ class IlaParameters(LanguageParameters):
             found = getattr(self, name)
             if needed not in found or len(set(found)) < len(found):
                 raise ValueError(f"{name} must hold {needed!r}, and each once. Found {found}")
+        tops = self.smaller_tops
+        if not all(0 < share < self.top for share in tops) or len(set(tops)) < len(tops):
+            raise ValueError(
+                f"smaller_tops must lie in (0, top={self.top}), each once. Found {tops}"
+            )
         if self.quantized and self.tunings != ["lora"]:
             raise ValueError(f"tunings must be ['lora'] with quantized. Found {self.tunings}")
         return self

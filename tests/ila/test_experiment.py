@@ -176,13 +176,15 @@ def test_bad_parameters_are_named(sets, values, named):
         ({"tunings": ["full"]}, "tunings must hold 'lora'"),
         ({"selections": ["top"]}, "selections must hold 'all'"),
         ({"components": ["qkv"]}, "components must hold 'all'"),
+        ({"smaller_tops": [0.1, 0.3]}, r"smaller_tops must lie in \(0, top=0.3\)"),
+        ({"smaller_tops": [0.1, 0.1]}, "smaller_tops must lie in .*each once"),
         ({"quantized": True, "tunings": ["lora", "full"]}, r"tunings must be \['lora'\]"),
     ],
 )
 def test_bad_comparisons_are_named(sets, values, named):
     known = parameters(sets).model_dump() | {
         "components": ["all"], "tunings": ["lora"], "selections": ["all"], "tuned_on": sets[0],
-        "ranked_seeds": 1, "compared_seeds": 1, "timed_steps": 1,
+        "smaller_tops": [], "ranked_seeds": 1, "compared_seeds": 1, "timed_steps": 1,
     }  # fmt: skip
     IlaParameters.model_validate(known)
     with pytest.raises(ValueError, match=named):

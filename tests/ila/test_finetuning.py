@@ -18,6 +18,7 @@ from ktlib.ila.finetuning import (
     with_lora,
     with_qlora,
 )
+from ktlib.ila.targets import only_targets
 
 FIRST, LAST = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 
@@ -46,7 +47,7 @@ def plain_loop(model, batches, steps, lr):
     losses = []
     model.train()
     for step in range(steps):
-        loss = model(**batches[step % len(batches)], use_cache=False).loss
+        loss = model(**only_targets(model, batches[step % len(batches)]), use_cache=False).loss
         loss.backward()
         optimizer.step()
         schedule.step()

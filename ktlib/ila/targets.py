@@ -1,0 +1,70 @@
+"""Scores of the vocabulary only where a token is to be predicted.
+
+A language model ends in its largest matrix: one score for each of 50,000 to 150,000 tokens, at
+every position of the text. Where only the answer is to be learned, most of these scores are
+computed, and kept for the backward pass, for nothing. Models of transformers can leave them out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor, nn
+
+IGNORED = -100
+"""The label of tokens that are no target: prompts and padding."""
+
+
+def only_targets(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What to call a model with so that it scores the vocabulary at target positions alone.
+
+    The loss is that of the whole batch up to rounding, and so are its gradients. Logits have shape
+    ``(batch, kept, vocabulary)``: the positions at which any row has a target.
+
+    Args:
+        model: with adapters or without, in a wrapper for several processes or not. One that cannot
+            leave scores out, or computes its loss in a way of its own, gets the batch as it is.
+        batch: of ``input_ids``, ``attention_mask`` and ``labels``, each ``(batch, length)``.
+
+    Returns:
+        The batch with ``logits_to_keep``, positions of shape ``(kept,)``, and ``shift_labels`` of
+        shape ``(batch, kept)``: the label of the token that follows each of them.
+    """
+    given = dict(batch)
+    inner = _innermost(model)
+    if not (_is_of_transformers(inner) and _scores_some_positions(type(inner).forward)):
+        return given
+    following = given["labels"][:, 1:]
+    kept = (following != IGNORED).any(dim=0).nonzero().flatten()
+    if not len(kept):
+        return given
+    return given | {"logits_to_keep": kept, "shift_labels": following[:, kept]}
+
+
+def _innermost(model: nn.Module) -> nn.Module:
+    """The model of transformers inside the wrappers of torch, accelerate and peft."""
+    inner: Any = model
+    while isinstance(getattr(inner, "module", None), nn.Module):
+        inner = inner.module
+    found: nn.Module = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return found
+
+
+def _is_of_transformers(model: nn.Module) -> bool:
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel) and type(model).__name__.endswith("ForCausalLM")
+
+
+@lru_cache(maxsize=32)
+def _scores_some_positions(forward: Callable[..., Any]) -> bool:
+    """Whether a forward pass can score some positions, and hands all else on to the usual loss."""
+    try:
+        source = inspect.getsource(forward)
+    except OSError:  # defined without a file
+        return False
+    known = inspect.signature(forward).parameters
+    return "logits_to_keep" in known and "kwargs" in known and "self.loss_function(" in source
