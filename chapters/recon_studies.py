@@ -65,9 +65,7 @@ counts_studied = [0, 5, 25, 40]  # numbers K of layers; the thesis: a curve with
 severities_studied = [0.0, -0.1]  # severities S; the thesis: 0 to -0.15
 ranked_methods = ["joint", "pcgrad"]  # whose rankings are compared; the thesis: five methods
 transfer_from = ["multi_mnist"]  # rankings used on dataset; the thesis: others
-statistics_studied = [
-    "random_layers"
-]  # choices with statistics of each task's own; the thesis: none
+statistics_studied = ["random_layers"]  # choices with own statistics per task; the thesis: none
 skips_studied = []  # choices of layers with the released code's lost skips; the thesis: not named
 task_counts = [2, 10, 40]  # numbers T of tasks to time; the thesis: up to 40
 timed_methods = ["joint", "pcgrad", "mgda"]  # methods to time; the thesis: all

@@ -91,6 +91,11 @@ def test_wrong_methods_are_refused(changes, words):
         ({"task_counts": [2, 80]}, ["task_counts must be at most 40"]),
         ({"controls": ["middle"]}, ["controls", "middle", "random_layers"]),
         ({"transfer_from": ["celeba"]}, ["transfer_from", "celeba", "multi_mnist"]),
+        ({"statistics_studied": ["first"]}, ["'Recon' or among controls", "Found ['first']"]),
+        (
+            {"controls": [], "statistics_studied": [], "skips_studied": ["last"]},
+            ["skips_studied", "if controls hold it"],
+        ),
     ],
 )
 def test_wrong_studies_are_refused(changes, words):
