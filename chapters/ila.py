@@ -77,6 +77,9 @@ tuned_on = "reasoning"  # the set that choices of layers are tuned on; the thesi
 ranked_seeds = 1  # seeds, at most, whose rankings are learned; the thesis: 3
 compared_seeds = 1  # seeds, at most, of the fine-tuning comparisons; the thesis: not stated
 timed_steps = 2  # steps behind every time; not stated in the thesis
+benchmarks = []  # of lm-evaluation-harness, such as "mmlu"; the thesis: MMLU and HellaSwag
+benchmark_questions = 0  # questions of each benchmark, 0: all; not stated in the thesis
+questions = ""  # file of questions to answer for a judge; the thesis: Vicuna and MT-Bench
 
 # %% tags=["setup"]
 from ktlib.ila.parameters import IlaParameters
@@ -158,30 +161,37 @@ pd.DataFrame(
 # Put LoRA on some kinds of layers only, train each for the same number of steps, and compare the loss on held-out conversations.
 
 # %%
-from ktlib.ila.report import finetune_table, loss_rows
+from ktlib.ila.measures import measure, save_answers
+from ktlib.ila.report import finetune_table
 from ktlib.parallel import at_once
 
 compared = P.seeds[: P.compared_seeds]
+measures = {"benchmarks": P.benchmarks, "limit": P.benchmark_questions, "questions": P.questions}
 results = []  # rows of the record's table `finetune`
-before = experiment.losses(experiment.new_model())
+before = measure(experiment, experiment.new_model(), **measures)
+save_answers(before, P.run_dir, "not tuned")
 for seed in compared:
-    results.extend(loss_rows(before, method="not tuned", layers="", seed=seed))
+    results += [{"method": "not tuned", "layers": "", "seed": seed, **row} for row in before.rows]
 
 
 # %%
 def tune(case):
-    """Fine-tune on some layers, and measure the loss on what was held out."""
+    """Fine-tune on some layers, and measure what was held out."""
     tuning, layers, seed = case
-    return experiment.tuned_losses(tuning, layers, P.tuned_on, seed)
+    model = experiment.prepared(tuning, layers, seed)
+    experiment.train(model, tuning, P.tuned_on, seed)
+    return measure(experiment, model, **measures)
 
 
 def compare(choices):
-    """Note the losses of several choices: (method, name of the layers, seed) -> layers."""
+    """Note what several choices give: (method, name of the layers, seed) -> layers."""
     cases = {(tuning, layers, seed): None for (tuning, _, seed), layers in choices.items()}
     done = at_once(tune, cases, "fine-tuning", device=experiment.device)
     for (tuning, name, seed), layers in choices.items():
+        found = done[tuning, layers, seed]
         known = {"method": tuning, "layers": name, "seed": seed}
-        results.extend(loss_rows(done[tuning, layers, seed], **known))
+        results.extend(known | row for row in found.rows)
+        save_answers(found, P.run_dir, f"{tuning} {name} {seed}")
 
 
 # %%
@@ -189,7 +199,8 @@ compare({("lora", part, seed): part for part in P.components for seed in compare
 finetune_table(results)
 
 # %% [markdown]
-# The columns are held-out losses; lower is better. Each row was trained on one of the sets only, so its column shows what was learned, the
+# The columns are held-out losses; lower is better. (With `benchmarks` and `questions`, scores of benchmarks stand beside them,
+# and answers for a judge are written.) Each row was trained on one of the sets only, so its column shows what was learned, the
 # others what came along or was lost. The thesis measured the same in another way, by grades of a judge:
 
 # %%

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -77,6 +78,9 @@ class IlaParameters(LanguageParameters):
     ranked_seeds: int = Field(ge=1, description="seeds, at most, whose rankings are learned")
     compared_seeds: int = Field(ge=1, description="seeds, at most, of fine-tuning comparisons")
     timed_steps: int = Field(ge=1, description="steps behind every time")
+    benchmarks: list[str] = Field(description="of lm-evaluation-harness, on every tuned model")
+    benchmark_questions: int = Field(ge=0, description="questions of each benchmark; 0: all")
+    questions: str = Field(description="file of questions to answer for a judge; empty: none")
 
     @model_validator(mode="after")
     def _fits_the_comparison(self) -> Self:
@@ -91,6 +95,8 @@ class IlaParameters(LanguageParameters):
             raise ValueError(
                 f"smaller_tops must lie in (0, top={self.top}), each once. Found {tops}"
             )
+        if self.questions and not Path(self.questions).is_file():
+            raise ValueError(f"questions must be a file, or empty. Found {self.questions!r}")
         if self.quantized and self.tunings != ["lora"]:
             raise ValueError(f"tunings must be ['lora'] with quantized. Found {self.tunings}")
         return self

@@ -1,50 +1,11 @@
 """The experiment on layers: what is held out, what seeds change, both stages on a tiny model."""
 
-import json
-
 import pytest
 import torch
 
 from ktlib.ila.experiment import GENERAL_TEXT, LayerExperiment
-from ktlib.ila.parameters import IlaParameters, LanguageParameters
-
-WORDS = ("apple", "river", "seven", "cloud", "stone", "green", "paper", "light", "sound", "table")
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    """Two small sets of conversations in files."""
-    folder, paths = tmp_path_factory.mktemp("conversations"), []
-    for name, answer in (("echo", str), ("twice", lambda word: f"{word} {word}")):
-        rows = [
-            {"instruction": f"{name} {a} {b}", "input": "", "output": answer(f"{a}{b}")}
-            for a in WORDS
-            for b in WORDS[:4]
-        ]
-        path = folder / f"{name}.json"
-        path.write_text(json.dumps(rows))
-        paths.append(str(path))
-    return paths
-
-
-@pytest.fixture
-def experiment(sets, monkeypatch):
-    monkeypatch.setattr(
-        "ktlib.ila.experiment.load_text", lambda name: [f"{name} {word} " * 4 for word in WORDS]
-    )
-    return LayerExperiment(parameters(sets), "cpu")
-
-
-def parameters(sets, **values):
-    known = {
-        "seeds": [0, 1], "device": "cpu", "precision": "float32", "profile": "test", "run_dir": "",
-        "model": "tiny", "quantized": False, "datasets": sets, "general_text": "moby_dick",
-        "train_examples": 12, "test_examples": 4, "text_examples": 3, "max_tokens": 120,
-        "batch_size": 4, "lora_rank": 2, "lr": 0.01, "full_lr": 0.001, "stage_1_steps": 4,
-        "epsilon": 0.1, "initial_score": 4.0, "score_lr": 0.05, "stage_2_steps": 3,
-        "stage_2_batch_size": 2, "keep": 0.75, "top": 0.25,
-    }  # fmt: skip
-    return LanguageParameters.model_validate(known | values)
+from ktlib.ila.parameters import IlaParameters
+from tests.ila.conftest import parameters
 
 
 def test_every_model_is_a_copy_of_its_own(experiment):
@@ -176,8 +137,9 @@ def test_bad_parameters_are_named(sets, values, named):
         ({"tunings": ["full"]}, "tunings must hold 'lora'"),
         ({"selections": ["top"]}, "selections must hold 'all'"),
         ({"components": ["qkv"]}, "components must hold 'all'"),
-        ({"smaller_tops": [0.1, 0.3]}, r"smaller_tops must lie in \(0, top=0.3\)"),
+        ({"smaller_tops": [0.1, 0.25]}, r"smaller_tops must lie in \(0, top=0.25\)"),
         ({"smaller_tops": [0.1, 0.1]}, "smaller_tops must lie in .*each once"),
+        ({"questions": "no/such.jsonl"}, "questions must be a file, or empty. Found 'no/such"),
         ({"quantized": True, "tunings": ["lora", "full"]}, r"tunings must be \['lora'\]"),
     ],
 )
@@ -185,6 +147,7 @@ def test_bad_comparisons_are_named(sets, values, named):
     known = parameters(sets).model_dump() | {
         "components": ["all"], "tunings": ["lora"], "selections": ["all"], "tuned_on": sets[0],
         "smaller_tops": [], "ranked_seeds": 1, "compared_seeds": 1, "timed_steps": 1,
+        "benchmarks": [], "benchmark_questions": 0, "questions": "",
     }  # fmt: skip
     IlaParameters.model_validate(known)
     with pytest.raises(ValueError, match=named):

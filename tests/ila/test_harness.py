@@ -1,6 +1,5 @@
 """Benchmarks through lm-evaluation-harness, on a task and data of this folder alone."""
 
-import json
 import random
 
 import numpy as np
@@ -11,6 +10,7 @@ import yaml
 from ktlib.ila import harness
 from ktlib.ila.harness import BENCHMARKS, best_metric, evaluate
 from ktlib.models.language import tiny_language_model
+from tests.ila.conftest import write_task
 
 DOCUMENTS = [
     {"question": "Grass is", "choices": ["green", "red"], "answer": 0},
@@ -24,23 +24,7 @@ DOCUMENTS = [
 @pytest.fixture
 def tasks(tmp_path):
     """A folder with a task of five questions."""
-    data = tmp_path / "colours.json"
-    data.write_text("\n".join(json.dumps(d) for d in DOCUMENTS))
-    task = {
-        "task": "colours",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(tmp_path / "c")},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "{{answer}}",
-        "doc_to_choice": "{{choices}}",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    (folder / "colours.yaml").write_text(yaml.safe_dump(task))
-    return folder
+    return write_task(tmp_path, DOCUMENTS)
 
 
 @torch.no_grad()
