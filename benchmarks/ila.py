@@ -3,6 +3,7 @@
 1. A step of stage 2 (scores only) against one of stage 1 (LoRA on all layers), same batch.
 2. Peak memory and time of a step on the best 30 % of the layers against all, for LoRA and for full
    fine-tuning, in the form of table 5.11 of the thesis.
+3. A step of stage 1 with scores of the vocabulary at target positions only, against all positions.
 
 Which layers are chosen decides how far the backward pass has to go, so the choice is made as the
 chapter makes it: by a ranking, here a short one. As many of the last layers stand beside it.
@@ -11,6 +12,7 @@ chapter makes it: by a ranking, here a short one. As many of the last layers sta
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 
@@ -18,8 +20,9 @@ import torch
 
 from ktlib.ila import gated_updates, rank_layers
 from ktlib.ila.adapters import layer_names, with_all_weights, with_lora
-from ktlib.ila.memory import TrainingCost, training_cost
+from ktlib.ila.memory import TrainingCost, peak_growth, training_cost
 from ktlib.ila.selection import choose_layers
+from ktlib.ila.targets import only_targets
 from ktlib.models.language import load_language_model
 
 TOP = 0.3
@@ -39,6 +42,7 @@ def stages(name: str, rank: int, rows: int, length: int, rounds: int) -> float:
     """Time of a step of stage 2 in units of one of stage 1."""
     base, _ = load_language_model(name)
     batch = batch_of(base.config.vocab_size, rows, length)
+    batch = only_targets(base, batch)
     model = with_lora(base, rank=rank)
     trained = [p for p in model.parameters() if p.requires_grad]
     first = torch.optim.AdamW(trained, lr=1e-5)
@@ -52,7 +56,7 @@ def stages(name: str, rank: int, rows: int, length: int, rounds: int) -> float:
         first.step()
         first.zero_grad()
 
-    found = {"stage 1": [], "stage 2": []}
+    found: dict[str, list[float]] = {"stage 1": [], "stage 2": []}
     for number in range(rounds + 1):
         started = time.perf_counter()
         stage_1()
@@ -70,6 +74,35 @@ def stages(name: str, rank: int, rows: int, length: int, rounds: int) -> float:
     medians = {stage: statistics.median(values) for stage, values in found.items()}
     print({stage: f"{1000 * value:.0f} ms" for stage, value in medians.items()})
     return medians["stage 2"] / medians["stage 1"]
+
+
+def target_positions(name: str, rank: int, rows: int, length: int, rounds: int) -> None:
+    """Time and memory of a step that scores the vocabulary at an eighth of the positions."""
+    base, _ = load_language_model(name)
+    batch = batch_of(base.config.vocab_size, rows, length)
+    batch["labels"][:, : length - length // 8] = -100
+    model = with_lora(base, rank=rank).train()
+    found: dict[str, list[float]] = {"all": [], "targets": []}
+    memory: dict[str, int] = {}
+
+    def step(inputs: dict[str, torch.Tensor]) -> None:
+        model(**inputs, use_cache=False).loss.backward()
+        model.zero_grad()
+
+    sides = {"all": batch, "targets": only_targets(model, batch)}
+    for number in range(rounds + 1):
+        for side, inputs in sides.items():
+            started = time.perf_counter()
+            step(inputs)
+            if number:
+                found[side].append(time.perf_counter() - started)
+    for side, inputs in sides.items():
+        memory[side] = peak_growth(functools.partial(step, inputs), "cpu")
+    medians = {side: statistics.median(values) for side, values in found.items()}
+    print(
+        f"scores at target positions / at all: {medians['targets'] / medians['all']:.2f}x time, "
+        f"{memory['targets'] / memory['all']:.2f}x memory besides the model"
+    )
 
 
 def costs(name: str, rank: int, rows: int, length: int, rounds: int) -> None:
@@ -120,6 +153,7 @@ def main() -> None:
     given = parser.parse_args()
     sizes = (given.model, given.rank, given.rows, given.length, given.rounds)
     print(f"stage 2 / stage 1: {stages(*sizes):.2f}x (goal 0.8x)")
+    target_positions(*sizes)
     costs(*sizes)
 
 

@@ -544,7 +544,7 @@ from ktlib.claims import (
 
 setup = (
     f"{P.model}, {', '.join(P.datasets)}, {P.stage_1_steps} + {P.stage_2_steps} steps, "
-    f"{len(ranked)} seeds (thesis: Llama 2-7B, LIMA and others, 128 steps of stage 2, 3 seeds)"
+    f"seeds {ranked} (thesis: Llama 2-7B, LIMA and others, 128 steps of stage 2, 3 seeds)"
 )
 claims = []
 

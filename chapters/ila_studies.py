@@ -338,7 +338,7 @@ def rank_cheaply(seed):
     found = {"first order": first_order_scores(model, batches, precision=P.precision)}
     found["update norm"] = update_norms(model)
     if P.ablated:
-        few = batches[: max(1, P.stage_2_steps // 8)]
+        few = batches[: max(1, P.stage_2_steps // 24)]  # one pass for every layer
         found["ablation"] = ablation_scores(model, few, precision=P.precision)
     return found
 
