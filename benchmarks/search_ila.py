@@ -6,7 +6,8 @@ validation conversations; those of the test split are never loaded. Three rates 
 - ``lr`` of LoRA on all layers and ``full_lr`` of full fine-tuning: by the loss on what was trained
   on, mean over data sets and seeds;
 - ``score_lr`` of stage 2: by the loss with the learned dials in place, which is what stage 2
-  minimises. How well the rankings of both seeds agree stands beside it and decides nothing.
+  minimises. How well the rankings of both seeds agree stands beside it and decides nothing. It is
+  searched last: stage 1 takes ``lr`` from the chapter.
 
 The record is ``results/ila.search.json``; what it holds already is not computed again.
 """
@@ -39,9 +40,9 @@ CHAPTER = Path(__file__).parents[1] / "chapters" / "ila.py"
 OUT = Path("results/ila.search.json")
 SEEDS = [100, 101]
 RATES = {
-    "lr": (0.0003, 0.001, 0.003),
-    "full_lr": (0.00003, 0.0001, 0.0003),
-    "score_lr": (0.03, 0.1, 0.3),
+    "lr": (0.0003, 0.001, 0.003, 0.01),
+    "full_lr": (0.00001, 0.00003, 0.0001, 0.0003),
+    "score_lr": (0.1, 0.3, 1.0),
 }
 Case = tuple[str, tuple[float, ...], str, int]
 
