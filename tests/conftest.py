@@ -140,7 +140,7 @@ def smoke_build(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> 
     copy_files(project_files(), project.root)
     # Two workers: what a chapter hands to them must survive the way.
     done = project.run(
-        *project.command("book", "--profile", "smoke"), KTLIB_WORKERS="2", timeout=1200
+        *project.command("book", "--profile", "smoke"), KTLIB_WORKERS="2", timeout=2400
     )
     assert done.returncode == 0, done.stdout
     return project, done.stdout
