@@ -590,7 +590,7 @@ for column, words, printed in (
     verdict = verdict_of_share(int(ratio < 1), 1)
     claim(text, "Table 5.11", printed, f"{ratio:.2f} times", verdict, "sec-ila-claims")
 
-# %%
+# %% tags=["nbval-ignore-output"]
 reason = "weights, data and judges cannot be fetched here; loaders, profile and harness are in the project"
 for words, place in (
     ("Freezing the least important quarter raises MMLU, HellaSwag, Vicuna and MT-Bench.", "Tables 5.5 to 5.8"),

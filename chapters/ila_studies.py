@@ -249,6 +249,20 @@ def shown(study, share=P.top):
 display(shown("milestone"))
 printed_matrix(thesis_table("5_4").astype({"row": str, "column": str}))
 
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Jaccard index with the final ranking against the share of stage 1 that was trained, a line per seed for each of two shares of layers, with dashed lines for chance.", "classes": "chart"}, "figure": {"name": "fig-ila-milestones", "caption": "Agreement of rankings at milestones of stage 1 with the ranking at its end, within one seed; one thin line per seed. Dashed: chance. Compare with figure 5.2 of the thesis."}}
+fig, ax = plt.subplots(figsize=(5.6, 3.0))
+table = pd.DataFrame([row for row in agreement if row["study"] == "milestone"])
+for number, share in enumerate(shares if len(table) else ()):
+    part = table[table["top"] == share]
+    for seed, line in part.groupby("seed"):
+        done = [float(value.removesuffix(" %")) for value in line["a"]]
+        label = f"best {100 * share:.0f} %" if seed == P.seeds[0] else None
+        ax.plot(done, line["value"], "o-", markersize=3, color=f"C{number}", label=label)
+    ax.axhline(part["chance"].iloc[0], color=f"C{number}", linestyle="--")
+ax.set(xlabel="share of stage 1 (%)", ylabel="Jaccard index", ylim=(0, 1), xlim=(0, 100))
+ax.legend(handles=ax.get_legend_handles_labels()[0])
+save_figure(fig, P.run_dir, "milestones")
+
 # %% [markdown]
 # (sec-ila-initial)=
 # ## Does the starting score matter?
@@ -348,6 +362,17 @@ cheap = at_once(rank_cheaply, P.seeds, "cheap scores", device=experiment.device)
 versus = cheap_agreement(learned, cheap, (P.keep, P.top))
 record.table("cheap_scores", versus)
 agreement_matrix(versus, P.top)
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Scatter plots with a dot per layer: learned score against each cheap score, one panel for each cheap score.", "classes": "chart"}, "figure": {"name": "fig-ila-cheap", "caption": "Learned scores against cheap ones, one dot per layer; first seed, live run. The better one replaces the other, the more the dots lie on a rising curve."}}
+names = list(cheap[a])
+fig, axes = plt.subplots(1, len(names), figsize=(7.2, 2.8), sharey=True, squeeze=False)
+for ax, name in zip(axes.flat, names, strict=True):
+    values = [cheap[a][name].scores[layer] for layer in experiment.layers]
+    ax.plot(values, [learned[a].scores[layer] for layer in experiment.layers], ".", markersize=4)
+    ax.set_xlabel(name)
+    ax.tick_params(axis="x", labelsize=7)
+axes[0, 0].set_ylabel("learned score")
+save_figure(fig, P.run_dir, "cheap")
 
 # %%
 across = agreement_rows(learned[a], learned[b], shares, "learned", "another seed")

@@ -30,6 +30,8 @@ KERNEL_START_SECONDS = 120
 # often: sleeping at once costs them all that a second thread brings, and spinning for long costs
 # five times that as soon as another program wants the core.
 SPINS = "10000"
+# A page has no use for the widgets that tqdm misses; where a library imports it first varies.
+NO_WIDGETS = "ignore:IProgress not found"
 
 
 class ChapterError(RuntimeError):
@@ -169,6 +171,7 @@ def kernel_environment(threads: int) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # read when CUDA starts; for deterministic products
         "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one in the home folder
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns in every kernel
+        "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), NO_WIDGETS])),
         "PYTHONPATH": os.pathsep.join(paths),
     }
 

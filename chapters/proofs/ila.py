@@ -8,6 +8,9 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   ktlib:
+#     data: []
+#     data_parameter: model
 # ---
 
 # %% [markdown]
@@ -256,6 +259,18 @@ half = 0.5 * both
 for name, t in {"100th": 100, "last": -1}.items():
     gain = -valley.gate_gradient(half, points[t])
     print(f"{name:>5}: gates rise by {gain[0]:.2f} and {gain[1]:.2f}, per unit of the rate")
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Contours of a loss with a straight valley of two weights. A path runs along the bottom of the valley from the lower right to the middle.", "classes": "chart"}, "figure": {"name": "fig-proof-ila-valley", "caption": "The loss of the example, and the weights in 2000 iterations: along the bottom of the valley (dashed), where the loss is zero, towards its point of smallest norm. Dots: start, 100th and last iteration."}}
+fig, ax = plt.subplots(figsize=(5.2, 3.2))
+across, along = torch.linspace(-0.2, 1.2, 80), torch.linspace(-0.2, 0.8, 80)
+grid_a, grid_b = torch.meshgrid(across, along, indexing="xy")
+ax.contour(grid_a, grid_b, (grid_a + 2 * grid_b - 1) ** 2 / 2, levels=8, colors="0.75")
+ax.plot([-0.2, 1.2], [0.6, -0.1], "k--", linewidth=0.8)
+ax.plot([float(p["a"]) for p in points], [float(p["b"]) for p in points], linewidth=3)
+for t in (0, 100, -1):
+    ax.plot(float(points[t]["a"]), float(points[t]["b"]), "ko")
+ax.set(xlabel="weight $a$ of the first layer", ylabel="weight $b$ of the second")
+save_figure(fig, P.run_dir, "valley")
 
 # %% [markdown]
 # The loss has come to rest, to the last digit of float64. The weights have not, and at the end *the other layer* ranks first. No bound in terms of $\varepsilon$ alone could have forbidden that.

@@ -11,6 +11,8 @@ from torch import nn
 
 import ktlib
 from ktlib import provenance
+from ktlib.ila.adapters import with_lora
+from ktlib.models.language import tiny_language_model
 
 ROOT = provenance.project_root(__file__)
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -83,7 +85,7 @@ def test_modules_that_are_run_exist(path):
     assert {m for m in modules if not (ROOT / f"{m.replace('.', '/')}.py").exists()} == set()
 
 
-def test_use_on_your_own_model():
+def test_use_on_your_own_model(tmp_path, monkeypatch):
     """The README's lines run on a network that is not ours."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(1 if i == 0 else 4, 4, 3, padding=1) for i in range(5)]
@@ -95,7 +97,7 @@ def test_use_on_your_own_model():
         "labels": torch.arange(6) % 3,
         "noise": torch.Generator().manual_seed(0),
     }
-    few_shot, multi_task = blocks(ROOT / "README.md", "python")
+    few_shot, multi_task, language = blocks(ROOT / "README.md", "python")
     exec(few_shot, names)  # noqa: S102 - our own document
     assert all(layer.weight.grad is not None for layer in layers)
     assert names["flat"].indicator >= 0
@@ -112,6 +114,15 @@ def test_use_on_your_own_model():
     exec(multi_task, ours)  # noqa: S102 - our own document
     assert ours["meter"].observations == 1
     assert set(ours["network"](names["images"])) == set(heads)
+
+    tokens = torch.arange(24).reshape(2, 12)
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
+    theirs = {"model": with_lora(tiny_language_model()[0], rank=2, seed=0), "batches": [batch] * 3}
+    monkeypatch.chdir(tmp_path)
+    exec(language, theirs)  # noqa: S102 - our own document
+    count = len(theirs["ranking"].names)
+    assert len(theirs["config"].target_modules) == round(0.3 * count)
+    assert len(theirs["frozen"]) == count - round(0.75 * count)
 
 
 def test_versions_agree():
