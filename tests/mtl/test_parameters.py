@@ -1,25 +1,16 @@
 """The parameters of the Recon chapters, in the first seconds of a run."""
 
-from pathlib import Path
-
 import pytest
 
-from ktlib.chapter_source import parameters_cell
 from ktlib.mtl.parameters import ReconParameters, ReconStudyParameters
-from ktlib.parameters import ParameterError, check_parameter_file, check_parameters
+from ktlib.parameters import ParameterError
+from tests.chapter_parameters import check_cell, check_profile, profiles
 
-CHAPTERS = Path(__file__).resolve().parents[2] / "chapters"
 MODELS = {"recon": ReconParameters, "recon_studies": ReconStudyParameters}
-PROFILES = [
-    pytest.param(chapter, path, id=path.name)
-    for chapter in MODELS
-    for path in sorted(CHAPTERS.glob(f"params/{chapter}.*"))
-]
 
 
 def check(chapter, **changes):
-    values = {line.name: line.value for line in parameters_cell(CHAPTERS / f"{chapter}.py")}
-    return check_parameters(values | changes, MODELS[chapter])
+    return check_cell(MODELS[chapter], chapter, **changes)
 
 
 @pytest.mark.parametrize("chapter", MODELS)
@@ -27,9 +18,9 @@ def test_the_parameters_cell_is_accepted(chapter):
     assert check(chapter).dataset == "multi_fashion_mnist"
 
 
-@pytest.mark.parametrize(("chapter", "path"), PROFILES)
+@pytest.mark.parametrize(("chapter", "path"), profiles(MODELS))
 def test_every_profile_is_accepted(chapter, path):
-    assert check_parameter_file(CHAPTERS / f"{chapter}.py", path, MODELS[chapter])
+    assert check_profile(MODELS[chapter], chapter, path)
 
 
 @pytest.mark.parametrize(

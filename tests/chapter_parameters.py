@@ -1,0 +1,30 @@
+"""Parameters as a chapter's cell and profiles give them, checked by the model of the chapter."""
+
+from pathlib import Path
+
+import pytest
+
+from ktlib.chapter_source import parameters_cell
+from ktlib.parameters import check_parameter_file, check_parameters
+
+CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
+
+
+def check_cell(model, chapter, **changes):
+    """The values of the parameters cell, some of them changed."""
+    values = {line.name: line.value for line in parameters_cell(CHAPTERS / f"{chapter}.py")}
+    return check_parameters(values | changes, model)
+
+
+def check_profile(model, chapter, path):
+    """The values of a profile, given by its file."""
+    return check_parameter_file(CHAPTERS / f"{chapter}.py", path, model)
+
+
+def profiles(chapters):
+    """Chapter and file of every profile, for ``parametrize``."""
+    return [
+        pytest.param(chapter, path, id=path.name)
+        for chapter in chapters
+        for path in sorted(CHAPTERS.glob(f"params/{chapter}.*"))
+    ]
