@@ -259,8 +259,10 @@ save_figure(fig, P.run_dir, "stage1")
 #
 # ```{math}
 # :label: eq-ila-scores
-# \min_{s}\ \mathbb E\,L(\theta_0+\gamma\odot\Delta\theta),\qquad\gamma_i=\sigma(s_i)=\frac1{1+e^{-s_i}} .
+# \min_{s}\ \mathbb E\,L(\theta_0+\gamma\odot\Delta\theta)
 # ```
+#
+# with $\gamma_i=\sigma(s_i)=1/(1+e^{-s_i})$.
 #
 # One **score** $s_i$ for each layer is learned by gradient descent, from the same $s_0$ for all. The order of the scores is the ranking. What
 # a dial does can be seen before anything is learned: turn one, leave all others at 1.
@@ -358,8 +360,10 @@ print(f"mean standard error of a score:               {error:.3f}")
 #
 # ```{math}
 # :label: eq-ila-chance
-# \frac{0.75^2}{2\cdot0.75-0.75^2}=0.60\quad\text{for large }N .
+# \frac{0.75^2}{2\cdot0.75-0.75^2}=0.60 ,
 # ```
+#
+# if there are many layers.
 #
 # So a table of Jaccard indices needs the chance level beside it, and a test. `ktlib.ila.agreement.jaccard` gives both, exactly. It also tests against a stricter chance: rankings
 # may agree only on which *kinds* of projection are important, so the layers are exchanged among those of their kind.
