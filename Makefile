@@ -31,7 +31,7 @@ plan: env ## show what `make book` would do
 # up to 20 times as long.
 test: export OMP_WAIT_POLICY = PASSIVE
 test: lint types data browser ## run every test
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: env ## check style, and that chapters stay readable
 	@$(BIN)/ruff check .
