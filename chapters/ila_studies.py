@@ -62,6 +62,7 @@ keep = 0.75  # share of the layers that stay when the rest is frozen; the thesis
 top = 0.3  # share of the layers that are tuned alone; the thesis: 0.1, 0.2 and 0.3
 studied_on = "reasoning"  # the set whose rankings are studied; the thesis: LIMA
 batch_sizes = [4]  # conversations per step of stage 2 to try; the thesis: none
+noise_steps = 20  # steps of stage 2 while batch sizes are tried; the thesis: 128, everywhere
 milestones = [0.25, 1.0]  # shares of stage 1 to rank after; the thesis: 0.01, 0.25, 0.5, 0.75, 1
 initial_scores = [4.0, 1.0]  # scores to begin with; the thesis: 4, 2 and 1
 penalties = [0.0, 0.01]  # weights of the penalty on open dials; the thesis: none
@@ -140,6 +141,8 @@ def learn(case):
     """Stage 2 of one case."""
     study, value, dataset, first, second = case
     options = {study: value} if study in ("batch_size", "initial_score", "penalty") else {}
+    if study == "batch_size":
+        options["steps"] = P.noise_steps
     share = value if study == "milestone" else 1.0
     return experiment.rank(tuned[dataset, first], seed=second, share=share, **options)
 
@@ -575,7 +578,7 @@ def claim_agreement(text, place, printed, rows, least, anchor):
 
 
 # %%
-final = [row for row in noise if row["step"] == P.stage_2_steps]
+final = [row for row in noise if row["step"] == P.noise_steps]
 alone = [row for row in final if row["a"] == "stage 2 alone"]
 both = [row for row in final if row["a"] == "both stages"]
 text = (

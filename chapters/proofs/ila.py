@@ -841,6 +841,26 @@ for name, value in {
 # that between two iterations, also in the median. After some steps {glue:text}`ila-proof-model-flips:.1f` % of the pairs of layers have another order for $t+1$ than for $t$; with the measured
 # distance {prf:ref}`cor-ila-order` excludes this for {glue:text}`ila-proof-model-sure:.0f` % of them.
 #
+# ### The pre-trained model, from the committed record
+#
+# The `full` profile measures the same on the pre-trained model of {ref}`chap-ila`, with rank 8. Its record is part of the project; the tables are
+# computed from it.
+
+# %%
+from ktlib.results import committed_record, record_label
+
+full = committed_record("proofs/ila", "full")
+print(record_label(full, "proofs/ila", "full"))
+long = pd.DataFrame(full.tables["language_model"]) if full else table
+average = long.groupby("t").mean().drop(columns="seed")
+average.iloc[:, :6].style.format("{:.3g}")
+
+# %%
+average.iloc[:, 6:].style.format("{:.3g}", subset=["distance of scores", "spread"]).format(
+    "{:.1%}", subset=["flips", "sure"]
+)
+
+# %% [markdown]
 # ## What the theorem does not say
 #
 # - **Nothing about the end of fine-tuning.** It compares $t$ with $t+1$. Between $t$ and $t+m$ the updates may differ by $mR\varepsilon$, and the bound is $m$ times as large. Small steps that never end lead anywhere; see the first exercise and the flat valley of E3.

@@ -107,6 +107,7 @@ class IlaStudyParameters(LanguageParameters):
 
     studied_on: str = Field(description="the set whose rankings are studied")
     batch_sizes: list[int] = Field(min_length=1, description="conversations per step of stage 2")
+    noise_steps: int = Field(ge=2, description="steps of stage 2 while batch sizes are tried")
     milestones: list[float] = Field(min_length=1, description="shares of stage 1 that are ranked")
     initial_scores: list[float] = Field(min_length=1, description="scores at the start")
     penalties: list[float] = Field(min_length=1, description="weights of the penalty on open dials")

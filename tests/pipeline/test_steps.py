@@ -239,7 +239,7 @@ def test_notes_beside_records_are_no_records(tmp_path):
         load_record(path)
 
 
-@pytest.mark.parametrize("path", sorted((project.ROOT / "results").glob("*.json")))
+@pytest.mark.parametrize("path", pages.record_files(project.ROOT / "results"))
 def test_the_command_named_for_a_committed_record_is_there(path):
     text = pages.execution_part([record()], [load_record(path)])
     scripts = re.findall(r"`python -m benchmarks\.(\w+)(?: --profile \w+)?`", text)
