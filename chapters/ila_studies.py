@@ -147,12 +147,14 @@ def learn(case):
     return experiment.rank(tuned[dataset, first], seed=second, share=share, **options)
 
 
-def ranked(study, value, dataset, pairs):
-    """Rankings of several pairs of seeds, each learned once."""
-    cases = [(study, value, dataset, *pair) for pair in pairs]
+def ranked(study, values, dataset, pairs):
+    """Value -> pair of seeds -> ranking; each is learned once, several at a time."""
+    cases = [(study, value, dataset, *pair) for value in values for pair in pairs]
     new = [case for case in cases if case not in rankings]
-    rankings.update(at_once(learn, new, f"{study} {value}", device=experiment.device))
-    return {pair: rankings[study, value, dataset, *pair] for pair in pairs}
+    rankings.update(at_once(learn, new, f"rankings, {study}", device=experiment.device))
+    return {
+        value: {pair: rankings[study, value, dataset, *pair] for pair in pairs} for value in values
+    }
 
 
 # %% [markdown]
@@ -176,8 +178,7 @@ needed = list(dict.fromkeys(pair for both in pairs.values() for pair in both))
 
 # %%
 noise = []
-for size in P.batch_sizes:
-    found = ranked("batch_size", size, P.studied_on, needed)
+for size, found in ranked("batch_size", P.batch_sizes, P.studied_on, needed).items():
     for kind, (one, other) in pairs.items():
         for step in sorted(set(found[one].curve) - {0}):
             both, known = (found[one].at_step(step), found[other].at_step(step)), {"step": step}
@@ -217,9 +218,8 @@ last[["value", "chance", "p_value", "rank_correlation"]].round(3)
 # %%
 agreement = []  # rows of the record's table `jaccard`
 twice = [(seed, seed) for seed in P.seeds]  # one seed for both stages
-learned = {
-    seed: found for (seed, _), found in ranked("milestone", 1.0, P.studied_on, twice).items()
-}
+at_milestones = ranked("milestone", P.milestones, P.studied_on, twice)
+learned = {seed: found for (seed, _), found in at_milestones[1.0].items()}
 
 
 def compare(study, rankings, names):
@@ -229,14 +229,16 @@ def compare(study, rankings, names):
         agreement.extend(agreement_rows(ranking, learned[seed], shares, *names, **known))
 
 
-def with_value(study, value):
-    """Seed -> ranking, with another value of one setting."""
-    return {seed: found for (seed, _), found in ranked(study, value, P.studied_on, twice).items()}
+def with_values(study, values):
+    """Value -> seed -> ranking, with other values of one setting."""
+    found = ranked(study, values, P.studied_on, twice).items()
+    return {value: {seed: one for (seed, _), one in pairs.items()} for value, pairs in found}
 
 
 # %%
-for share in sorted(set(P.milestones) - {1.0}):
-    compare("milestone", with_value("milestone", share), (f"{100 * share:.0f} %", "100 %"))
+early = sorted(set(P.milestones) - {1.0})
+for share, found in with_values("milestone", early).items():
+    compare("milestone", found, (f"{100 * share:.0f} %", "100 %"))
 
 # %%
 from ktlib.ila.report import agreement_matrix, printed_matrix
@@ -276,10 +278,9 @@ save_figure(fig, P.run_dir, "milestones")
 # not linear in the dials.
 
 # %%
-for score in P.initial_scores:
-    if score != P.initial_score:
-        names = f"{score:g}", f"{P.initial_score:g}"
-        compare("initial_score", with_value("initial_score", score), names)
+others = [score for score in P.initial_scores if score != P.initial_score]
+for score, found in with_values("initial_score", others).items():
+    compare("initial_score", found, (f"{score:g}", f"{P.initial_score:g}"))
 
 display(shown("initial_score"))
 printed_matrix(thesis_table("5_17").astype({"row": str, "column": str}))
@@ -295,8 +296,8 @@ printed_matrix(thesis_table("5_17").astype({"row": str, "column": str}))
 
 # %%
 closing = []
-for penalty in P.penalties:
-    found = with_value("penalty", penalty) if penalty else learned
+penalized = with_values("penalty", [penalty for penalty in P.penalties if penalty])
+for penalty, found in {0.0: learned, **penalized}.items():
     for seed, ranking in found.items():
         dials = 1 / (1 + np.exp(-np.array(list(ranking.scores.values()))))
         closing.append({"penalty": penalty, "seed": seed, "mean dial": dials.mean()})
@@ -422,7 +423,7 @@ pd.DataFrame(direction).set_index("seed").round(2)
 # %%
 from ktlib.ila.selection import unimportant_everywhere
 
-foreign = {name: ranked("milestone", 1.0, name, twice) for name in P.transferred_from}
+foreign = {name: ranked("milestone", [1.0], name, twice)[1.0] for name in P.transferred_from}
 choices = {}
 for seed in P.seeds:
     choices["top of own", seed] = experiment.selected("top", learned[seed], seed)
@@ -432,7 +433,7 @@ for seed in P.seeds:
         choices[f"top of {name}", seed] = chosen
 
 # %%
-every = [ranked("milestone", 1.0, name, twice) for name in P.datasets if P.intersected]
+every = [ranked("milestone", [1.0], name, twice)[1.0] for name in P.datasets if P.intersected]
 for seed in P.seeds if every else []:
     needless = unimportant_everywhere([found[seed, seed] for found in every], 1 - P.keep)
     kept = tuple(name for name in experiment.layers if name not in needless)
@@ -700,7 +701,7 @@ mean = {
 }
 from ktlib.ila.agreement import jaccard
 
-third = ranked("batch_size", P.batch_sizes[0], P.studied_on, [(a, b + 100)])[a, b + 100]
+third = rankings["batch_size", P.batch_sizes[0], P.studied_on, a, b + 100]
 single = jaccard(learned[a], third, P.top).value
 print(f"single {single:.2f}, mean of {len(P.seeds)} seeds {jaccard(mean, third, P.top).value:.2f}")
 
