@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from ktlib.device import PrecisionName
-from ktlib.ila.checks import Batch, checked_batches, loss_on, require_finite
+from ktlib.ila.checks import Batch, Loss, batches_for, loss_by, require_finite
 from ktlib.ila.gates import LayerGate, Link, gated_updates, gated_weights
 from ktlib.ila.layers import active_adapter, base_weights, linear_layers, plain_lora_layers
 from ktlib.ila.ranking import LayerRanking
@@ -31,6 +31,7 @@ def first_order_scores(
     *,
     base_state: Mapping[str, Tensor] | None = None,
     precision: PrecisionName = "auto",
+    loss: Loss | None = None,
     data: str = "",
 ) -> LayerRanking:
     """Minus ``<grad_i L, Dtheta_i>``, the inner product of a layer's gradient and its update.
@@ -44,19 +45,20 @@ def first_order_scores(
         batches: as in :func:`~ktlib.ila.search.rank_layers`.
         base_state: state dict before fine-tuning, for a model without adapters.
         precision: as in :func:`ktlib.device.autocast`.
+        loss: as in :func:`~ktlib.ila.search.rank_layers`.
         data: a note on the batches, for the provenance.
 
     Raises:
         ValueError, FloatingPointError: as :func:`~ktlib.ila.search.rank_layers`.
     """
-    found = checked_batches(model, batches)
+    found = batches_for(model, batches, loss)
     rows = []
     with _gates(model, base_state, 1.0, _identity) as gates:
         for number, batch in enumerate(progress(found, "first-order scores")):
-            loss = loss_on(model, batch, precision)
-            require_finite(loss, f"batch {number}")
+            value = loss_by(loss, model, batch, precision)
+            require_finite(value, f"batch {number}")
             gammas = [gate.score for gate in gates.values()]
-            gradients = torch.autograd.grad(loss, gammas, allow_unused=True)
+            gradients = torch.autograd.grad(value, gammas, allow_unused=True)
             rows.append([0.0 if g is None else -float(g) for g in gradients])
         names = list(gates)
     _require_finite_scores(rows, names)
@@ -70,6 +72,7 @@ def ablation_scores(
     *,
     base_state: Mapping[str, Tensor] | None = None,
     precision: PrecisionName = "auto",
+    loss: Loss | None = None,
     data: str = "",
 ) -> LayerRanking:
     """How much the loss rises when the update of one layer alone is removed.
@@ -82,21 +85,24 @@ def ablation_scores(
         batches: as in :func:`~ktlib.ila.search.rank_layers`.
         base_state: state dict before fine-tuning, for a model without adapters.
         precision: as in :func:`ktlib.device.autocast`.
+        loss: as in :func:`~ktlib.ila.search.rank_layers`.
         data: a note on the batches, for the provenance.
 
     Raises:
         ValueError, FloatingPointError: as :func:`~ktlib.ila.search.rank_layers`.
     """
-    found = checked_batches(model, batches)
+    found = batches_for(model, batches, loss)
     whole: list[float] = []
     without: dict[str, list[float]] = {}
     with _gates(model, base_state, 1.0, _identity) as gates:
         for number, batch in enumerate(found):
-            whole.append(require_finite(loss_on(model, batch, precision), f"batch {number}"))
+            whole.append(require_finite(loss_by(loss, model, batch, precision), f"batch {number}"))
         for name, gate in progress(gates.items(), "ablation of layers", total=len(gates)):
             gate.score.fill_(0.0)
             without[name] = [
-                require_finite(loss_on(model, batch, precision), f"batch {number} without {name}")
+                require_finite(
+                    loss_by(loss, model, batch, precision), f"batch {number} without {name}"
+                )
                 for number, batch in enumerate(found)
             ]
             gate.score.fill_(1.0)

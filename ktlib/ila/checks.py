@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from ktlib.device import PrecisionName, autocast
 from ktlib.ila.targets import IGNORED, only_targets
 
 Batch = Mapping[str, Tensor]
+Loss = Callable[[Any, Any], Tensor]
+"""Of a model and a batch: for models that do not compute their loss themselves, and others than
+language models. A scalar; batches may then be anything."""
 
 
 def checked_batches(model: nn.Module, batches: Iterable[Batch]) -> list[dict[str, Tensor]]:
@@ -37,6 +40,21 @@ def checked_batches(model: nn.Module, batches: Iterable[Batch]) -> list[dict[str
     context, vocabulary = context_length(model), _vocabulary_size(model)
     for number, batch in enumerate(found):
         _check_tokens(number, batch, context, vocabulary)
+    return found
+
+
+def batches_for(model: nn.Module, batches: Iterable[Any], loss: Loss | None = None) -> list[Any]:
+    """All batches as a list: as :func:`checked_batches`, or unchecked for a loss of the caller's.
+
+    Raises:
+        ValueError: there is no batch; without ``loss`` as :func:`checked_batches`.
+        TypeError: without ``loss`` as :func:`checked_batches`.
+    """
+    if loss is None:
+        return checked_batches(model, batches)
+    found = list(batches)
+    if not found:
+        raise ValueError("batches must hold at least one batch. Found none.")
     return found
 
 
@@ -129,6 +147,24 @@ def loss_on(model: nn.Module, batch: Batch, precision: PrecisionName = "auto") -
             f"model must return a loss for a batch with labels. {type(model).__name__} does not."
         )
     return loss
+
+
+def loss_by(
+    loss: Loss | None, model: nn.Module, batch: Any, precision: PrecisionName = "auto"
+) -> Tensor:
+    """The loss of the caller's, or without one that which the model computes.
+
+    Raises:
+        TypeError: it is no scalar; as :func:`loss_on`.
+    """
+    if loss is None:
+        return loss_on(model, batch, precision)
+    with autocast(next(model.parameters()).device, precision):
+        value = loss(model, batch)
+    if not isinstance(value, Tensor) or value.ndim:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"loss must return a scalar tensor. Found {found}.")
+    return value
 
 
 def require_finite(loss: Tensor, place: str) -> float:

@@ -12,7 +12,14 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from ktlib.device import PrecisionName, compute_dtype
-from ktlib.ila.checks import Batch, checked_batches, input_device, loss_on, require_finite
+from ktlib.ila.checks import (
+    Batch,
+    Loss,
+    batches_for,
+    input_device,
+    loss_by,
+    require_finite,
+)
 from ktlib.ila.gates import LayerGate, gated_updates, gated_weights
 from ktlib.ila.layers import active_adapter, adapted_layers, some_of
 from ktlib.ila.ranking import LayerRanking, endings_of_other_modules
@@ -37,6 +44,7 @@ def rank_layers(
     seed: int = 0,
     precision: PrecisionName = "auto",
     snapshot_every: int | None = None,
+    loss: Loss | None = None,
     data: str = "",
 ) -> LayerRanking:
     """Rank the layers that LoRA adapts by how much their updates matter for the loss.
@@ -54,7 +62,8 @@ def rank_layers(
     that matter little.
 
     Args:
-        model: a transformers model with LoRA adapters of peft, one of them active.
+        model: a transformers model with LoRA adapters of peft, one of them active; with ``loss``
+            any model with such adapters.
         batches: dicts of ``input_ids``, ``attention_mask`` and ``labels``, each
             ``(batch, length)``; the thesis uses 128 of them.
         initial_score: s_0, the same for all layers; the thesis studies 4, 2 and 1.
@@ -66,6 +75,9 @@ def rank_layers(
         precision: as in :func:`ktlib.device.autocast`.
         snapshot_every: steps between two entries of ``curve``; None keeps about 16. The initial
             and the final scores are always in it.
+        loss: of the model and a batch, a scalar, for models that do not compute it themselves, such
+            as a vision transformer with a head of its own; batches may then be anything. By default
+            ``model(**batch).loss``.
         data: a note on the batches, for the provenance.
 
     Raises:
@@ -73,8 +85,8 @@ def rank_layers(
             parameter is bad; a layer's score cannot be learned because the model never uses it.
         FloatingPointError: a loss or gradient is not finite; step and batch are named.
     """
-    found = checked_batches(model, batches)
-    options = _Options(initial_score, lr, steps, penalty, seed, precision, snapshot_every)
+    found = batches_for(model, batches, loss)
+    options = _Options(initial_score, lr, steps, penalty, seed, precision, snapshot_every, loss)
     with gated_updates(model, initial_score) as gates:
         learned = _learn(model, gates, found, options)
     return LayerRanking(
@@ -96,6 +108,7 @@ def rank_layers_full(
     seed: int = 0,
     precision: PrecisionName = "auto",
     snapshot_every: int | None = None,
+    loss: Loss | None = None,
     data: str = "",
 ) -> LayerRanking:
     """As :func:`rank_layers` for a model that was fine-tuned as a whole.
@@ -114,14 +127,15 @@ def rank_layers_full(
         seed: decides the order of the batches.
         precision: as in :func:`ktlib.device.autocast`.
         snapshot_every: steps between two entries of ``curve``.
+        loss: of the model and a batch.
         data: a note on the batches.
 
     Raises:
         ValueError: the model has adapters; ``base_state`` does not fit it; as :func:`rank_layers`.
         FloatingPointError: as :func:`rank_layers`.
     """
-    found = checked_batches(model, batches)
-    options = _Options(initial_score, lr, steps, penalty, seed, precision, snapshot_every)
+    found = batches_for(model, batches, loss)
+    options = _Options(initial_score, lr, steps, penalty, seed, precision, snapshot_every, loss)
     with gated_weights(model, base_state, initial_score) as gates:
         learned = _learn(model, gates, found, options)
     return LayerRanking(
@@ -142,6 +156,7 @@ class _Options:
     seed: int
     precision: PrecisionName
     snapshot_every: int | None
+    loss: Loss | None = None
 
     def __post_init__(self) -> None:
         _require(math.isfinite(self.initial_score), "initial_score be finite", self.initial_score)
@@ -189,7 +204,7 @@ def _require(holds: bool, rule: str, value: object) -> None:
 def _learn(
     model: nn.Module,
     gates: Mapping[str, LayerGate],
-    batches: Sequence[Batch],
+    batches: Sequence[Any],
     options: _Options,
 ) -> dict[str, Any]:
     """Scores, standard errors, curve and losses; see :class:`~ktlib.ila.ranking.LayerRanking`."""
@@ -227,14 +242,14 @@ def _learn(
 def _backward(
     model: nn.Module,
     gates: Mapping[str, LayerGate],
-    batch: Batch,
+    batch: Any,
     options: _Options,
     place: str,
 ) -> float:
     """Add the gradient of loss and penalty to the scores; the value of the loss alone."""
     for gate in gates.values():
         gate.uses = 0
-    loss = loss_on(model, batch, options.precision)
+    loss = loss_by(options.loss, model, batch, options.precision)
     value = require_finite(loss, place)
     if loss.requires_grad:
         loss.backward()

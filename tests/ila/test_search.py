@@ -3,12 +3,13 @@
 import itertools
 import math
 
+import peft
 import pytest
 import torch
 from torch import nn
 
 from ktlib.ila import search
-from ktlib.ila.baselines import first_order_scores
+from ktlib.ila.baselines import ablation_scores, first_order_scores
 from ktlib.ila.gates import gated_updates
 from ktlib.ila.layers import adapted_layers
 from ktlib.ila.search import batch_contributions, rank_layers, rank_layers_full, standard_errors
@@ -310,3 +311,51 @@ def test_models_and_batches_that_cannot_be_ranked(llama, lora_llama, batches):
         rank_layers_full(lora_llama, llama.state_dict(), batches)
     with pytest.raises(ValueError, match="at least one batch"):
         rank_layers(lora_llama, [])
+
+
+def class_loss(model, batch):
+    """Cross-entropy of a network that gives logits only, on images."""
+    images, labels = batch
+    return nn.functional.cross_entropy(model(images), labels)
+
+
+@pytest.fixture
+def image_network():
+    """A small network of images with LoRA of peft; the updates of two layers are not zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3))
+        config = peft.LoraConfig(r=2, target_modules=["1", "3"], init_lora_weights=False)
+        model = peft.get_peft_model(network, config)
+        data = [(torch.randn(5, 3, 2, 2), torch.randint(3, (5,))) for _ in range(2)]
+    return model, data
+
+
+def test_any_network_is_ranked_with_a_loss_of_its_own(image_network):
+    model, data = image_network
+    before = weights(model)
+    slopes = first_order_scores(model, data[:1], loss=class_loss).scores
+    assert list(slopes) == ["1", "3"]
+    scores = rank_layers(model, data[:1], initial_score=6.0, lr=0.25, loss=class_loss).scores
+    for name, slope in slopes.items():
+        assert scores[name] == pytest.approx(6 + math.copysign(0.25, slope), abs=0.01), name
+    gains = ablation_scores(model, data, loss=class_loss).scores
+    with torch.no_grad():
+        whole = [float(class_loss(model, batch)) for batch in data]
+        for name in slopes:
+            layer = model.get_base_model()[int(name)]
+            layer.scaling["default"], kept = 0.0, layer.scaling["default"]
+            without = [float(class_loss(model, batch)) for batch in data]
+            layer.scaling["default"] = kept
+            assert gains[name] == pytest.approx((sum(without) - sum(whole)) / 2, abs=1e-6)
+    assert_unchanged(model, before)
+
+
+def test_a_loss_of_its_own_must_be_a_scalar_and_have_batches(image_network):
+    model, data = image_network
+    with pytest.raises(TypeError, match=r"loss must return a scalar tensor. Found \(5, 3\)"):
+        rank_layers(model, data, loss=lambda network, batch: network(batch[0]))
+    with pytest.raises(TypeError, match="Found float"):
+        rank_layers(model, data, loss=lambda network, batch: 0.5)
+    with pytest.raises(ValueError, match="batches must hold at least one batch"):
+        rank_layers(model, [], loss=class_loss)
