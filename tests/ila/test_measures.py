@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ktlib.ila import measures
 from ktlib.ila.experiment import GENERAL_TEXT
 from ktlib.ila.harness import evaluate
 from ktlib.ila.judge import grade_answers, read_answers, read_questions
@@ -50,6 +51,22 @@ def test_benchmarks_stand_beside_the_losses_in_percent(experiment, tasks):
     row = {"dataset": "colours", "metric": "acc (%)", "value": 100 * wanted["value"]}
     assert found.rows[-1] == row
     assert len(found.rows) == 4
+
+
+def test_all_questions_or_so_many_are_asked_and_scores_are_percent(experiment, monkeypatch):
+    """The tiny model may be right never or always, which says nothing about percent."""
+    asked = []
+
+    def evaluated(model, tokenizer, name, *, limit, tasks):
+        asked.append((name, limit))
+        return [{"task": name, "metric": "acc", "value": 0.25}]
+
+    monkeypatch.setattr(measures, "evaluate", evaluated)
+    model = experiment.new_model()
+    rows = measure(experiment, model, benchmarks=["one", "two"], limit=0).rows[-2:]
+    assert [(row["dataset"], row["value"]) for row in rows] == [("one", 25.0), ("two", 25.0)]
+    measure(experiment, model, benchmarks=["one"], limit=7)
+    assert asked == [("one", None), ("two", None), ("one", 7)]
 
 
 def test_answers_are_kept_for_any_judge(experiment, questions, tmp_path):

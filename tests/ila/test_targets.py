@@ -78,6 +78,12 @@ def test_other_models_get_the_batch_as_it_is():
         def forward(self, input_ids=None, logits_to_keep=0, **kwargs):
             return None
 
+    class LlamaOfAnotherKind(type(make_llama())):
+        """The same forward pass; but what is no causal model may read its labels otherwise."""
+
+    assert only_targets(LlamaOfAnotherKind(make_llama().config), batch_of()).keys() == set(
+        batch_of()
+    )
     assert only_targets(Own(), batch_of()).keys() == batch_of().keys()
     # It would not read shift_labels: the labels would no longer fit the logits.
     assert (
