@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import search_ila
+from ktlib.data import DataError
+from ktlib.ila.evaluation import held_out_loss
+from ktlib.ila.experiment import GENERAL_TEXT, LayerExperiment
 from ktlib.ila.parameters import IlaParameters, IlaStudyParameters
+from ktlib.ila.report import finetune_difference
 from ktlib.parameters import check_parameter_file
 from ktlib.results import committed_record
 
@@ -49,3 +53,86 @@ def test_the_best_rate_of_each_kind_lies_inside_its_grid():
         assert part["rate"].min() < chosen[name] < part["rate"].max(), name
         counted = part.groupby("rate")[["dataset", "seed"]].nunique()
         assert set(map(tuple, counted.to_numpy().tolist())) == {(2, 2)}, name
+
+
+def test_the_words_about_the_long_run_hold_in_its_record():
+    """The chapter tells in words what the long run says; another record may need other words."""
+    record = committed_record("ila", "full")
+    rows, pairs = record.tables["finetune"], record.frame("jaccard")
+    seeds, sets = (pairs[pairs["kind"] == kind] for kind in ("seeds", "data sets"))
+    of_seeds = seeds.query("top == 0.75")["value"]
+    assert (round(of_seeds.min(), 2), round(of_seeds.max(), 2)) == (0.60, 0.70)
+    assert pairs.query("top == 0.75")["chance"].mean() == pytest.approx(0.60, abs=0.005)
+    code = seeds[seeds["a"].str.startswith("human_eval")]
+    assert (code.query("top == 0.75")["p_value"] < 0.05).all()
+    assert code["rank_correlation"].between(0.27, 0.38).all()
+    assert (code["p_value_within_kinds"] < 0.05).mean() <= 1 / 3
+    others = seeds[~seeds["a"].str.startswith("human_eval")].query("top == 0.75")
+    for _, part in others.groupby("a"):
+        assert (part["p_value"] > 0.05).any()
+    for top in (0.75, 0.3):
+        assert len(sets[sets["top"] == top]) == 9
+    assert (sets["p_value"] > 0.01).all()
+
+    scores = record.frame("layer_scores").groupby(["dataset", "seed"])
+    noise = scores["standard_error"].mean() / scores["score"].std()
+    assert (round(noise.min(), 1), round(noise.max(), 1)) == (0.7, 1.4)
+    cheap = record.frame("cheap_scores")
+    by = cheap.groupby("b")["rank_correlation"].agg(["min", "max", "mean"])
+    assert (round(by.loc["first order", "min"], 2), round(by.loc["first order", "max"], 2)) == (
+        0.39, 0.80,
+    )  # fmt: skip
+    assert by.loc["first order", "min"] > seeds["rank_correlation"].max()
+    assert by.loc["update norm", "mean"] < 0.25
+
+    def change(one, other, dataset="reasoning"):
+        return finetune_difference(rows, ("lora", one), ("lora", other), dataset)
+
+    for one, other in (("top", "all"), ("random_top", "all"), ("top", "random_top")):
+        gap = change(one, other)
+        assert abs(gap.mean) < 0.1, (one, other)
+        assert gap.low < 0 < gap.high, (one, other)
+    late = change("last", "top")
+    assert late.low > 0
+    assert late.mean == pytest.approx(0.5, abs=0.05)
+    kept, blind = change("keep", "all"), change("random_keep", "all")
+    assert kept.mean < -0.1 < blind.mean < 0
+    assert kept.high > 0
+    held = record.frame("finetune").query("dataset == 'reasoning' and method == 'lora'")
+    wide = held.pivot_table("value", "seed", "layers")
+    assert (wide["all"] - wide["keep"]).between(0.1, 0.35).all()
+    assert not (wide["all"] - wide["random_keep"]).between(0.1, 0.35).all()
+
+    cost = record.frame("cost").set_index(["method", "layers"])
+    ratio = {m: cost.loc[(m, "top")] / cost.loc[(m, "all")] for m in ("lora", "full")}
+    found = [round(ratio[m][c], 2) for m in ratio for c in ("peak_bytes", "seconds_per_step")]
+    assert found == [0.91, 0.77, 0.45, 0.48]
+
+    mean = record.frame("finetune").groupby(["method", "layers", "dataset"])["value"].mean()
+    before = mean["not tuned", ""]
+    for method, layers, dataset in mean.index:
+        rise = mean[method, layers, dataset] - before[dataset]
+        if dataset == GENERAL_TEXT:
+            assert abs(rise) < 0.05, (method, layers)
+        if dataset == "human_eval" and method == "lora":
+            assert rise > 0.05, layers
+        if dataset == "human_eval" and method in ("full", "adalora"):
+            assert abs(rise) < 0.06, (method, layers)
+
+
+def test_a_row_of_the_full_record():
+    """The untuned model's loss on held-out text, computed again."""
+    record = committed_record("ila", "full")
+    known = record.parameters | {"device": "cpu", "profile": "test", "run_dir": ""}
+    try:
+        experiment = LayerExperiment(IlaParameters.model_validate(known), "cpu")
+        batches = experiment.held_out("reasoning")
+    except DataError as error:
+        pytest.skip(f"the pre-trained model is not prepared: {error}")
+    found = held_out_loss(experiment.new_model(), batches, precision="float32")
+    (row,) = [
+        row
+        for row in record.tables["finetune"]
+        if (row["method"], row["dataset"], row["seed"]) == ("not tuned", "reasoning", 0)
+    ]
+    assert found == pytest.approx(row["value"], rel=1e-4)
