@@ -120,6 +120,23 @@ def test_the_words_about_the_long_run_hold_in_its_record():
             assert abs(rise) < 0.06, (method, layers)
 
 
+def test_the_words_about_the_proof_on_the_pretrained_model_hold_in_its_record():
+    record = committed_record("proofs/ila", "full")
+    assert record.parameters["model"] == "smollm2"
+    assert record.parameters["lora_rank"] == 8
+    table = record.frame("language_model")
+    assert len(table) == 9
+    ratio = table["bound"] / table["gap"]
+    assert 110 < ratio.min() < ratio.max() < 200
+    assert table["flips"].mul(100).round().between(2, 6).all()
+    assert (table["sure"] < 0.1).all()
+    by_time = table.groupby("t")[["gap", "other sequences"]].mean()
+    assert by_time["gap"].is_monotonic_decreasing
+    assert by_time["other sequences"].is_monotonic_increasing
+    last = by_time.iloc[-1]
+    assert last["other sequences"] / last["gap"] == pytest.approx(10, rel=0.15)
+
+
 def test_a_row_of_the_full_record():
     """The untuned model's loss on held-out text, computed again."""
     record = committed_record("ila", "full")
