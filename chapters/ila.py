@@ -531,20 +531,20 @@ thesis_cost
 # What the long run of this edition says, in words:
 #
 # - **Rankings hardly repeat themselves.** For the best 75 % two seeds agree with an index of 0.60 to 0.70; blind choices reach 0.60, and the thesis prints 0.91 to
-#   0.92. Only on HumanEval do all pairs of seeds agree better than by chance, with rank correlations of about 0.3; and most of that goes when layers of one kind are
+#   0.92. Only on HumanEval do all three pairs of seeds agree better than by chance ($p<0.05$), with rank correlations of about 0.3; and most of that goes when layers of one kind are
 #   compared with each other only.
 # - **Different data sets agree as blind choices do.** Not one of the nine pairs is below $p=0.01$, at 75 % or at 30 %. The thesis prints 0.90 to 0.91.
 # - **The scores say so themselves.** The standard error of a score is 0.7 to 1.4 times the spread of the scores over the layers. With so much noise no order can be stable.
 # - **What stage 2 learns is the slope.** Learned scores agree with first-order ones of the same adapters far better (rank correlation 0.39 to 0.80) than with those of
 #   another seed. The size of an update says little.
-# - **The best 30 % learn as much as all layers, and so do a random 30 %.** The differences are below 0.1 nats, with intervals on both sides of zero. Where the chosen layers
-#   lie matters more than which they are: the last blocks alone are 0.5 nats behind layers that are spread over the depth.
-# - **Freezing the least important quarter may help.** The held-out loss is lower in all three seeds, by 0.1 to 0.3 nats, and with a random quarter it is not. With three seeds the interval
-#   still contains zero.
+# - **No difference is seen between all layers, the best 30 % and a random 30 %.** The means differ by less than 0.1 nats; but with three seeds the intervals reach to 0.4, so a real
+#   difference of that size may hide in them. What is seen is *where* layers lie: the last blocks alone are 0.5 nats behind the best 30 %, which are spread over the depth.
+# - **Freezing the least important quarter may help.** The held-out loss is lower in all three seeds, by 0.1 to 0.3 nats, while a random quarter changes its mean by
+#   less than 0.1. With three seeds the interval still contains zero.
 # - **The savings are real.** Tuning 30 % of the layers takes 0.91 times the memory and 0.77 times the time with LoRA, 0.45 and 0.48 times with full fine-tuning. The thesis
 #   prints 0.87 and 0.89, 0.41 and 0.77.
 # - **Nothing is forgotten of general text**: no way of tuning moves its loss by more than 0.05 nats. But LoRA at its best rate disturbs other conversations: on HumanEval, which it was not
-#   trained on, the loss rises with every choice of layers. Full fine-tuning and AdaLoRA hardly touch it.
+#   trained on, the mean loss over the seeds rises with every choice of layers. Full fine-tuning and AdaLoRA hardly touch it.
 #
 # Why is the agreement so far from the printed one? The model has a fiftieth of the weights, stage 2 has 40 steps of 4 conversations instead of 128 steps, and stage 1 some dozen steps. The
 # [next chapter](chap-ila-studies) takes the noise apart: which of the two stages it comes from, and what more steps and larger batches do.
