@@ -537,7 +537,7 @@ thesis_cost
 # - **The scores say so themselves.** The standard error of a score is 0.7 to 1.4 times the spread of the scores over the layers. With so much noise no order can be stable.
 # - **What stage 2 learns is the slope.** Learned scores agree with first-order ones of the same adapters far better (rank correlation 0.39 to 0.80) than with those of
 #   another seed. The size of an update says little.
-# - **No difference is seen between all layers, the best 30 % and a random 30 %.** The means differ by less than 0.1 nats; but with three seeds the intervals reach to 0.4, so a real
+# - **No difference is seen between all layers, the best 30 % and a random 30 %.** The means differ by less than 0.1 nats; but with three seeds the intervals reach to almost 0.5, so a real
 #   difference of that size may hide in them. What is seen is *where* layers lie: the last blocks alone are 0.5 nats behind the best 30 %, which are spread over the depth.
 # - **Freezing the least important quarter may help.** The held-out loss is lower in all three seeds, by 0.1 to 0.3 nats, while a random quarter changes its mean by
 #   less than 0.1. With three seeds the interval still contains zero.
