@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ktlib.data import facts
 from ktlib.data.files import MANIFEST, read_manifest
+from ktlib.data.image_sets import LARGE_SETS
 from ktlib.data.root import data_root
 from ktlib.data.text_facts import TEXT_SETS
 
-DATA_SETS = (*facts.DATA_SETS, *TEXT_SETS)
+DATA_SETS = (*facts.DATA_SETS, *LARGE_SETS, *TEXT_SETS)
 
 __all__ = ["DATA_SETS", "MANIFEST", "is_current"]
 

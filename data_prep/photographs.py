@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,7 +126,8 @@ def unpack_and_convert(
 
 
 def _extract(archive: Path, members: Sequence[str], target: Path) -> None:
-    wanted = {member: target / member for member in members}
+    # As paths: photographs may lie in the folder ".", which an archive does not name.
+    wanted = {str(PurePosixPath(member)): target / member for member in members}
     for parent in {path.parent for path in wanted.values()}:
         parent.mkdir(parents=True, exist_ok=True)
     with archive.open("rb") as file:
