@@ -10,7 +10,7 @@ from ktlib.parameters import check_parameter_file, check_parameters
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
 
 
-def check_cell(model, chapter, **changes):
+def check_cell(model, chapter, /, **changes):
     """The values of the parameters cell, some of them changed."""
     values = {line.name: line.value for line in parameters_cell(CHAPTERS / f"{chapter}.py")}
     return check_parameters(values | changes, model)

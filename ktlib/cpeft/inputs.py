@@ -1,0 +1,161 @@
+"""What the inputs of linear layers have in common: their uncentred second moment over all tokens.
+
+All that InfLoRA and gradient projection know of data is this matrix, ``E[x x^T]``, for each layer.
+Its trace is the mean squared length of an input, here called energy; its eigenvectors are the left
+singular vectors of the matrix of all inputs, its eigenvalues their squared singular values, divided
+by the number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ktlib.cpeft.adapters import LoraBackbone
+from ktlib.fcl.checks import require_at_least
+from ktlib.fcl.methods.learner import ImagePool
+
+
+@dataclass(frozen=True, eq=False)
+class InputMoment:
+    """The uncentred second moment of the inputs of a layer.
+
+    Attributes:
+        matrix: ``E[x x^T]``, ``(d, d)``, float64, symmetric; ``d`` is the layer's input size.
+        tokens: how many inputs ``x`` the mean is over; a ViT has several in each image.
+    """
+
+    matrix: Tensor
+    tokens: int
+
+    @classmethod
+    def of(cls, inputs: Tensor) -> InputMoment:
+        """The moment of inputs ``(..., d)``, which are turned to float64 first.
+
+        Raises:
+            ValueError: there are none.
+        """
+        flat = inputs.detach().reshape(-1, inputs.shape[-1])
+        if not len(flat):
+            raise ValueError(f"inputs must hold at least one token. Found {tuple(inputs.shape)}.")
+        # Apple's GPU computes no float64.
+        flat = (flat.cpu() if flat.device.type == "mps" else flat).double()
+        return cls(flat.T @ flat / len(flat), len(flat))
+
+    @property
+    def energy(self) -> float:
+        """Mean squared length of an input, ``E||x||^2``: the trace."""
+        return float(self.matrix.trace())
+
+    def merged(self, other: InputMoment) -> InputMoment:
+        """The moment of the inputs of both.
+
+        Raises:
+            ValueError: they are not of the same input size.
+        """
+        if self.matrix.shape != other.matrix.shape:
+            raise ValueError(
+                "moments must be of the same input size to be merged. Found "
+                f"{len(self.matrix)} and {len(other.matrix)}."
+            )
+        tokens = self.tokens + other.tokens
+        # Rounding differs with the order, as in every sum; it does not grow with the batches.
+        moved = (other.matrix - self.matrix) * (other.tokens / tokens)
+        return InputMoment(self.matrix + moved, tokens)
+
+
+def input_moments(
+    network: nn.Module,
+    layers: Sequence[str],
+    images: ImagePool,
+    rows: Tensor,
+    batch_size: int,
+) -> dict[str, InputMoment]:
+    """The second moment of the inputs of layers, over all tokens of some images.
+
+    The network computes in evaluation mode and without gradients; its mode is put back.
+
+    Args:
+        network: called with a batch of images, on the device where it is.
+        layers: names of linear modules: of the encoder in a
+            :class:`~ktlib.cpeft.adapters.LoraBackbone`, of ``network`` otherwise.
+        images: ``images[rows]`` is ``(n, channels, height, width)``.
+        rows: ``(n,)`` positions of the images to use.
+        batch_size: images at a time; it changes the last digits only.
+
+    Returns:
+        Layer -> moment, in the order of ``layers``.
+
+    Raises:
+        ValueError: no layers, no rows, a batch size below 1, a name that is no linear layer, or a
+            layer that the network did not use.
+    """
+    require_at_least("batch_size", batch_size, 1)
+    if not layers:
+        raise ValueError("layers must name at least one linear layer. Found none.")
+    if not len(rows):
+        raise ValueError("rows must name at least one image. Found none.")
+    sums: dict[str, InputMoment] = {}
+
+    def note(name: str, inputs: Tensor) -> None:
+        moment = InputMoment.of(inputs)
+        sums[name] = sums[name].merged(moment) if name in sums else moment
+
+    device = next(network.parameters()).device
+    with _hooked(network, layers, note), _evaluating(network), torch.no_grad():
+        for batch in rows.split(batch_size):
+            network(images[batch].to(device))
+    unused = [name for name in layers if name not in sums]
+    if unused:
+        raise ValueError(f"layers must be used by the network. These were not: {unused}.")
+    return {name: sums[name] for name in layers}
+
+
+def linear_layer(network: nn.Module, name: str) -> nn.Linear:
+    """A linear layer by its name; in a network with adapters the layer beneath them.
+
+    Raises:
+        ValueError: there is no linear layer of this name; the message lists those that there are.
+    """
+    if isinstance(network, LoraBackbone):
+        return network.linear(name)
+    linear = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
+    if name not in linear:
+        raise ValueError(f"layers must be linear layers: {list(linear)}. Found {name!r}.")
+    return linear[name]
+
+
+@contextmanager
+def _hooked(
+    network: nn.Module, layers: Sequence[str], note: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Tell ``note`` the input of each layer, whenever it is called."""
+    modules = {name: linear_layer(network, name) for name in layers}
+    handles = []
+    try:
+        for name, module in modules.items():
+
+            def hook(_: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
+                note(name, cast("Tensor", given[0]))
+
+            handles.append(module.register_forward_pre_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

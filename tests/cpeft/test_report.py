@@ -1,0 +1,108 @@
+"""Tables of the chapter on continual PEFT, from rows written by hand."""
+
+import math
+
+import pytest
+
+from ktlib.cpeft.report import (
+    accuracy_over_time,
+    mean_matrix,
+    method_difference,
+    occupancy_table,
+    short_layer,
+    summary_rows,
+    summary_table,
+)
+
+
+def rows_of(method, seed, first, first_at_end, second):
+    """A run of two tasks; told the task, everything is 10 points better."""
+    cells = [(1, 1, first), (2, 1, first_at_end), (2, 2, second)]
+    return [
+        {"method": method, "seed": seed, "after": i, "task": j, "accuracy": a,
+         "accuracy_within": a + 10, "misallocated": 5.0}
+        for i, j, a in cells
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def rows():
+    found = []
+    for seed, lost in ((0, 30.0), (1, 40.0)):
+        found += rows_of("sequential", seed, 80.0, 80.0 - lost, 70.0)
+        found += rows_of("inflora", seed, 80.0, 75.0, 60.0)
+        found += rows_of("oracle", seed, 82.0, 82.0, 72.0)
+        found += rows_of("ncm", seed, 50.0, 45.0, 50.0)
+    return found
+
+
+def value(rows, method, seed, metric):
+    (found,) = [
+        r["value"] for r in rows if (r["method"], r["seed"], r["metric"]) == (method, seed, metric)
+    ]
+    return found
+
+
+def test_measures_of_each_run(rows):
+    found = summary_rows(rows)
+    assert value(found, "sequential", 1, "forgetting") == 40
+    assert value(found, "sequential", 0, "final_accuracy") == 60
+    assert value(found, "inflora", 0, "forward_transfer") == pytest.approx((-2 - 12) / 2)
+
+
+def test_transfer_only_where_it_means_something(rows):
+    found = {(r["method"], r["metric"]) for r in summary_rows(rows)}
+    assert ("ncm", "forward_transfer") not in found
+    alone = [row for row in rows if row["method"] == "inflora"]
+    assert not [r for r in summary_rows(alone) if r["metric"] == "forward_transfer"]
+
+
+def test_the_table_has_mean_and_spread(rows):
+    table = summary_table(summary_rows(rows))
+    assert list(table.index) == ["sequential", "inflora", "oracle", "ncm"]
+    assert table.loc["sequential", "forgetting"].startswith("35.0")
+    assert "7.1" in table.loc["sequential", "forgetting"]
+    assert table.loc["ncm", "forward transfer"] == ""
+
+
+def test_a_difference_is_within_seeds(rows):
+    gap = method_difference(summary_rows(rows), "inflora", "sequential", "forgetting")
+    assert (gap.mean, gap.seeds) == (-30, 2)
+    assert gap.low < -30 < gap.high
+    with pytest.raises(ValueError, match=r"\['joint'\]"):
+        method_difference(summary_rows(rows), "joint", "ncm", "forgetting")
+
+
+def test_accuracy_over_time_is_the_mean_of_tasks_then_of_seeds(rows):
+    table = accuracy_over_time(rows).set_index(["method", "after"])
+    assert table.loc[("sequential", 2), "mean"] == pytest.approx((60 + 55) / 2)
+    assert table.loc[("sequential", 1), "std"] == 0
+
+
+def test_the_matrix_has_no_number_for_tasks_to_come(rows):
+    matrix = mean_matrix(rows, "sequential")
+    assert matrix.loc[2, 1] == 45
+    assert math.isnan(matrix.loc[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("model.layers.2.attention.k_proj", "2.key"),
+        ("encoder.layer.0.attention.value", "0.value"),
+        ("model.layers.1.mlp.fc1", "1.fc1"),
+        ("head", "head"),
+    ],
+)
+def test_short_names(name, short):
+    assert short_layer(name) == short
+
+
+def test_occupancy_is_the_mean_over_seeds():
+    history = [
+        {"seed": s, "task": t, "layer": f"layers.{b}.k_proj", "occupied": 0.1 * t + 0.2 * s}
+        for s in (0, 1) for t in (1, 2) for b in (0, 1)
+    ]  # fmt: skip
+    table = occupancy_table(history)
+    assert list(table.index) == ["0.key", "1.key"]
+    assert table.loc["1.key", 2] == pytest.approx(0.3)
