@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_use_on_your_own_model(tmp_path, monkeypatch):
         "labels": torch.arange(6) % 3,
         "noise": torch.Generator().manual_seed(0),
     }
-    few_shot, multi_task, language = blocks(ROOT / "README.md", "python")
+    few_shot, multi_task, language, continual = blocks(ROOT / "README.md", "python")
     exec(few_shot, names)  # noqa: S102 - our own document
     assert all(layer.weight.grad is not None for layer in layers)
     assert names["flat"].indicator >= 0
@@ -123,6 +124,19 @@ def test_use_on_your_own_model(tmp_path, monkeypatch):
     count = len(theirs["ranking"].names)
     assert len(theirs["config"].target_modules) == round(0.3 * count)
     assert len(theirs["frozen"]) == count - round(0.75 * count)
+
+    named = OrderedDict(
+        flat=nn.Flatten(), key=nn.Linear(64, 64), act=nn.Tanh(), value=nn.Linear(64, 8)
+    )
+    encoder = nn.Sequential(named)
+    encoder.dim = 8
+    labels = torch.arange(120) % 10
+    pool = torch.nn.functional.one_hot(labels, 64).float().reshape(-1, 1, 8, 8)
+    pool += 0.01 * torch.randn(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = {"images": pool, "labels": labels, "test_images": pool, "test_labels": labels}
+    last = {"encoder": encoder, **data}
+    exec(continual, last)  # noqa: S102 - our own document
+    assert len(last["rows"]) == 15
 
 
 def test_versions_agree():
