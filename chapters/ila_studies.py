@@ -525,6 +525,16 @@ record.table("finetune", results)
 thesis_table("5_18")
 
 # %% [markdown]
+# So many rankings were learned. A value that is the reference's was learned once, as the reference; it gets its own name here, too.
+
+# %% tags=["table"]
+for size in P.batch_sizes:
+    for pair in needed:
+        same = rankings[(*named("batch_size", size), P.studied_on, *pair)]
+        rankings.setdefault(("batch_size", size, P.studied_on, *pair), same)
+pd.Series([study for study, *_ in rankings]).value_counts().rename("rankings").to_frame()
+
+# %% [markdown]
 # ## The long run, from the committed record
 #
 # The `full` profile has more data sets, seeds, steps and values of every setting. Its record is part of the project; these tables are computed

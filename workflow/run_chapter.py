@@ -32,6 +32,8 @@ KERNEL_START_SECONDS = 120
 SPINS = "10000"
 # A page has no use for the widgets that tqdm misses; where a library imports it first varies.
 NO_WIDGETS = "ignore:IProgress not found"
+# joblib starts a worker anew when its memory has grown, and says so: on some machines only.
+NO_RESTARTS = "ignore:A worker stopped while some jobs"
 
 
 class ChapterError(RuntimeError):
@@ -171,7 +173,9 @@ def kernel_environment(threads: int) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # read when CUDA starts; for deterministic products
         "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one in the home folder
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns in every kernel
-        "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), NO_WIDGETS])),
+        "PYTHONWARNINGS": ",".join(
+            filter(None, [os.environ.get("PYTHONWARNINGS"), NO_WIDGETS, NO_RESTARTS])
+        ),
         "PYTHONPATH": os.pathsep.join(paths),
     }
 

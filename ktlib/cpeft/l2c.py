@@ -334,8 +334,7 @@ class L2C:
         old: Sequence[Tensor],
     ) -> None:
         number, network = len(self._experts) + 1, self._network
-        pool = _AskedPool(images)
-        extra = self._consistency_term(pool, task, len(labels), old)
+        extra = self._consistency_term(images, task, len(labels), old)
         network.start(_seed(self.seed, "expert", number))
         if self.start_from_old and weights is not None:
             network.load_adapters(mixed_adapters(self._experts, weights))
@@ -346,7 +345,7 @@ class L2C:
             head,
             [{"params": [*network.trained(), *head.parameters()], "lr": self.lr}],
             task,
-            pool,
+            images,
             labels,
             generator(self.seed, "expert", number),
             extra,
@@ -359,20 +358,20 @@ class L2C:
             self._statistics[-1].add(features, labels[task.train])
 
     def _consistency_term(
-        self, pool: _AskedPool, task: ClassTask, images: int, old: Sequence[Tensor]
+        self, images: ImagePool, task: ClassTask, count: int, old: Sequence[Tensor]
     ) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """The term of the loss, from a batch and its scores; ``old`` from :meth:`_teach`."""
+        """The term of the loss of a batch, of ``count`` images; ``old`` from :meth:`_teach`."""
         if not (self.consistency and old):
             return None
         self._network.load_adapters(self._selector)
-        features = features_of(self._network, pool.images, task.train, self.batch_size)
+        features = features_of(self._network, images, task.train, self.batch_size)
         log_weights = self._log_weights(features)
         others = log_mixture(log_weights[:, :-1], torch.stack(list(old), dim=1))
-        places = torch.full((images,), -1)
+        places = torch.full((count,), -1)
         places[task.train] = torch.arange(len(task.train))
 
-        def term(_: Tensor, scores: Tensor) -> Tensor:
-            asked = places[pool.asked.cpu()].to(scores.device)
+        def term(rows: Tensor, scores: Tensor) -> Tensor:
+            asked = places[rows.cpu()].to(scores.device)
             single = scores.log_softmax(dim=1)
             own = log_weights[asked, -1:] + single.detach()
             together = torch.logaddexp(others[asked], own).log_softmax(dim=1)
@@ -405,7 +404,7 @@ class L2C:
     def _train(
         self,
         head_scores: Callable[[Tensor], Tensor],
-        groups: Any,  # of parameters, each with its rate, as Adam takes them
+        groups: list[dict[str, Any]],
         task: ClassTask,
         images: ImagePool,
         labels: Tensor,
@@ -481,18 +480,6 @@ def mixed_adapters(experts: Sequence[Adapters], weights: Tensor) -> dict[str, Te
         mixed[name] = (_START * (vt @ right.T)[:rank]).to(experts[0][name])
         mixed[f"{layer}.up"] = ((left @ u)[:, :rank] * s[:rank] / _START).to(experts[0][name])
     return mixed
-
-
-class _AskedPool:
-    """Images that remember which were asked for last: those of the step, while its loss is made."""
-
-    def __init__(self, images: ImagePool) -> None:
-        self.images = images
-        self.asked = torch.empty(0, dtype=torch.int64)
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        self.asked = rows
-        return self.images[rows]
 
 
 def _seed(seed: int, who: str, number: int) -> int:

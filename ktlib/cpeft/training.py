@@ -13,7 +13,7 @@ from ktlib.fcl.checks import require_at_least, require_positive
 from ktlib.fcl.methods.learner import ImagePool
 
 LossExtra = Callable[[Tensor, Tensor], Tensor]
-"""Images and scores of a batch -> scalar."""
+"""Positions ``(b,)`` of a batch's images and their scores ``(b, k)`` -> scalar."""
 
 
 def train_task(
@@ -48,7 +48,7 @@ def train_task(
         batch_size: images per step.
         lr: first learning rate of the schedule.
         generator: source of the batches, on the CPU.
-        loss_extra: a further term of the loss, from images and scores of a batch.
+        loss_extra: a further term of the loss, from the positions of a batch and its scores.
 
     Returns:
         Mean loss over the images, for each epoch.
@@ -75,11 +75,10 @@ def train_task(
     for epoch in range(epochs):
         total = torch.zeros((), device=device)
         for part in torch.randperm(len(rows), generator=generator).split(batch_size):
-            batch = images[rows[part]].to(device)
-            scores = head_scores(backbone(batch))
+            scores = head_scores(backbone(images[rows[part]].to(device)))
             loss = F.cross_entropy(scores, labels[rows[part]].to(device))
             if loss_extra is not None:
-                loss = loss + loss_extra(batch, scores)
+                loss = loss + loss_extra(rows[part], scores)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

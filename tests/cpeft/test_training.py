@@ -91,16 +91,17 @@ def test_every_rate_falls_to_zero_along_a_cosine(lora, head, tiny_data, monkeypa
         assert [each[group] for each in rates] == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_further_term_gets_images_and_scores(lora, head, tiny_data):
-    shapes = []
+def test_a_further_term_gets_the_rows_of_the_batch_and_its_scores(lora, head, tiny_data):
+    seen = []
 
-    def term(images, scores):
-        shapes.append((tuple(images.shape), tuple(scores.shape)))
+    def term(rows, scores):
+        seen.append((rows, tuple(scores.shape)))
         return 10 + 0 * scores.sum()
 
     plain = train(copy.deepcopy(lora), copy.deepcopy(head), tiny_data, epochs=1)
     more = train(lora, head, tiny_data, epochs=1, loss_extra=term)
-    assert shapes == [((20, 1, 8, 8), (20, 3))] * 2 + [((8, 1, 8, 8), (8, 3))]
+    assert [shape for _, shape in seen] == [(20, 3), (20, 3), (8, 3)]
+    assert torch.cat([rows for rows, _ in seen]).sort().values.tolist() == list(range(48))
     assert more[0] == pytest.approx(plain[0] + 10, rel=1e-5)
 
 
