@@ -123,6 +123,60 @@ def test_the_words_about_the_long_run_hold_in_its_record():
             assert abs(rise) < 0.06, (method, layers)
 
 
+def test_the_words_about_the_long_run_of_the_studies_hold_in_its_record():
+    record = committed_record("ila_studies", "full")
+    noise = record.frame("noise").query("top == 0.3")
+    assert (noise["step"].max(), set(noise["batch_size"])) == (96, {4, 12})
+    same, other = (noise[noise["a"] == kind] for kind in ("stage 2 alone", "both stages"))
+    few, many = (same[same["batch_size"] == size] for size in (4, 12))
+    assert (few[few["step"] >= 60]["p_value"] < 0.01).all()
+    assert (few[few["step"] < 60]["p_value"] > 0.01).all()
+    assert (many["p_value"] < 0.01).all()
+    last = [part.set_index("step").loc[96, "rank_correlation"] for part in (few, many)]
+    assert [round(value, 2) for value in last] == [0.47, 0.68]
+    assert other["rank_correlation"].round(2).between(-0.1, 0.12).all()
+    assert (other["p_value"] > 0.05).all()
+
+    pairs = record.frame("jaccard")
+    of = dict(iter(pairs.groupby("study")))
+    early = of["milestone"].query("top == 0.3").groupby("a")["rank_correlation"]
+    assert (early.mean()[["1 %", "25 %", "50 %"]] < 0.15).all()
+    assert early.min()["75 %"] > 0.9
+    starts = of["initial_score"].query("top == 0.3").groupby("a")["rank_correlation"]
+    ends = starts.agg(["min", "max"]).round(2)
+    assert ends.loc["2"].tolist() == pytest.approx([0.90, 0.97], abs=0.005)
+    assert ends.loc["1"].tolist() == pytest.approx([0.65, 0.91], abs=0.005)
+    dials = record.frame("dials").groupby("penalty")["mean dial"].mean().round(2)
+    assert dials.to_dict() == {0.0: 0.75, 0.01: 0.15}
+    assert of["penalty"]["rank_correlation"].mean() < 0.2
+    full = of["full"].query("top == 0.75")
+    assert (round(full["value"].min(), 2), round(full["value"].max(), 2)) == (0.60, 0.66)
+    assert full["chance"].mean() == pytest.approx(0.60, abs=0.005)
+
+    cheap = record.frame("cheap_scores").query("b == 'first order'")["rank_correlation"]
+    assert (round(cheap.min(), 2), round(cheap.max(), 2)) == (0.70, 0.81)
+    again = record.frame("repeatability").query("top == 0.3").set_index("a")
+    assert (again.loc[["learned", "first order"], "p_value"] > 0.05).all()
+    assert again.loc["update norm", "rank_correlation"] == pytest.approx(0.90, abs=0.005)
+    assert again.loc["update norm", "p_value_within_kinds"] > 0.05
+
+    rows = record.tables["finetune"]
+    for one in ("top of own", "top of chatterbot"):
+        gap = finetune_difference(rows, ("lora", one), ("lora", "random top"), "reasoning")
+        assert gap.low < 0 < gap.high
+    solved = record.frame("finetune").query("dataset == 'tasks solved'")
+    by = solved.groupby("layers")["value"].agg(["min", "max"]).round(0)
+    assert by.loc["all"].tolist() == [25, 30]
+    assert by.loc["top"].tolist() == [28, 37]
+    assert by.loc["random_top"].tolist() == [28, 35]
+    assert solved.query("method == 'not tuned'")["value"].tolist() == [0]
+    for one in ("top", "random_top"):
+        gap = finetune_difference(
+            rows, ("lora", one), ("lora", "all"), "tasks solved", "accuracy (%)"
+        )
+        assert gap.low < 0 < gap.mean < gap.high
+
+
 def test_the_words_about_the_proof_on_the_pretrained_model_hold_in_its_record():
     record = committed_record("proofs/ila", "full")
     assert record.parameters["model"] == "smollm2"
