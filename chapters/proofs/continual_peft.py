@@ -639,7 +639,11 @@ for name, tau in lowest.items():
 #
 # *At $s=0$.* The first class is at least as probable where $c\,\alpha+(1-c)\,\beta\ge\rho\,[c\,\beta+(1-c)\,\alpha]$, after division by $(1-q)^{T-2}$. As $\alpha>\beta$, this is $c\ge c^\star$.
 #
-# *The size of $c^\star$.* $2(\rho\alpha-\beta)-(1+\rho)(\alpha-\beta)=(\rho-1)(\alpha+\beta)\ge0$, and zero for $\rho=1$ only. And $c^\star>1$ means $\rho\beta>\alpha$, which is the last inequality.
+# *The size of $c^\star$.* It is at least $\frac12$, as twice its numerator is at least its denominator:
+#
+# $$2(\rho\alpha-\beta)-(1+\rho)(\alpha-\beta)=(\rho-1)(\alpha+\beta)\ge0,$$
+#
+# and zero for $\rho=1$ only. And $c^\star>1$ means $\rho\beta>\alpha$, which is the last inequality.
 # ```
 #
 # The last inequality can be read. $\log\frac p{1-p}$ is the weight of evidence of one vote. If the $T-1$ others *together* carry more of it than the right expert, they should be able to overrule even a favourite that is surely the right one.
