@@ -35,6 +35,12 @@ FIXED = (
     "topic",
     "fsll",
     "idlvq",
+    "sequential",
+    "inflora",
+    "l2c",
+    "key",
+    "oracle",
+    "value",
 )
 
 

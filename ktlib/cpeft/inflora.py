@@ -183,20 +183,7 @@ class InfLora:
         self.backbone.start(self.seed, down=down)
         self._train(task, images, labels)
         self.backbone.merge()
-        after = self._moments(images, task.train)
-        for name, memory in self.memories.items():
-            memory.update(after[name], threshold)
-            self.history.append(
-                {
-                    "task": task.number,
-                    "layer": name,
-                    "rank": int(down[name].any(1).sum()),
-                    "threshold": threshold,
-                    "occupied": memory.old_rank / memory.size,
-                    "free": memory.free_rank,
-                    "discarded": memory.discarded[-1],
-                }
-            )
+        self._remember(self._moments(images, task.train), task.number, threshold, down)
 
     def scores(self, images: Tensor) -> Tensor:
         """``(n, k)`` logits of all classes so far: the heads side by side."""
@@ -207,6 +194,28 @@ class InfLora:
 
     def _moments(self, images: ImagePool, rows: Tensor) -> dict[str, InputMoment]:
         return input_moments(self.backbone, self.backbone.layers, images, rows, self.batch_size)
+
+    def _remember(
+        self,
+        moments: dict[str, InputMoment],
+        task: int,
+        threshold: float,
+        down: dict[str, Tensor],
+    ) -> None:
+        """Take the inputs of a task into the memories, and note how full they are."""
+        for name, memory in self.memories.items():
+            memory.update(moments[name], threshold)
+            self.history.append(
+                {
+                    "task": task,
+                    "layer": name,
+                    "rank": int(down[name].any(1).sum()),
+                    "threshold": threshold,
+                    "occupied": memory.old_rank / memory.size,
+                    "free": memory.free_rank,
+                    "discarded": memory.discarded[-1],
+                }
+            )
 
     def _design(self, moments: dict[str, InputMoment]) -> dict[str, Tensor]:
         """``A`` of each layer, ``(rank, d_in)``."""
