@@ -6,6 +6,7 @@ import pytest
 
 from ktlib.cpeft.report import (
     accuracy_over_time,
+    expert_agreement,
     mean_matrix,
     method_difference,
     occupancy_table,
@@ -13,6 +14,7 @@ from ktlib.cpeft.report import (
     summary_rows,
     summary_table,
 )
+from ktlib.ila.ranking import LayerRanking
 
 
 def rows_of(method, seed, first, first_at_end, second):
@@ -106,3 +108,33 @@ def test_occupancy_is_the_mean_over_seeds():
     table = occupancy_table(history)
     assert list(table.index) == ["0.key", "1.key"]
     assert table.loc["1.key", 2] == pytest.approx(0.3)
+
+
+def test_rankings_of_two_tasks_and_twice_of_one():
+    """Seed 4: twice the same ranking of task 1, opposite ones of task 2; first ones differ."""
+    layers = [f"{number}.key" for number in range(4)]
+
+    def ranking(order):
+        return LayerRanking(scores={layers[place]: -float(n) for n, place in enumerate(order)})
+
+    up, down, mixed = ranking([0, 1, 2, 3]), ranking([3, 2, 1, 0]), ranking([0, 2, 1, 3])
+    found = expert_agreement(
+        {(4, 1, 0): up, (4, 1, 1): up, (4, 2, 0): mixed, (4, 2, 1): down,
+         (5, 1, 0): down, (5, 1, 1): up, (5, 2, 0): down, (5, 2, 1): down},
+        top=0.5,
+    )  # fmt: skip
+    shown = [
+        (row["seed"], row["kind"], row["a"], row["b"], row["gap"], round(row["value"], 3))
+        for row in found
+    ]
+    assert shown == [
+        (4, "two tasks", 1, 2, 1, 0.333),
+        (4, "one task, two seeds", 1, 1, 0, 1.0),
+        (4, "one task, two seeds", 2, 2, 0, 0.333),
+        (5, "two tasks", 1, 2, 1, 1.0),
+        (5, "one task, two seeds", 1, 1, 0, 0.0),
+        (5, "one task, two seeds", 2, 2, 0, 1.0),
+    ]
+    correlations = [round(row["rank_correlation"], 3) for row in found]
+    assert correlations == [0.8, 1.0, -0.8, 1.0, -1.0, 1.0]
+    assert {row["top"] for row in found} == {0.5}
