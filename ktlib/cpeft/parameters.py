@@ -13,6 +13,9 @@ CLASSES = {"pairs": 100, "cifar100": 100, "digits": 10, "imagenet_r": 200, "doma
 METHODS = ("sequential", "inflora", "l2c", "oracle", "ncm", "joint")
 """Ids of all methods, in the order of the tables."""
 
+VIT_B16_WIDTH = 768
+"""Features of a token of ViT-B/16."""
+
 PROJECTIONS = {
     "key_value": ("key", "value"),
     "qkv": ("query", "key", "value"),
@@ -117,6 +120,11 @@ class ContinualPeftParameters(ChapterParameters):
             )
         if self.width % self.heads:
             raise ValueError(f"heads must divide width={self.width}. Found {self.heads}")
+        inputs = self.width if self.model == "small" else VIT_B16_WIDTH
+        if self.rank > inputs:
+            raise ValueError(
+                f"rank must be at most the {inputs} inputs of an adapted layer. Found {self.rank}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -31,6 +31,17 @@ def test_every_profile_is_accepted(chapter, path):
         ),
         ({"base_classes": 0}, ["base_classes must be at least 2 with model='small'"]),
         ({"heads": 5}, ["heads must divide width=96. Found 5"]),
+        ({"rank": 97}, ["rank must be at most the 96 inputs", "Found 97"]),
+        (
+            {
+                "model": "vit_b16",
+                "weights": "IMAGENET1K_V1",
+                "base_classes": 0,
+                "tasks": 5,
+                "rank": 769,
+            },
+            ["rank must be at most the 768 inputs"],
+        ),
         ({"methods": ["sequential", "ncm"]}, ["methods must hold ['inflora', 'l2c'] too"]),
         ({"methods": ["sequential", "inflora", "l2c", "l2c"]}, ["each method once"]),
         ({"methods": ["sequential", "inflora", "l2c", "ewc"]}, ["methods", "ewc"]),
