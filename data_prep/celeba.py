@@ -21,11 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.chain import Check, Source, prepare_files
-from data_prep.checks import md5_check, sha256_check
+from data_prep.checks import manifest_check, md5_check
 from data_prep.command import run_command
 from data_prep.errors import SourceError
 from ktlib.data import celeba as form
-from ktlib.data.files import FileFacts, read_manifest
 from ktlib.data.idx import decode_idx, encode_idx
 from ktlib.data.photographs import decode_photograph, images_shape, write_images
 from ktlib.data.root import data_root
@@ -70,10 +69,9 @@ def prepare_celeba(root: Path, known: CelebaFacts, space: int) -> Path:
     """
     checks: dict[str, Check] = {}
     for split, (images, attributes) in form.FILES.items():
-        checks[images] = partial(_wrong, root / NAME, images, _wrong_images, known.numbers[split])
-        checks[attributes] = partial(
-            _wrong, root / NAME, attributes, _wrong_attributes, known.numbers[split]
-        )
+        for file, wrong in ((images, _wrong_images), (attributes, _wrong_attributes)):
+            form_check = partial(wrong, known.numbers[split])
+            checks[file] = manifest_check(root / NAME, file, form_check)
     return prepare_files(NAME, root, checks, partial(_sources, known), _by_hand, space)
 
 
@@ -146,32 +144,13 @@ def _require_md5(known: CelebaFacts, path: Path) -> None:
         raise SourceError(f"{path} {problem}")
 
 
-def _wrong(
-    folder: Path, file: str, form_check: Callable[[Path, int], str | None], number: int, path: Path
-) -> str | None:
-    """What is wrong with a file, or None: by the manifest, and by its form without one."""
-    if not path.is_file():
-        return "is missing"
-    try:
-        entry = (read_manifest(folder) or {})["files"][file]
-        recorded = FileFacts(int(entry["bytes"]), str(entry["sha256"]))
-    except (KeyError, TypeError, ValueError):
-        recorded = None
-    if recorded is not None and path.parent == folder:
-        return sha256_check(recorded)(path)
-    try:
-        return form_check(path, number)
-    except (OSError, ValueError) as error:
-        return f"is not as expected: {error}"
-
-
-def _wrong_images(path: Path, number: int) -> str | None:
+def _wrong_images(number: int, path: Path) -> str | None:
     expected = (number, 3, form.SIDE, form.SIDE)
     shape = images_shape(path)
     return None if shape == expected else f"has the shape {shape} instead of {expected}"
 
 
-def _wrong_attributes(path: Path, number: int) -> str | None:
+def _wrong_attributes(number: int, path: Path) -> str | None:
     values = decode_idx(np.fromfile(path, dtype=np.uint8))
     expected = (number, len(form.ATTRIBUTES))
     return None if values.shape == expected else f"has the shape {values.shape}, not {expected}"

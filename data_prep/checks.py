@@ -1,4 +1,4 @@
-"""Recognising a file by its checksum: each check says what is wrong with a file, or None."""
+"""Recognising a file by checksum or form: each check says what is wrong with a file, or None."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.chain import Check
 from data_prep.storage import sha256
-from ktlib.data.files import FileFacts
+from ktlib.data.files import DataError, FileFacts, read_manifest
 
 
 def sha256_check(known: FileFacts) -> Check:
@@ -38,6 +38,39 @@ def md5_check(md5: str) -> Check:
         return None if found == md5 else f"has MD5 {found}, not {md5}"
 
     return check
+
+
+def manifest_check(folder: Path, file: str, form: Check) -> Check:
+    """Recognise a prepared file by what the manifest of its folder records, or by its form.
+
+    Args:
+        folder: of the prepared data set; a file elsewhere is recognised by its form.
+        file: its name in the manifest.
+        form: for files that no manifest records: what is wrong with one, or None. Its OSError,
+            ValueError and DataError count as something wrong.
+    """
+
+    def check(path: Path) -> str | None:
+        if not path.is_file():
+            return "is missing"
+        recorded = recorded_facts(folder, file) if path.parent == folder else None
+        if recorded is not None:
+            return sha256_check(recorded)(path)
+        try:
+            return form(path)
+        except (OSError, ValueError, DataError) as error:
+            return f"is not as expected: {error}"
+
+    return check
+
+
+def recorded_facts(folder: Path, file: str) -> FileFacts | None:
+    """Size and SHA-256 that the manifest in ``folder`` records for ``file``, if it does."""
+    try:
+        entry = (read_manifest(folder) or {})["files"][file]
+        return FileFacts(int(entry["bytes"]), str(entry["sha256"]))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _md5() -> hashlib._Hash:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.chain import Source, prepare_files
-from data_prep.checks import sha256_check
+from data_prep.checks import manifest_check
 from data_prep.errors import SourceError
 from ktlib.data.conversations import Conversation
-from ktlib.data.files import DataError, FileFacts, read_manifest
-from ktlib.data.instructions import RowError, decode_rows, parse_row
+from ktlib.data.files import DataError
+from ktlib.data.instructions import decode_rows, parse_row
 from ktlib.data.text_facts import INSTRUCTION_FILE
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -53,10 +53,11 @@ def prepare_instruction_set(data: InstructionSet, root: Path, space: int = 500_0
     Raises:
         PrepareError: nothing could provide them, or nothing can be written.
     """
+    check = manifest_check(root / data.name, INSTRUCTION_FILE, partial(_wrong, data))
     return prepare_files(
         data.name,
         root,
-        {INSTRUCTION_FILE: partial(_wrong, root / data.name, data.rows)},
+        {INSTRUCTION_FILE: check},
         partial(_sources, data),
         partial(_by_hand, data),
         space,
@@ -131,25 +132,13 @@ def _line(one: Conversation) -> str:
     return json.dumps({"messages": one.messages}, ensure_ascii=False) + "\n"
 
 
-def _wrong(folder: Path, rows: int, path: Path) -> str | None:
-    """What is wrong with the file, or None: by the manifest, and by its form without one."""
-    if not path.is_file():
-        return "is missing"
-    try:
-        entry = (read_manifest(folder) or {})["files"][INSTRUCTION_FILE]
-        recorded = FileFacts(int(entry["bytes"]), str(entry["sha256"]))
-    except (KeyError, TypeError, ValueError):
-        recorded = None
-    if recorded is not None and path.parent == folder:
-        return sha256_check(recorded)(path)
-    try:
-        found = decode_rows(path.read_bytes(), path.name)
-        answered = [parse_row(row, folder.name) for row in found]
-    except (DataError, RowError) as error:
-        return f"is not as expected: {error}"
+def _wrong(data: InstructionSet, path: Path) -> str | None:
+    """What is wrong with the form of the file, or None."""
+    found = decode_rows(path.read_bytes(), path.name)
+    answered = [parse_row(row, data.name) for row in found]
     # A few rows have no answer, and no more than that.
-    if not 0.9 * rows <= len(answered) <= rows:
-        return f"has {len(answered)} conversations instead of {rows}"
+    if not 0.9 * data.rows <= len(answered) <= data.rows:
+        return f"has {len(answered)} conversations instead of {data.rows}"
     return None
 
 

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from data_prep.archives import extract
 from data_prep.chain import Check, Source
-from data_prep.checks import sha256_check
+from data_prep.checks import manifest_check, recorded_facts
 from data_prep.errors import SourceError
 from ktlib.data.facts import PHOTOGRAPH_FILES, PHOTOGRAPH_SPLITS
-from ktlib.data.files import FileFacts, read_manifest
 from ktlib.data.photographs import (
     Listing,
     ListingError,
@@ -66,7 +65,7 @@ class PhotographSet:
 def checks(data: PhotographSet, folder: Path) -> dict[str, Check]:
     """How each of the four files is recognised: by the manifest, and by its form without one."""
     return {
-        file: partial(_problem, data, folder, split, file)
+        file: manifest_check(folder, file, partial(_problem, data, folder, split, file))
         for split, files in PHOTOGRAPH_SPLITS.items()
         for file in files
     }
@@ -200,7 +199,7 @@ def _convert(data: PhotographSet, source: Path, temporary: Path, missing: Sequen
 
 def _require_same_rows(folder: Path, listing_file: str, text: str) -> None:
     """Refuse to replace one file of a split by one that would not fit the kept one."""
-    entry = _recorded(folder, listing_file)
+    entry = recorded_facts(folder, listing_file)
     if entry is not None and hashlib.sha256(text.encode()).hexdigest() != entry.sha256:
         raise SourceError(
             f"it lists other photographs than {folder / listing_file} did; to begin anew, remove "
@@ -219,12 +218,7 @@ def _decoded(
 
 
 def _problem(data: PhotographSet, folder: Path, split: str, file: str, path: Path) -> str | None:
-    """What is wrong with one of the four files, or None."""
-    if not path.is_file():
-        return "is missing"
-    entry = _recorded(folder, file) if path.parent == folder else None
-    if entry is not None:
-        return sha256_check(entry)(path)
+    """What is wrong with the form of one of the four files, or None."""
     images, listing = PHOTOGRAPH_SPLITS[split]
     partner = listing if file == images else images
     if not path.with_name(partner).is_file() and path.parent == folder:
@@ -234,26 +228,9 @@ def _problem(data: PhotographSet, folder: Path, split: str, file: str, path: Pat
 
 def _wrong_images(data: PhotographSet, split: str, path: Path) -> str | None:
     expected = (data.numbers[split], 3, data.side, data.side)
-    try:
-        shape = images_shape(path)
-    except (OSError, ValueError) as error:
-        return f"is not as expected: {error}"
+    shape = images_shape(path)
     return None if shape == expected else f"has the shape {shape} instead of {expected}"
 
 
 def _wrong_csv(data: PhotographSet, split: str, path: Path) -> str | None:
-    try:
-        listing = decode_listing(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"is not as expected: {error}"
-    return _wrong_listing(data, split, listing)
-
-
-def _recorded(folder: Path, file: str) -> FileFacts | None:
-    """Size and SHA-256 that the manifest in ``folder`` records for ``file``, if it does."""
-    manifest = read_manifest(folder)
-    try:
-        entry = (manifest or {})["files"][file]
-        return FileFacts(int(entry["bytes"]), str(entry["sha256"]))
-    except (KeyError, TypeError, ValueError):
-        return None
+    return _wrong_listing(data, split, decode_listing(path.read_text(encoding="utf-8")))

