@@ -12,8 +12,8 @@ from torchvision import transforms
 from data_prep import domainnet, is_current
 from data_prep.errors import PrepareError
 from ktlib.data import DataError
-from ktlib.data.image_sets import image_checksums, load_images, load_domainnet, photograph_names
 from ktlib.data.domainnet import DOMAINS, TEXTS, parse_lists
+from ktlib.data.image_sets import image_checksums, load_domainnet, load_images, photograph_names
 from ktlib.data.photographs import ListingError
 from tests.data.small_photographs import jpeg, unpack
 

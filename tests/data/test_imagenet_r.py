@@ -13,7 +13,7 @@ from torchvision import transforms
 from data_prep import imagenet_r, is_current
 from data_prep.errors import PrepareError
 from ktlib.data import DataError
-from ktlib.data.image_sets import image_checksums, load_images, load_imagenet_r, photograph_names
+from ktlib.data.image_sets import image_checksums, load_imagenet_r, load_images, photograph_names
 from ktlib.data.imagenet_r import WNIDS, split_photographs
 from ktlib.data.photographs import ListingError
 from tests.data.small_photographs import jpeg, packed, unpack
