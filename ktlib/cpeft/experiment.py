@@ -345,6 +345,7 @@ class ContinualExperiment(Generic[Parameters]):
         backbone: nn.Module | None = None,
         *,
         note: Callable[[int, ContinualLearner], Any] | None = None,
+        adapter_seed: int | None = None,
         **changes: Any,
     ) -> MethodRun:
         """Lead a method through all tasks of a seed, testing after each.
@@ -355,9 +356,12 @@ class ContinualExperiment(Generic[Parameters]):
             backbone: another model than :meth:`pretrained`.
             note: called with the number of the task and the method after each task; what it
                 returns is kept.
+            adapter_seed: of adapters, heads and batches, in the place of ``seed``: the same tasks
+                learned once more.
             changes: arguments of the method in the place of the chapter's.
         """
-        learner = self.learner(method, seed, backbone, **changes)
+        of_adapters = seed if adapter_seed is None else adapter_seed
+        learner = self.learner(method, of_adapters, backbone, **changes)
         noted: list[Any] = []
 
         def observe(number: int, current: ContinualLearner) -> None:

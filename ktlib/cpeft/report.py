@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,15 @@ COLUMNS = {
 
 NO_SEQUENCE = ("joint", "ncm")
 """Methods that tune no model on the tasks one after the other: transfer has no meaning there."""
+
+AGREEMENT_KINDS = (
+    "two tasks, same first adapters",
+    "two tasks, other first adapters",
+    "one task, trained twice",
+    "one expert, ranked twice",
+)
+"""What is different between two rankings; an expert that is trained twice has other first adapters.
+"""
 
 
 def summary_rows(rows: Rows) -> list[dict[str, Any]]:
@@ -95,28 +105,48 @@ def mean_matrix(rows: Rows, method: str, key: str = "accuracy") -> pd.DataFrame:
 
 
 def expert_agreement(
-    rankings: Mapping[tuple[int, int, int], LayerRanking], top: float
+    rankings: Mapping[tuple[int, int, int, int], LayerRanking], top: float
 ) -> list[dict[str, Any]]:
-    """How far rankings of two tasks agree, and two rankings of one task.
+    """How far rankings of two tasks agree, of two experts of one task, and two of one expert.
 
     Args:
-        rankings: seed, number of the task and number of the repetition (0 or 1) -> ranking.
+        rankings: seed, number of the task, number of the training of its expert (0 or 1) and of the
+            draw of batches for the ranking (0 or 1) -> ranking. Both 1 is not looked at.
         top: share of the layers that are compared as sets.
 
     Returns:
-        Rows of :func:`ktlib.cpeft.rankings_over_tasks` with ``seed`` and ``kind``, which is
-        ``"two tasks"`` or ``"one task, two seeds"``.
+        Rows of :func:`ktlib.cpeft.rankings_over_tasks` with ``seed`` and ``kind``, one of
+        :data:`AGREEMENT_KINDS`.
     """
     found = []
     for seed in dict.fromkeys(key[0] for key in rankings):
-        once = {task: one for (s, task, again), one in rankings.items() if (s, again) == (seed, 0)}
-        known: dict[str, Any] = {"kind": "two tasks", "seed": seed}
-        found += [known | row for row in rankings_over_tasks(once, (top,))]
-        for task, one in once.items():
-            both = rankings_over_tasks({1: one, 2: rankings[seed, task, 1]}, (top,))
-            known = {"kind": "one task, two seeds", "seed": seed}
-            found += [known | row | {"a": task, "b": task, "gap": 0} for row in both]
+        first, trained, ranked = (
+            {task: one for (s, task, *two), one in rankings.items() if (s, *two) == (seed, *which)}
+            for which in ((0, 0), (1, 0), (0, 1))
+        )
+        pairs = [
+            (kind, a, b, {a: first[a], b: second[b]})
+            for kind, second in zip(AGREEMENT_KINDS[:2], (first, trained), strict=True)
+            for a, b in itertools.combinations(sorted(first), 2)
+        ]
+        pairs += [
+            (kind, task, task, {1: first[task], 2: second[task]})
+            for kind, second in zip(AGREEMENT_KINDS[2:], (trained, ranked), strict=True)
+            for task in sorted(first)
+        ]
+        for kind, a, b, both in pairs:
+            known: dict[str, Any] = {"kind": kind, "seed": seed}
+            own = {"a": a, "b": b, "gap": b - a}
+            found += [known | row | own for row in rankings_over_tasks(both, (top,))]
     return found
+
+
+def without_verdict(difference: PairedDifference) -> str:
+    """A difference and its interval, without "better" or "worse": forgetting is better if less."""
+    words = str(difference)
+    for verdict in ("better", "worse", "no clear difference"):
+        words = words.removesuffix(f" ({verdict})")
+    return words
 
 
 def short_layer(name: str) -> str:

@@ -106,6 +106,18 @@ def test_rankings_of_experts_are_of_the_adapted_layers(experiment):
     assert sorted(ranking.names) == sorted(oracle.learner.backbone.layers)
 
 
+def test_the_same_tasks_can_be_learned_from_other_adapters(experiment):
+    first = experiment.run("oracle", 0)
+    same = experiment.run("oracle", 0, adapter_seed=0)
+    other = experiment.run("oracle", 0, adapter_seed=5)
+    assert same.rows == first.rows
+    assert other.seed == 0
+    assert other.learner.classes.tolist() == first.learner.classes.tolist()
+    mine, theirs = (run.learner.experts[0] for run in (first, other))
+    assert mine.keys() == theirs.keys()
+    assert not any(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 def test_answers_are_of_all_test_images_of_the_tasks(experiment):
     run = experiment.run("l2c", 0)
     _, labels = experiment.tested(0)

@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 
 from ktlib.cpeft.report import (
@@ -13,8 +14,10 @@ from ktlib.cpeft.report import (
     short_layer,
     summary_rows,
     summary_table,
+    without_verdict,
 )
 from ktlib.ila.ranking import LayerRanking
+from ktlib.paired import PairedDifference
 
 
 def rows_of(method, seed, first, first_at_end, second):
@@ -110,8 +113,8 @@ def test_occupancy_is_the_mean_over_seeds():
     assert table.loc["1.key", 2] == pytest.approx(0.3)
 
 
-def test_rankings_of_two_tasks_and_twice_of_one():
-    """Seed 4: twice the same ranking of task 1, opposite ones of task 2; first ones differ."""
+def test_rankings_of_two_tasks_of_one_task_and_of_one_expert():
+    """Seed 4: the first task's expert is ranked the same twice, the second task's the other way."""
     layers = [f"{number}.key" for number in range(4)]
 
     def ranking(order):
@@ -119,8 +122,10 @@ def test_rankings_of_two_tasks_and_twice_of_one():
 
     up, down, mixed = ranking([0, 1, 2, 3]), ranking([3, 2, 1, 0]), ranking([0, 2, 1, 3])
     found = expert_agreement(
-        {(4, 1, 0): up, (4, 1, 1): up, (4, 2, 0): mixed, (4, 2, 1): down,
-         (5, 1, 0): down, (5, 1, 1): up, (5, 2, 0): down, (5, 2, 1): down},
+        {(4, 1, 0, 0): up, (4, 1, 1, 0): mixed, (4, 1, 0, 1): up,
+         (4, 2, 0, 0): mixed, (4, 2, 1, 0): up, (4, 2, 0, 1): down,
+         (5, 1, 0, 0): down, (5, 1, 1, 0): up, (5, 1, 0, 1): mixed,
+         (5, 2, 0, 0): down, (5, 2, 1, 0): down, (5, 2, 0, 1): down},
         top=0.5,
     )  # fmt: skip
     shown = [
@@ -128,13 +133,32 @@ def test_rankings_of_two_tasks_and_twice_of_one():
         for row in found
     ]
     assert shown == [
-        (4, "two tasks", 1, 2, 1, 0.333),
-        (4, "one task, two seeds", 1, 1, 0, 1.0),
-        (4, "one task, two seeds", 2, 2, 0, 0.333),
-        (5, "two tasks", 1, 2, 1, 1.0),
-        (5, "one task, two seeds", 1, 1, 0, 0.0),
-        (5, "one task, two seeds", 2, 2, 0, 1.0),
+        (4, "two tasks, same first adapters", 1, 2, 1, 0.333),
+        (4, "two tasks, other first adapters", 1, 2, 1, 1.0),
+        (4, "one task, trained twice", 1, 1, 0, 0.333),
+        (4, "one task, trained twice", 2, 2, 0, 0.333),
+        (4, "one expert, ranked twice", 1, 1, 0, 1.0),
+        (4, "one expert, ranked twice", 2, 2, 0, 0.333),
+        (5, "two tasks, same first adapters", 1, 2, 1, 1.0),
+        (5, "two tasks, other first adapters", 1, 2, 1, 1.0),
+        (5, "one task, trained twice", 1, 1, 0, 0.0),
+        (5, "one task, trained twice", 2, 2, 0, 1.0),
+        (5, "one expert, ranked twice", 1, 1, 0, 0.333),
+        (5, "one expert, ranked twice", 2, 2, 0, 1.0),
     ]
     correlations = [round(row["rank_correlation"], 3) for row in found]
-    assert correlations == [0.8, 1.0, -0.8, 1.0, -1.0, 1.0]
+    assert correlations == [0.8, 1.0, 0.8, 0.8, 1.0, -0.8, 1.0, 1.0, -1.0, 1.0, -0.8, 1.0]
     assert {row["top"] for row in found} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([1.0, 2.0, 3.0], "+2.0 points, 95 % interval -0.5 to +4.5 over 3 seeds"),
+        ([-1.0, -1.1], "-1.1 points, 95 % interval -1.7 to -0.4 over 2 seeds"),
+        ([1.0, 1.1], "+1.1 points, 95 % interval +0.4 to +1.7 over 2 seeds"),
+        ([1.0], "+1.0 points (one seed, no interval)"),
+    ],
+)
+def test_a_difference_without_better_or_worse(values, words):
+    assert without_verdict(PairedDifference.of(pd.Series(values))) == words
