@@ -978,6 +978,8 @@ for task in given:
 # - What was discarded bounds what moves, layer by layer.
 # - Experts that nobody changes forget nothing; then the selector is what is learned, and what fails.
 # - Isolation and cooperation are two ends of one plane, and where the best point lies is a matter of the selector.
+# - A comparison needs the method that trains nothing: here it beats all that train.
+# - To say that two tasks need different layers, compare with one task that is trained twice.
 #
 # ## Further reading
 #
