@@ -800,7 +800,7 @@ pd.Series(answers_of_long_run, name="long run", dtype=object).to_frame().style
 # %% [markdown]
 # ### How the settings were chosen
 #
-# A fifth of the training images of every class was held out, the test images took no part, and the seeds are two that the chapter does not use: `python -m benchmarks.search_cpeft`, at the size of
+# A fifth of the training images of every class was held out, the test images took no part, and the seeds are two that the chapter does not use: `python -m benchmarks.search_continual_peft`, at the size of
 # the live run. The table shows accuracies on the held-out images: of nearest class means on base classes for `pretraining_lr` (one seed), of the expert that is told the task for `expert_lr`,
 # and the final one among all classes for the others. One setting was searched after the other, each with the best values before it. Where the end of a grid was best, it was widened.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import search_cpeft
+from benchmarks import search_continual_peft
 from ktlib.cpeft.parameters import ContinualPeftParameters
 from ktlib.cpeft.report import AGREEMENT_KINDS, method_difference, summary_rows
 from ktlib.paired import PairedDifference
@@ -34,15 +34,15 @@ def search():
 
 @pytest.mark.parametrize("profile", ["cpu", "full"])
 def test_the_settings_are_those_that_the_search_chose(search, profile):
-    chosen = search_cpeft.choose(search.frame("search"))
+    chosen = search_continual_peft.choose(search.frame("search"))
     used = values_of(profile)
-    assert chosen.keys() == set(search_cpeft.GRIDS)
+    assert chosen.keys() == set(search_continual_peft.GRIDS)
     assert {name: used[name] for name in chosen} == chosen
 
 
 def test_the_search_has_the_size_of_the_live_run(search):
     live, searched = values_of("cpu"), search.parameters
-    apart = {"seeds", "profile", "run_dir", "device", *search_cpeft.GRIDS}
+    apart = {"seeds", "profile", "run_dir", "device", *search_continual_peft.GRIDS}
     assert not {k for k, v in searched.items() if k not in apart and live[k] != v}
     assert not set(searched["seeds"]) & set(values_of("full")["seeds"])
 
@@ -50,11 +50,11 @@ def test_the_search_has_the_size_of_the_live_run(search):
 def test_the_best_rate_lies_inside_its_grid(search):
     """At an edge a better one may lie outside."""
     table = search.frame("search")
-    chosen = search_cpeft.choose(table)
+    chosen = search_continual_peft.choose(table)
     for name, part in table.groupby("name"):
-        if name not in search_cpeft.ENDS_COUNT:
+        if name not in search_continual_peft.ENDS_COUNT:
             assert part["value"].min() < chosen[name] < part["value"].max(), name
-        seeds = 1 if name == "pretraining_lr" else len(search_cpeft.SEEDS)
+        seeds = 1 if name == "pretraining_lr" else len(search_continual_peft.SEEDS)
         assert set(part.groupby("value")["seed"].nunique()) == {seeds}, name
 
 

@@ -1,4 +1,4 @@
-"""Settings of the chapter on continual PEFT: ``python -m benchmarks.search_cpeft``.
+"""Settings of the chapter on continual PEFT: ``python -m benchmarks.search_continual_peft``.
 
 At the size of the live run of ``chapters/continual_peft.py``, with two seeds that no chapter uses.
 A fifth of every class's training images is held out and tested on; the test files are never loaded.
