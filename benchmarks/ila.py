@@ -1,6 +1,7 @@
 """Cost of ILA, both sides in one process: ``python -m benchmarks.ila``.
 
-1. A step of stage 2 (scores only) against one of stage 1 (LoRA on all layers), same batch.
+1. A step of stage 2 (scores only) against one of stage 1 (LoRA on all layers), same batch. Beside
+   it a forward and a backward pass without adapters and scores: what no stage 2 can be faster than.
 2. Peak memory and time of a step on the best 30 % of the layers against all, for LoRA and for full
    fine-tuning, in the form of table 5.11 of the thesis.
 3. A step of stage 1 with scores of the vocabulary at target positions only, against all positions.
@@ -12,6 +13,7 @@ chapter makes it: by a ranking, here a short one. As many of the last layers sta
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import statistics
 import time
@@ -38,11 +40,13 @@ def batch_of(vocabulary: int, rows: int, length: int) -> dict[str, torch.Tensor]
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def stages(name: str, rank: int, rows: int, length: int, rounds: int) -> float:
-    """Time of a step of stage 2 in units of one of stage 1."""
+def stages(name: str, rank: int, rows: int, length: int, rounds: int) -> tuple[float, float]:
+    """Times of a step of stage 2, and of one without adapters, in units of one of stage 1."""
     base, _ = load_language_model(name)
     batch = batch_of(base.config.vocab_size, rows, length)
     batch = only_targets(base, batch)
+    bare = copy.deepcopy(base).requires_grad_(False)
+    bare.enable_input_require_grads()  # so that the backward pass goes through all layers
     model = with_lora(base, rank=rank)
     trained = [p for p in model.parameters() if p.requires_grad]
     first = torch.optim.AdamW(trained, lr=1e-5)
@@ -56,7 +60,7 @@ def stages(name: str, rank: int, rows: int, length: int, rounds: int) -> float:
         first.step()
         first.zero_grad()
 
-    found: dict[str, list[float]] = {"stage 1": [], "stage 2": []}
+    found: dict[str, list[float]] = {"stage 1": [], "stage 2": [], "without adapters": []}
     for number in range(rounds + 1):
         started = time.perf_counter()
         stage_1()
@@ -68,12 +72,16 @@ def stages(name: str, rank: int, rows: int, length: int, rounds: int) -> float:
             scores.step()
             scores.zero_grad()
             ended = time.perf_counter()
+        bare(**batch, use_cache=False).loss.backward()
+        after = time.perf_counter()
         if number:
+            found["without adapters"].append(after - ended)
             found["stage 1"].append(middle - started)
             found["stage 2"].append(ended - begun)
     medians = {stage: statistics.median(values) for stage, values in found.items()}
     print({stage: f"{1000 * value:.0f} ms" for stage, value in medians.items()})
-    return medians["stage 2"] / medians["stage 1"]
+    first_stage = medians["stage 1"]
+    return medians["stage 2"] / first_stage, medians["without adapters"] / first_stage
 
 
 def target_positions(name: str, rank: int, rows: int, length: int, rounds: int) -> None:
@@ -152,7 +160,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     sizes = (given.model, given.rank, given.rows, given.length, given.rounds)
-    print(f"stage 2 / stage 1: {stages(*sizes):.2f}x (goal 0.8x)")
+    second, bare = stages(*sizes)
+    print(f"stage 2 / stage 1: {second:.2f}x (goal 0.8x); without adapters: {bare:.2f}x")
     target_positions(*sizes)
     costs(*sizes)
 
