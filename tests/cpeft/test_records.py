@@ -52,6 +52,7 @@ def test_the_best_rate_lies_inside_its_grid(search):
     table = search.frame("search")
     chosen = search_continual_peft.choose(table)
     for name, part in table.groupby("name"):
+        assert set(part["value"]) == set(search_continual_peft.GRIDS[name])
         if name not in search_continual_peft.ENDS_COUNT:
             assert part["value"].min() < chosen[name] < part["value"].max(), name
         seeds = 1 if name == "pretraining_lr" else len(search_continual_peft.SEEDS)
@@ -131,5 +132,6 @@ def test_the_words_about_the_long_run_hold_in_its_record():
     found = agreement.mean().round(2)
     _, two_tasks, twice, again = AGREEMENT_KINDS
     assert (found[again], found[twice], found[two_tasks]) == (0.86, 0.16, 0.05)
+    assert PairedDifference.of(agreement[twice] - agreement[again]).high < 0
     gap = PairedDifference.of(agreement[two_tasks] - agreement[twice])
     assert (round(gap.mean, 2), round(gap.low, 2), round(gap.high, 2)) == (-0.11, -0.26, 0.03)
