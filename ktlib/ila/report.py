@@ -104,6 +104,10 @@ def finetune_table(rows: Rows, trained: Mapping[str, int] | None = None) -> pd.D
     Args:
         rows: of the record table ``finetune``.
         trained: ``"method, layers"`` -> number of trained weights, for a column of its own.
+
+    Returns:
+        The heading of its rows says what the columns hold that are named by a set alone: losses. A
+        column of another metric bears its name.
     """
     table = pd.DataFrame(list(rows))
     spread = mean_and_spread(table, ["method", "layers", "dataset", "metric"], "value")
@@ -116,7 +120,9 @@ def finetune_table(rows: Rows, trained: Mapping[str, int] | None = None) -> pd.D
         column = row["dataset"] if loss else f"{row['dataset']}, {row['metric']}"
         digits = _NATS if loss else 1
         out.setdefault(name, {})[column] = format_mean_std(row["mean"], row["std"], digits)
-    return pd.DataFrame(out).T.fillna("").rename_axis("held-out loss (nats per token)")
+    losses = (table["metric"] == "loss").any()
+    heading = "held-out loss (nats per token)" if losses else "fine-tuned"
+    return pd.DataFrame(out).T.fillna("").rename_axis(heading)
 
 
 def run_name(method: str, layers: str) -> str:

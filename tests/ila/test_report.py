@@ -85,6 +85,12 @@ def test_losses_stand_beside_their_method():
     assert finetune_table(accuracy).loc["LoRA, all", "a, accuracy (%)"] == "12.3"
 
 
+def test_the_heading_speaks_of_losses_only_where_there_are_some():
+    accuracy = {**results()[0], "metric": "accuracy (%)"}
+    assert finetune_table([accuracy]).index.name == "fine-tuned"
+    assert finetune_table([*results(), accuracy]).index.name == "held-out loss (nats per token)"
+
+
 @pytest.mark.parametrize(
     ("method", "layers", "shown"),
     [
