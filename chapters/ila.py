@@ -204,7 +204,7 @@ finetune_table(results)
 # others what came along or was lost. The thesis measured the same in another way, by grades of a judge:
 
 # %%
-from ktlib.results import thesis_table
+from ktlib.results import thesis_settings, thesis_table
 
 thesis_table("5_1").rename(columns={"mmlu": "MMLU", "vicuna": "Vicuna", "mt_bench": "MT-Bench"})
 
@@ -476,10 +476,11 @@ print(f"general text, all layers tuned against none: {in_nats(forgotten)}")
 # %% [markdown]
 # ### What does it save?
 #
-# `training_cost` measures a step: the most memory that tensors held at a time, and the time.
+# `training_cost` measures a step: the most memory that tensors held at a time, and the time. `ranking_cost` does the same for a
+# step of stage 2, which trains the *scores only*: what the ranking itself costs.
 
 # %%
-from ktlib.ila.memory import cost_row, training_cost
+from ktlib.ila.memory import cost_row, ranking_cost, training_cost
 
 batch = experiment.batches(P.tuned_on, P.seeds[0], 1, stage=1)[0]
 costs = []
@@ -495,6 +496,10 @@ for tuning in P.tunings:
             )
             costs.append(cost_row(tuning, name, cost))
 
+adapted = experiment.adapted(tuned[P.tuned_on, P.seeds[0]])
+cost = ranking_cost(adapted, batch, steps=P.timed_steps, warmup=1)
+costs.append(cost_row("lora", "scores only", cost))
+
 # %% tags=["nbval-ignore-output"]
 record.table("cost", costs)
 pd.DataFrame(costs).assign(peak_bytes=lambda t: (t["peak_bytes"] / 2**20).round()).rename(
@@ -502,6 +507,9 @@ pd.DataFrame(costs).assign(peak_bytes=lambda t: (t["peak_bytes"] / 2**20).round(
 ).round(2)
 
 # %% [markdown]
+# Why is a step of stage 2 not much cheaper, although it trains one number per layer? Its forward pass is the same, and on the way back the gradient
+# has to pass through all layers just as before. Only the gradients of $A$ and $B$ are saved, and the work and memory of their optimizer.
+#
 # ### The long run, from the committed record
 #
 # The live run above is small, so that it ends in minutes. The `full` profile has three data sets, more steps and seeds, and every choice of
@@ -614,6 +622,14 @@ for column, words, printed in (
     text = f"LoRA on the best 30 % of the layers needs less {words} for a step."
     verdict = verdict_of_share(int(ratio < 1), 1)
     claim(text, "Table 5.11", printed, f"{ratio:.2f} times", verdict, "sec-ila-claims")
+
+printed = thesis_settings("ila").set_index("name")["value"]
+first_stage, second_stage = (float(printed[f"stage_{n}_ms_per_iteration"]) for n in (1, 2))
+ratio = by_layers["seconds_per_step"]["scores only"] / by_layers["seconds_per_step"]["all"]
+text = "A step of stage 2 takes less time than one of stage 1."
+verdict = verdict_of_share(int(ratio < 1), 1)
+printed = f"{second_stage / first_stage:.2f} times"
+claim(text, "Section 5.5.5", printed, f"{ratio:.2f} times", verdict, "sec-ila-claims")
 
 # %% tags=["nbval-ignore-output"]
 reason = "weights, data and judges cannot be fetched here; loaders, profile and harness are in the project"

@@ -1,4 +1,4 @@
-"""What a training step costs: peak memory and time (thesis, table 5.11).
+"""What a step costs, of a training or of the ranking: peak memory and time (thesis, table 5.11).
 
 Why fewer trained layers cost less. A weight that is not trained needs no gradient and no averages
 of AdamW: three times its size is saved. Activations are a different matter. The backward pass goes
@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ktlib.device import PrecisionName
+from ktlib.ila.checks import loss_on
 from ktlib.ila.evaluation import device_of
-from ktlib.ila.finetuning import Training, finetune, restore, snapshot
+from ktlib.ila.finetuning import finetune, restore, snapshot
+from ktlib.ila.gates import gated_updates
 
 # The profiler writes to the terminal when it starts and stops; it reads this at its first start.
 QUIET = ("KINETO_LOG_LEVEL", "6")
@@ -72,26 +76,85 @@ def training_cost(
         ValueError: ``steps`` or ``warmup`` is below 1; a device other than CPU and CUDA; as
             ``finetune``.
     """
+    device = _checked_device(model, steps, warmup)
+    options = {"lr": 1e-5, **training}
+
+    def run(count: int) -> list[float]:
+        return finetune(model, [batch], steps=count, **options).seconds
+
+    before = snapshot(model)
+    try:
+        return _cost_of(run, model, device, steps, warmup)
+    finally:
+        restore(model, before)
+
+
+def ranking_cost(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    steps: int = 5,
+    warmup: int = 2,
+    precision: PrecisionName = "auto",
+) -> TrainingCost:
+    """Measure stage 2 as :func:`training_cost` does stage 1: steps that train the scores alone.
+
+    The forward pass is that of stage 1, and so are the gradients of all that lies between layers.
+    What stage 2 does without are the gradients of ``A`` and ``B`` and their optimizer.
+
+    Args:
+        model: with LoRA adapters, as for :func:`ktlib.ila.rank_layers`; it is left as it was.
+        batch: of ``input_ids``, ``attention_mask`` and ``labels``, each ``(batch, length)``.
+        steps: number of timed steps.
+        warmup: number of steps before them that do not count.
+        precision: as in :func:`ktlib.device.autocast`.
+
+    Raises:
+        ValueError: as :func:`training_cost` and :func:`ktlib.ila.gates.gated_updates`.
+    """
+    device = _checked_device(model, steps, warmup)
+
+    def run(count: int) -> list[float]:
+        scores = [gate.score for gate in gates.values()]
+        optimizer = torch.optim.AdamW(scores, lr=0.05, weight_decay=0.0)
+        seconds = []
+        for _ in range(count):
+            started = time.perf_counter()
+            loss = loss_on(model, batch, precision)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()  # as in the training: the device has to be done
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
+    with gated_updates(model) as gates:
+        return _cost_of(run, model, device, steps, warmup)
+
+
+def _checked_device(model: nn.Module, steps: int, warmup: int) -> torch.device:
     for name, value in (("steps", steps), ("warmup", warmup)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1. Found {name}={value!r}.")
     device = device_of(model)
     if device.type not in {"cpu", "cuda"}:
         raise ValueError(f"model must lie on a CPU or a CUDA device. Found {device}.")
-    options = {"lr": 1e-5, **training}
+    return device
 
-    def run(count: int) -> Training:
-        return finetune(model, [batch], steps=count, **options)
 
-    before = snapshot(model)
+def _cost_of(
+    run: Callable[[int], list[float]],
+    model: nn.Module,
+    device: torch.device,
+    steps: int,
+    warmup: int,
+) -> TrainingCost:
+    """Cost of steps; ``run`` makes as many as it is told and says how long each took."""
     own = model_bytes(model)
-    try:
-        run(warmup)  # what libraries set up once
-        # Two steps: the averages of AdamW are there from the end of the first on.
-        growth = peak_growth(lambda: run(max(2, warmup)), device)
-        seconds = run(warmup + steps).seconds[warmup:]
-    finally:
-        restore(model, before)
+    run(warmup)  # what libraries set up once
+    # Two steps: the averages of AdamW are there from the end of the first on.
+    growth = peak_growth(lambda: run(max(2, warmup)), device)
+    seconds = run(warmup + steps)[warmup:]
     return TrainingCost(own + growth, own, statistics.median(seconds))
 
 

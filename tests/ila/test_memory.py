@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ktlib.ila.adapters import trained_parameters, with_all_weights, with_lora
-from ktlib.ila.memory import cost_row, model_bytes, peak_growth, training_cost
+from ktlib.ila.memory import cost_row, model_bytes, peak_growth, ranking_cost, training_cost
 
 FIRST, LAST = "model.layers.0.mlp.up_proj", "model.layers.3.mlp.up_proj"
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "blocks": 4}
@@ -92,6 +92,28 @@ def test_backward_stops_at_the_lowest_trained_layer(new_llama, short):
     assert reached == [(0, False), (1, False), (2, False), (3, True)]
 
 
+def test_scores_need_less_than_adapters_and_leave_the_model(new_llama, short):
+    """So many weights in the adapters that their gradients and averages are most of the memory."""
+    model = with_lora(new_llama(**WIDE), rank=64)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    adapters = 4 * sum(p.numel() for p in trained_parameters(model).values())
+    first, second = training_cost(model, short), ranking_cost(model, short)
+    saved = first.peak_bytes - second.peak_bytes
+    assert 2.9 * adapters < saved < 3 * adapters, "gradients, and two averages of AdamW"
+    assert second.seconds_per_step > 0
+    assert second.model_bytes - first.model_bytes == 4 * 28, "one score for each of 4 x 7 layers"
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]), name
+        assert p.grad is None
+
+
+def test_as_many_steps_of_the_ranking_as_were_asked_for(new_llama, short):
+    model, passes = with_lora(new_llama(), rank=1), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    ranking_cost(model, short, steps=3, warmup=4)
+    assert len(passes) == 4 + 4 + (4 + 3), "before, for memory, and for time"
+
+
 def test_row_of_the_record(new_llama, short):
     cost = training_cost(with_lora(new_llama(), rank=1), short, steps=1, precision="bfloat16")
     assert cost_row("LoRA", "all", cost) == {
@@ -106,6 +128,10 @@ def test_bad_arguments(new_llama, short):
     for name in ("steps", "warmup"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1. Found {name}=0"):
             training_cost(new_llama(), short, **{name: 0})
+        with pytest.raises(ValueError, match=f"{name} must be at least 1. Found {name}=0"):
+            ranking_cost(new_llama(), short, **{name: 0})
+    with pytest.raises(ValueError, match="must have LoRA adapters"):
+        ranking_cost(new_llama(), short)
     with pytest.raises(ValueError, match="must lie on a CPU or a CUDA device. Found meta"):
         training_cost(new_llama().to("meta"), short)
 
