@@ -612,15 +612,22 @@ setup = (
 )
 claims = []
 
+# %%
+from ktlib.ila.report import printed_range
 
-def claim_agreement(text, place, printed, rows, least, anchor):
+printed = {n: thesis_table(n.replace(".", "_")) for n in ("5.3", "5.13", "5.15", "5.17", "5.18")}
+printed["5.4"] = thesis_table("5_4").query("row == 100 and column >= 25")
+
+
+def claim_agreement(text, number, rows, least, anchor):
     """A claim that rankings have at least this Jaccard index for the layers kept."""
     values = [row["value"] for row in rows if row["top"] == P.keep]
     if values:
         chance = rows[0]["chance"]
         found = f"{min(values):.2f} to {max(values):.2f}, {chance:.2f} by chance"
         verdict = verdict_of_share(sum(value >= least for value in values), len(values))
-        claims.append(Claim(text, place, printed, found, setup, verdict, anchor))
+        theirs = printed_range(printed[number]["value"])
+        claims.append(Claim(text, f"Table {number}", theirs, found, setup, verdict, anchor))
 
 
 # %%
@@ -630,21 +637,21 @@ both = [row for row in final if row["a"] == "both stages"]
 text = (
     "The seed hardly matters for the layers found (Jaccard index of 0.85 or more), stage 2 alone."
 )
-claim_agreement(text, "Table 5.3", "0.91 to 0.92", alone, 0.85, "sec-ila-noise")
+claim_agreement(text, "5.3", alone, 0.85, "sec-ila-noise")
 text = "The seed hardly matters for the layers found (0.85 or more), both stages."
-claim_agreement(text, "Table 5.3", "0.91 to 0.92", both, 0.85, "sec-ila-noise")
+claim_agreement(text, "5.3", both, 0.85, "sec-ila-noise")
 
 # %%
 early = [row for row in agreement if row["study"] == "milestone"]
 half = [row for row in early if row["a"] in ("25 %", "50 %", "75 %")]
 text = "After a quarter of the training the layers are those of the end (0.85 or more)."
-claim_agreement(text, "Table 5.4", "0.91 to 0.92", half, 0.85, "sec-ila-milestones")
+claim_agreement(text, "5.4", half, 0.85, "sec-ila-milestones")
 starts = [row for row in agreement if row["study"] == "initial_score"]
 text = "Other starting scores find nearly the same layers (0.75 or more)."
-claim_agreement(text, "Table 5.17", "0.78 to 0.88", starts, 0.75, "sec-ila-initial")
+claim_agreement(text, "5.17", starts, 0.75, "sec-ila-initial")
 whole = [row for row in agreement if row["study"] == "full"]
 text = "LoRA and full fine-tuning find nearly the same layers (0.75 or more)."
-claim_agreement(text, "Table 5.13", "0.76 to 0.85", whole, 0.75, "sec-ila-full")
+claim_agreement(text, "5.13", whole, 0.75, "sec-ila-full")
 
 # %%
 from ktlib.ila.report import finetune_difference, in_nats
@@ -654,9 +661,9 @@ for name in P.transferred_from:
     change = finetune_difference(results, *pair, P.studied_on)
     verdict = verdict_of_difference(change.low, change.high, "below")
     text = f"Layers found on {name} are better than random ones for {P.studied_on}."
-    place, printed = "Table 5.14", "nearly as good as its own"
+    place, theirs = "Table 5.14", "nearly as good as its own"
     found = in_nats(change)
-    claims.append(Claim(text, place, printed, found, setup, verdict, "sec-ila-transfer"))
+    claims.append(Claim(text, place, theirs, found, setup, verdict, "sec-ila-transfer"))
 
 # %%
 if {"all", "top"} <= set(P.solved_with):
@@ -664,16 +671,17 @@ if {"all", "top"} <= set(P.solved_with):
     change = finetune_difference(results, *pair, "tasks solved", "accuracy (%)")
     verdict = verdict_of_difference(change.low, change.high, "above")
     text = "A model tuned on its important layers only solves more tasks."
-    place, printed = "Table 5.18", "+2.0 and +3.3 points"
-    claims.append(Claim(text, place, printed, str(change), setup, verdict, "sec-ila-reasoning"))
+    scores = printed["5.18"].set_index("ila")[["math500", "aime24"]]
+    theirs = " and ".join(f"{gain:+.1f}" for gain in scores.loc[True] - scores.loc[False])
+    place, theirs = "Table 5.18", f"{theirs} points"
+    claims.append(Claim(text, place, theirs, str(change), setup, verdict, "sec-ila-reasoning"))
 reason = (
     "a second pre-trained model with the same layers cannot be fetched here; any is taken by name"
 )
 text = "Models of the same architecture have important layers in common."
 told = not_testable(reason)
-claims.append(
-    Claim(text, "Tables 5.15, 5.16", "0.67 to 0.75", anchor="sec-ila-studies-claims", **told)
-)
+theirs = printed_range(printed["5.15"]["value"])
+claims.append(Claim(text, "Tables 5.15, 5.16", theirs, anchor="sec-ila-studies-claims", **told))
 
 record.table("claims", claim_rows(claims))
 claims_table(claims).style.hide(axis="index")

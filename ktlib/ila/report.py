@@ -93,6 +93,18 @@ def printed_matrix(printed: pd.DataFrame, **chosen: str) -> pd.DataFrame:
     return pd.DataFrame({"Jaccard, thesis": table["value"].to_numpy()}, index=names)
 
 
+def printed_range(values: Iterable[float], digits: int = 2) -> str:
+    """Printed numbers as a claim quotes them: ``"0.90 to 0.91"``, or one where all are equal.
+
+    Args:
+        values: at least one.
+        digits: as many as are printed.
+    """
+    found = sorted(values)
+    low, high = f"{found[0]:.{digits}f}", f"{found[-1]:.{digits}f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def loss_rows(losses: Mapping[str, float], **known: Any) -> list[dict[str, Any]]:
     """Rows of the record table ``finetune``: one per held-out set; the metric is ``loss``."""
     return [known | {"dataset": name, "metric": "loss", "value": v} for name, v in losses.items()]

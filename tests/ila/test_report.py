@@ -15,6 +15,7 @@ from ktlib.ila.report import (
     in_nats,
     loss_rows,
     printed_matrix,
+    printed_range,
     run_name,
     score_rows,
     share_by_kind,
@@ -73,6 +74,13 @@ def test_printed_tables_have_one_row_per_pair():
     )
     table = printed_matrix(printed, model="M")
     assert table.to_dict() == {"Jaccard, thesis": {"a and c": 0.8}}
+
+
+def test_printed_numbers_as_a_claim_quotes_them():
+    assert printed_range([0.915, 0.9, 0.912]) == "0.90 to 0.92"
+    assert printed_range([0.71, 0.705], digits=1) == "0.7", "equal as printed"
+    with pytest.raises(IndexError):
+        printed_range([])
 
 
 def test_losses_stand_beside_their_method():
