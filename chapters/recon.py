@@ -755,7 +755,7 @@ def stable(text, number, row, distance):
     """A ranking that hardly moves: by less than a fifth of what chance gives."""
     table = thesis_table(number.replace(".", "_")).query("row != column")
     theirs = table[(table["row"] == row) | (table["column"] == row)]["value"].max()
-    place, thesis = f"Table {number}", f"at most {theirs:.1f} places"
+    place, thesis = f"Table {number}", f"at most {theirs:.2f} places"
     found = f"at most {distance:.1f} places, {chance:.1f} by chance"
     verdict = verdict_of_share(int(distance < chance / 5), 1)
     claim(text, place, thesis, found, verdict, "fig-recon-heat")
