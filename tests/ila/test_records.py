@@ -172,10 +172,11 @@ def test_the_words_about_the_long_run_of_the_studies_hold_in_its_record():
     solved = record.frame("finetune").query("dataset == 'tasks solved'")
     by = solved.groupby("layers")["value"].agg(["min", "max"]).round(0)
     assert by.loc["all"].tolist() == [25, 30]
+    assert by.loc["keep"].tolist() == [27, 42]
     assert by.loc["top"].tolist() == [28, 37]
     assert by.loc["random_top"].tolist() == [28, 35]
     assert solved.query("method == 'not tuned'")["value"].tolist() == [0]
-    for one in ("top", "random_top"):
+    for one in ("keep", "top", "random_top"):
         gap = finetune_difference(
             rows, ("lora", one), ("lora", "all"), "tasks solved", "accuracy (%)"
         )
