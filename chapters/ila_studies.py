@@ -70,11 +70,7 @@ full_ranked = False  # whether to rank full fine-tuning, too; the thesis: table 
 ablated = False  # whether to take every update away once; the thesis: not done
 transferred_from = []  # sets whose rankings are used on studied_on; the thesis: 5.14
 intersected = False  # whether to leave out what no set needs; the thesis: table 5.14
-solved_with = [
-    "all",
-    "keep",
-    "top",
-]  # choices of layers to tune to solve tasks; the thesis: all and 75 %
+solved_with = ["all", "keep", "top"]  # layers tuned to solve tasks; the thesis: all and 75 %
 tasks = 40  # held-out tasks to solve; the thesis: 500 of MATH500, 30 of AIME 2024
 new_tokens = 12  # longest answer to a task, in tokens; not stated in the thesis
 
