@@ -78,5 +78,5 @@ $(READY): requirements.txt pyproject.toml
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@echo "Installing into $(VENV) (some minutes the first time)"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --config-setting editable_mode=compat --editable .
 	@touch $@

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experiments.models import resnet18_features
 from ktlib.fcl import (
     SplitNetwork,
     class_means,
@@ -25,7 +26,6 @@ from ktlib.fcl import (
     last_convolutions,
     split_network,
 )
-from ktlib.models import resnet18_features
 
 BOUND = 0.01
 PROTOTYPE_WEIGHT = 0.1

@@ -20,12 +20,12 @@ import time
 
 import torch
 
+from experiments.ila.adapters import layer_names, with_all_weights, with_lora
+from experiments.ila.memory import TrainingCost, peak_growth, training_cost
+from experiments.models.language import load_language_model
 from ktlib.ila import gated_updates, rank_layers
-from ktlib.ila.adapters import layer_names, with_all_weights, with_lora
-from ktlib.ila.memory import TrainingCost, peak_growth, training_cost
 from ktlib.ila.selection import choose_layers
 from ktlib.ila.targets import only_targets
-from ktlib.models.language import load_language_model
 
 TOP = 0.3
 THESIS = {"lora": (0.87, 0.89), "full": (0.41, 0.77)}  # memory and time, table 5.11

@@ -87,8 +87,8 @@ noise_draws = 10  # random points of the box
 ranking_steps = 20  # steps of ILA's second stage
 
 # %% tags=["setup"]
-from ktlib.cpeft.parameters import ContinualPeftParameters
-from ktlib.parameters import check_parameters
+from experiments.cpeft.parameters import ContinualPeftParameters
+from experiments.run.parameters import check_parameters
 
 P = check_parameters(globals(), ContinualPeftParameters)
 
@@ -112,10 +112,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ktlib.data.image_sets import image_checksums
+from data_prep.reading.image_sets import image_checksums
+from experiments.run.plotting import band, save_figure, style_for, use_style
+from experiments.run.results import RunRecord
 from ktlib.device import choose_device
-from ktlib.plotting import band, save_figure, style_for, use_style
-from ktlib.results import RunRecord
 from ktlib.seeding import deterministic
 
 use_style()
@@ -127,7 +127,7 @@ record = RunRecord.start("continual_peft", P, data=image_checksums(P.dataset))
 # classes into another order and draws other images; the model is the same, as it would be if it had been downloaded.
 
 # %%
-from ktlib.cpeft.experiment import ContinualExperiment
+from experiments.cpeft.experiment import ContinualExperiment
 
 experiment = ContinualExperiment(P, choose_device(P.device))
 for task in experiment.tasks(P.seeds[0]):
@@ -157,10 +157,10 @@ save_figure(fig, P.run_dir, "images")
 # *flat* minima; it is needed at the end of the chapter.
 
 # %%
-from ktlib.parallel import at_once
+from experiments.run.parallel import parallel_map
 
 radii = [0.0, P.sam_radius] if P.sam_radius and P.model == "small" else [0.0]
-models = at_once(experiment.pretrained, radii, "pre-training", device=experiment.device)
+models = parallel_map(experiment.pretrained, radii, "pre-training", device=experiment.device)
 print(f"{sum(p.numel() for p in models[0.0].parameters()):,} parameters")
 
 # %% [markdown]
@@ -174,7 +174,7 @@ print(f"{sum(p.numel() for p in models[0.0].parameters()):,} parameters")
 pilot = experiment.run("sequential", P.seeds[0], models[0.0])
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two heat maps with numbers: accuracy on each task after each task. In the left one, among all classes, numbers fall strongly down each column. In the right one, told the task, they fall less.", "classes": "chart"}, "figure": {"name": "fig-cpeft-pilot", "caption": "Sequential LoRA: accuracy (%) on each task (column) after each task (row). Left: among all classes so far. Right: among the classes of the task only. First seed, live run."}}
-from ktlib.cpeft.report import mean_matrix
+from experiments.cpeft.report import mean_matrix
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.2), sharey=True)
 titles = {"accuracy": "among all classes", "accuracy_within": "told the task"}
@@ -291,11 +291,11 @@ def run(case):
 
 # %%
 cases = [(method, seed) for seed in P.seeds for method in P.methods]
-runs = at_once(run, cases, "methods", device=experiment.device)
+runs = parallel_map(run, cases, "methods", device=experiment.device)
 
 # %%
-from ktlib.cpeft.experiment import all_rows
-from ktlib.cpeft.report import summary_rows, summary_table
+from experiments.cpeft.experiment import all_rows
+from experiments.cpeft.report import summary_rows, summary_table
 
 accuracies = all_rows(list(runs.values()))
 measures = summary_rows(accuracies)
@@ -311,7 +311,7 @@ record.table("summary", measures)
 # of another task.
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Mean accuracy on all tasks so far against the number of tasks learned, a line with a band for each method; all lines fall.", "classes": "chart"}, "figure": {"name": "fig-cpeft-methods", "caption": "Accuracy on all tasks so far, among all classes so far. Lines: mean over seeds, bands: one standard deviation; live run."}}
-from ktlib.cpeft.report import accuracy_over_time
+from experiments.cpeft.report import accuracy_over_time
 
 over_time = accuracy_over_time(accuracies)
 fig, ax = plt.subplots(figsize=(6.4, 3.8))
@@ -322,7 +322,7 @@ ax.legend(ncols=2)
 save_figure(fig, P.run_dir, "methods")
 
 # %%
-from ktlib.cpeft.report import method_difference, without_verdict
+from experiments.cpeft.report import method_difference, without_verdict
 
 for metric in ("forgetting", "final_accuracy"):
     change = method_difference(measures, "inflora", "sequential", metric)
@@ -358,7 +358,7 @@ for method in ("sequential", "inflora"):
 record.table("drift", drift)
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "For each adapted layer three marks on a logarithmic axis: relative movement of old outputs under sequential LoRA, under InfLoRA, and InfLoRA's bound, which lies above InfLoRA's mark everywhere.", "classes": "chart"}, "figure": {"name": "fig-cpeft-drift", "caption": "Movement of the outputs of each adapted layer for inputs of the first task, from the end of that task to the end of the last one, relative to the outputs; mean over seeds. Bars: the bound for InfLoRA. Live run."}}
-from ktlib.cpeft.report import short_layer
+from experiments.cpeft.report import short_layer
 
 moved = pd.DataFrame(drift)
 moved["share of bound"] = moved["bound"] / moved["output"]
@@ -387,7 +387,7 @@ history = [
 record.table("occupancy", history)
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Heat map: share of the input directions of each adapted layer that the memory holds, after each task; it grows from left to right.", "classes": "chart"}, "figure": {"name": "fig-cpeft-occupancy", "caption": "Share of each layer's input space that InfLoRA's memory holds after each task (%), mean over seeds; live run."}}
-from ktlib.cpeft.report import occupancy_table
+from experiments.cpeft.report import occupancy_table
 
 occupied = 100 * occupancy_table(history)
 fig, ax = plt.subplots(figsize=(5.4, 0.32 * len(occupied) + 1.2))
@@ -415,7 +415,7 @@ def protect(case):
     return experiment.run("inflora", seed, models[0.0], **options)
 
 
-found = at_once(
+found = parallel_map(
     protect,
     [(first, seed) for first in P.thresholds for seed in P.seeds],
     "thresholds",
@@ -474,7 +474,7 @@ ax.legend(ncols=2, fontsize=8)
 save_figure(fig, P.run_dir, "cooperation")
 
 # %%
-from ktlib.cpeft import isolation_identity
+from experiments.cpeft.toy_model import isolation_identity
 
 sent = []
 for seed, one in answers.items():
@@ -526,7 +526,7 @@ def without(case):
 
 
 cases = [(name, seed) for name in parts for seed in P.seeds] if P.ablated else []
-left_out = at_once(without, cases, "L2C without parts", device=experiment.device)
+left_out = parallel_map(without, cases, "L2C without parts", device=experiment.device)
 ablation = [row for row in accuracies if row["method"] == "l2c"] if P.ablated else []
 ablation += [
     {**row, "method": f"l2c {name}"} for (name, _), one in left_out.items() for row in one.rows
@@ -575,7 +575,7 @@ def start_flat(case):
 
 cases = [(method, seed) for method in ("sequential", "ncm") for seed in P.seeds]
 cases = cases if len(models) > 1 else []
-flat = at_once(start_flat, cases, "flat start", device=experiment.device)
+flat = parallel_map(start_flat, cases, "flat start", device=experiment.device)
 both = [row for row in accuracies if row["method"] in ("sequential", "ncm")] if cases else []
 both += [{**row, "method": f"{row['method']} flat"} for run in flat.values() for row in run.rows]
 started = summary_rows(both)
@@ -610,7 +610,7 @@ if started:
 # directions for different ends. But conflict is about *gradients* and occupancy about *inputs*: a layer can be full of common inputs on which all tasks agree.
 
 # %%
-from ktlib.cpeft import shared_input_groups, task_conflicts
+from experiments.cpeft.joint_analyses import shared_input_groups, task_conflicts
 
 ends = [row for row in history if row["task"] == P.tasks]
 filled = {seed: {row["layer"]: row["occupied"] for row in ends if row["seed"] == seed}
@@ -625,7 +625,7 @@ def count_conflicts(seed):
     )
 
 
-counted = at_once(count_conflicts, P.seeds, "conflicts", device=experiment.device)
+counted = parallel_map(count_conflicts, P.seeds, "conflicts", device=experiment.device)
 
 # %%
 severity = -0.1
@@ -637,7 +637,7 @@ conflicts = [
 record.table("conflicts", conflicts)
 
 # %%
-from ktlib.cpeft import conflict_and_occupancy
+from experiments.cpeft.joint_analyses import conflict_and_occupancy
 
 few = experiment.images[torch.arange(4)]
 groups = shared_input_groups(models[0.0], list(filled[P.seeds[0]]), few)
@@ -686,7 +686,7 @@ def train_again(seed):
 
 
 seeds = P.seeds if "oracle" in P.methods else []
-again = at_once(train_again, seeds, "experts again", device=experiment.device)
+again = parallel_map(train_again, seeds, "experts again", device=experiment.device)
 
 
 # %%
@@ -699,7 +699,7 @@ def rank_expert(case):
 
 twice = (0, 0), (1, 0), (0, 1)
 cases = [(seed, task + 1, *which) for seed in seeds for task in range(P.tasks) for which in twice]
-rankings = at_once(rank_expert, cases, "rankings", device=experiment.device)
+rankings = parallel_map(rank_expert, cases, "rankings", device=experiment.device)
 
 # %%
 importance = [
@@ -710,7 +710,7 @@ importance = [
 record.table("layer_scores", importance)
 
 # %%
-from ktlib.cpeft.report import AGREEMENT_KINDS, expert_agreement
+from experiments.cpeft.report import AGREEMENT_KINDS, expert_agreement
 
 agreement = expert_agreement(rankings, top=0.5)
 record.table("jaccard", agreement)
@@ -743,7 +743,7 @@ save_figure(fig, P.run_dir, "layers")
 # typed.
 
 # %%
-from ktlib.results import committed_record, record_label
+from experiments.run.results import committed_record, record_label
 
 full = committed_record("continual_peft", "full")
 print(record_label(full, "continual_peft", "full"))
@@ -800,12 +800,12 @@ pd.Series(answers_of_long_run, name="long run", dtype=object).to_frame().style
 # %% [markdown]
 # ### How the settings were chosen
 #
-# A fifth of the training images of every class was held out, the test images took no part, and the seeds are two that the chapter does not use: `python -m benchmarks.search_continual_peft`, at the size of
+# A fifth of the training images of every class was held out, the test images took no part, and the seeds are two that the chapter does not use: `python -m experiments.searches.continual_peft`, at the size of
 # the live run. The table shows accuracies on the held-out images: of nearest class means on base classes for `pretraining_lr` (one seed), of the expert that is told the task for `expert_lr`,
 # and the final one among all classes for the others. One setting was searched after the other, each with the best values before it. Where the end of a grid was best, it was widened.
 
 # %%
-from ktlib.tables import mean_and_spread
+from experiments.run.tables import mean_and_spread
 
 search = committed_record("continual_peft", "search")
 tried = search.frame("search") if search else pd.DataFrame(columns=["name", "value", "accuracy"])
@@ -828,7 +828,13 @@ tried.groupby("name", sort=False)["value: accuracy"].agg(" | ".join).to_frame().
 # interval, and nothing was tested.
 
 # %%
-from ktlib.claims import Claim, claim_rows, claims_table, not_testable, verdict_of_difference
+from experiments.run.claims import (
+    Claim,
+    claim_rows,
+    claims_table,
+    not_testable,
+    verdict_of_difference,
+)
 
 setup = (
     f"{P.dataset}, {P.tasks} tasks, {'small ViT' if P.model == 'small' else P.model}, rank "
@@ -858,7 +864,7 @@ text = "L2C, as reconstructed here, ends with a higher accuracy than InfLoRA."
 claim_difference(text, "L2C, abstract", "no number", change, "above", "fig-cpeft-methods")
 
 # %%
-from ktlib.paired import PairedDifference
+from experiments.run.paired import PairedDifference
 
 several = pd.Series({seed: one.accuracy(None, 1.0) for seed, one in answers.items()})
 alone = pd.Series({seed: one.accuracy(1, 1.0) for seed, one in answers.items()})

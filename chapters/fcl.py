@@ -100,8 +100,8 @@ landscape_directions = 5  # random lines through each minimum; not in the thesis
 landscape_points = 13  # points on a line, and on a side of the plane; not in the thesis
 
 # %% tags=["setup"]
-from ktlib.fcl import FclParameters
-from ktlib.parameters import check_parameters
+from experiments.fcl.parameters import FclParameters
+from experiments.run.parameters import check_parameters
 
 P = check_parameters(globals(), FclParameters)
 
@@ -125,10 +125,10 @@ import pandas as pd
 import torch
 from myst_nb import glue
 
-from ktlib import data
+from data_prep import reading as data
+from experiments.run.plotting import save_figure, use_style
+from experiments.run.results import RunRecord
 from ktlib.device import choose_device
-from ktlib.plotting import save_figure, use_style
-from ktlib.results import RunRecord
 from ktlib.seeding import deterministic, generator
 
 use_style()
@@ -141,7 +141,7 @@ record = RunRecord.start("fcl", P, data=data.checksums(P.dataset))
 # initial weights, the batches, the noise, and which images are drawn.
 
 # %%
-from ktlib.fcl.experiment import FewShotExperiment
+from experiments.fcl.experiment import FewShotExperiment
 
 experiment = FewShotExperiment(P, choose_device(P.device))
 example = experiment.sessions(P.seeds[0])
@@ -194,9 +194,9 @@ def shown(function):
 shown(FewShotExperiment.train_plain)
 
 # %%
-from ktlib.parallel import at_once
+from experiments.run.parallel import parallel_map
 
-plain = at_once(experiment.train_plain, P.seeds, "plain training", device=experiment.device)
+plain = parallel_map(experiment.train_plain, P.seeds, "plain training", device=experiment.device)
 
 # %% [markdown]
 # New classes have no row in the classifier $\psi$, and five images are too few to train one. So all
@@ -221,7 +221,7 @@ plain = at_once(experiment.train_plain, P.seeds, "plain training", device=experi
 # a number ends a method with a message, and what it reached so far is kept.
 
 # %%
-from ktlib.fcl.methods import SessionResults
+from experiments.fcl.baselines import SessionResults
 
 results, by_origin = [], []  # rows of the record's tables session_accuracy and by_origin
 entries = {}  # name in the tables -> id of the method, the network of each seed, settings
@@ -245,7 +245,7 @@ def play(new, seeds):
     entries.update(new)
     cases = [(name, seed) for name in new for seed in seeds]
     learners = {}
-    for case, done in at_once(lead, cases, "sessions", device=experiment.device).items():
+    for case, done in parallel_map(lead, cases, "sessions", device=experiment.device).items():
         learners[case], found, stopped = done
         known = dict(zip(("method", "seed"), case, strict=True))
         results.extend(known | row for row in found.rows)
@@ -256,7 +256,7 @@ def play(new, seeds):
 
 
 # %%
-from ktlib.fcl.report import session_table
+from experiments.fcl.report import session_table
 
 fast = {"lr": 0.02}  # of the thesis
 first = P.seeds[0]
@@ -269,8 +269,8 @@ session_table(results)
 # *finetune* of the comparison below has the rate that served it best on held-out images.
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Line plot of the accuracy on base classes and on new classes after each session. With fine-tuning the base accuracy falls.", "classes": "chart"}, "figure": {"name": "fig-fcl-forgetting", "caption": "What each extreme gives up: accuracy on the base classes (left) and on the new classes (right), mean over seeds with a band of one standard deviation, test images, live run."}}
-from ktlib.fcl.report import session_spread
-from ktlib.plotting import band
+from experiments.fcl.report import session_spread
+from experiments.run.plotting import band
 
 fig, axes = plt.subplots(1, 2, figsize=(5.4, 3.0), sharey=True)
 for ax, group in zip(axes, ("base", "new"), strict=True):
@@ -362,7 +362,7 @@ shown(f2m_loss)
 
 
 # %%
-flat = at_once(experiment.train_f2m, P.seeds, "F2M training", device=experiment.device)
+flat = parallel_map(experiment.train_f2m, P.seeds, "F2M training", device=experiment.device)
 
 # %% [markdown]
 # **Part 3, parameter clamping (PC).** `FlatRegion` remembers $\phi^\star$, the weights at the end of
@@ -405,7 +405,7 @@ def train_otherwise(case):
 
 
 cases = [(kind, seed) for kind in other_trainings for seed in compared]
-trained = at_once(train_otherwise, cases, "SAM and cosine", device=experiment.device)
+trained = parallel_map(train_otherwise, cases, "SAM and cosine", device=experiment.device)
 sharp_aware, cosine = ({seed: trained[kind, seed] for seed in compared} for kind in other_trainings)
 
 # %% [markdown]
@@ -423,14 +423,14 @@ sharp_aware, cosine = ({seed: trained[kind, seed] for seed in compared} for kind
 # %%
 from itertools import product
 
-from ktlib.progress import progress
+from tqdm import tqdm
 
 minima = {"ncm": plain, "f2m": flat, "sam": sharp_aware}
 settings = {"draws": P.flatness_draws, "images": P.flatness_images}
 measured = {}
 for method, networks in minima.items():
     cases = list(product(networks, ("train", "test"), P.flatness_bounds))
-    for seed, part, bound in progress(cases, f"flatness of {method}"):
+    for seed, part, bound in tqdm(cases, desc=f"flatness of {method}", leave=False):
         found = experiment.flatness(networks[seed], seed, part, bound=bound, **settings)
         measured[method, seed, part, bound] = found
 
@@ -442,7 +442,7 @@ for name in ("indicator", "variance", "loss_at_minimum"):
 record.table("flatness", table.to_dict("records"))
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Three histograms of the change of the test loss under weight noise. The one of F2M is narrower and closer to zero than the one of plain training.", "classes": "chart"}, "figure": {"name": "fig-fcl-flatness", "caption": "Change of the loss on test images at random points of the box, largest half-width measured, first seed. Zero is the loss at the minimum itself."}}
-from ktlib.plotting import style_for
+from experiments.run.plotting import style_for
 
 fig, ax = plt.subplots(figsize=(5.4, 2.8))
 widest = max(P.flatness_bounds)
@@ -457,13 +457,13 @@ ax.legend()
 save_figure(fig, P.run_dir, "flatness")
 
 # %%
-from ktlib.fcl.report import flatness_summary
+from experiments.fcl.report import flatness_summary
 
 flatness_summary(table)
 
 # %%
-from ktlib.fcl.report import flatness_ratios
-from ktlib.results import thesis_table
+from experiments.fcl.report import flatness_ratios
+from experiments.run.results import thesis_table
 
 smallest = float(flatness_ratios(table)["ratio"].min())
 record.metric("flatness_ratio_smallest", smallest)
@@ -485,7 +485,13 @@ glue("fcl-flat-thesis", float(printed_flat["Baseline"] / printed_flat["F2M"]), d
 # *filter-normalised* plane {cite}`li2018landscape` each filter moves in proportion to its own size.
 
 # %%
-from ktlib.fcl.landscape import box_polygon, box_reach, loss_along, loss_plane, random_direction
+from experiments.fcl.landscape import (
+    box_polygon,
+    box_reach,
+    loss_along,
+    loss_plane,
+    random_direction,
+)
 
 
 def lines_through(trained, seed):
@@ -582,7 +588,7 @@ save_figure(fig, P.run_dir, "sessions")
 # confidence interval of the mean difference is $\bar d \pm t_{n-1}\, s/\sqrt n$, over seeds.
 
 # %%
-from ktlib.fcl.report import paired_difference
+from experiments.fcl.report import paired_difference
 
 gain = paired_difference(results, "f2m", "ncm")
 record.metric("f2m_minus_ncm_last_session", gain.mean)
@@ -609,8 +615,8 @@ for name in ("f2m frozen", "f2m unclamped"):
 # the classes of the last session, embed them before session 2 and after the last one, and draw both on *one* map.
 
 # %%
+from experiments.fcl.embedding_map import project
 from ktlib.fcl import embed, positions_of
-from ktlib.fcl.embedding_map import project
 
 chosen = torch.cat([example[0].classes[:3], example[-1].classes[:3]])
 pool, pool_labels = experiment.test_pool
@@ -653,24 +659,24 @@ save_figure(fig, P.run_dir, "map")
 # - **ewc_wide** is F2M in a wider box, with the penalty of EWC {cite}`kirkpatrick2017ewc` on weights that matter;
 # - **joint** and **crt** {cite}`kang2020decoupling` see *all images of all sessions*: crt is the upper bound.
 #
-# What each simplifies stands in its module of `ktlib.fcl.methods`. A method that needs a base training of its own gets it;
+# What each simplifies stands in its module of `experiments.fcl.baselines`. A method that needs a base training of its own gets it;
 # all others start from plain training.
 
 # %%
-from ktlib.fcl.experiment import STARTS_FROM
+from experiments.fcl.experiment import STARTS_FROM
 
 networks = {"plain": plain, "f2m": flat, "sam": sharp_aware, "cosine": cosine}
 shown(FewShotExperiment.learner)
 
 # %%
-from ktlib.fcl.parameters import METHODS
+from experiments.fcl.parameters import METHODS
 
 rest = [name for name in METHODS if name not in entries]
 start = {name: networks[STARTS_FROM.get(name, "plain")] for name in rest}
 learners = play({name: (name, start[name], P.setting(name)) for name in rest}, compared)
 
 # %%
-from ktlib.fcl.report import comparison_summary
+from experiments.fcl.report import comparison_summary
 
 record.table("session_accuracy", results)
 record.table("by_origin", by_origin)
@@ -742,7 +748,7 @@ save_figure(fig, P.run_dir, "origin")
 # Its record is part of the project; these tables are computed from it, not typed.
 
 # %%
-from ktlib.results import committed_record, record_label
+from experiments.run.results import committed_record, record_label
 
 full = committed_record("fcl", "full")
 print(record_label(full, "fcl", "full"))
@@ -792,7 +798,7 @@ Markdown(f"F2M at the last session of the {'long' if full else 'live'} run:\n\n"
 #
 # All settings were chosen on held-out *training* images, with seeds that no other table uses. The test images
 # played no part. The box half-width $b$ and the weight $\lambda$ of prototype fixing come from
-# `python -m benchmarks.search_fcl`, at the size of the long run.
+# `python -m experiments.searches.fcl`, at the size of the long run.
 #
 # The search did not go straight. Its first rule was the best mean accuracy over all sessions, and its
 # first grid ended at $b=0.02$, twice the half-width of the thesis. On that grid no setting was much
@@ -803,7 +809,7 @@ Markdown(f"F2M at the last session of the {'long' if full else 'live'} run:\n\n"
 # times flatter than plain training it is.
 
 # %% tags=["hide-input", "table"]
-from ktlib.results import mean_and_spread
+from experiments.run.results import mean_and_spread
 
 found = committed_record("fcl", "search").frame("search")
 setting = ["noise_bound", "prototype_weight", "session_lr"]
@@ -823,7 +829,7 @@ grid.sort_values("mean accuracy", ascending=False).style.hide(axis="index").form
 # the prototypes is the stronger of the two halves of the base loss.
 #
 # The learning rate of the sessions, and what else a method leaves open, was searched for every method alike:
-# `python -m benchmarks.methods_fcl --profile cpu`. The long run has a search at its own size: a short training leaves a
+# `python -m experiments.searches.fcl_methods --profile cpu`. The long run has a search at its own size: a short training leaves a
 # network that bears smaller steps. This is the one at the size of the live run; every setting tried is listed.
 
 # %% tags=["hide-input", "table"]
@@ -849,7 +855,7 @@ grid.style.hide(axis="index").format(precision=2)
 # many more training images. What can be compared is the pattern.
 
 # %% tags=["hide-input", "table"]
-from ktlib.fcl.report import at_session
+from experiments.fcl.report import at_session
 
 ids = {"ncm": "Baseline", "f2m": "F2M", "icarl": "iCaRL", "lucir": "Rebalance", "fsll": "FSLL"}
 ids |= {"joint": "Joint-training", "crt": "cRT"}
@@ -874,8 +880,8 @@ pd.DataFrame(rows).style.hide(axis="index").format(precision=2)
 # claims](../claims.md) of the book is made from these rows.
 
 # %%
-from ktlib.claims import Claim, claim_rows, claims_table, not_testable, verdict_of_share
-from ktlib.claims import verdict_of_difference as verdict_of
+from experiments.run.claims import Claim, claim_rows, claims_table, not_testable, verdict_of_share
+from experiments.run.claims import verdict_of_difference as verdict_of
 
 setting = f"{P.dataset}, width {P.width}, {P.base_images} base images a class"
 setting += " (thesis: CIFAR-100, width 64, 500 images, 10 runs)"
@@ -1074,7 +1080,7 @@ f"PD: A {80 - 60}, B {50 - 40}; A reaches {new_accuracy:.0f} % on new classes"
 # ```
 
 # %%
-from ktlib.fcl.methods import NearestMean
+from experiments.fcl.baselines import NearestMean
 
 
 class NearestImage(NearestMean):

@@ -79,8 +79,8 @@ flatness_draws = 60  # random points of the box per measurement; the thesis: 100
 flatness_images = 50  # test images of each measurement; not stated in the thesis
 
 # %% tags=["setup"]
-from ktlib.fcl.parameters import FclStudyParameters
-from ktlib.parameters import check_parameters
+from experiments.fcl.parameters import FclStudyParameters
+from experiments.run.parameters import check_parameters
 
 P = check_parameters(globals(), FclStudyParameters)
 
@@ -99,12 +99,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import display
 from myst_nb import glue
+from tqdm import tqdm
 
-from ktlib import data
+from data_prep import reading as data
+from experiments.run.plotting import save_figure, style_for, use_style
+from experiments.run.results import RunRecord
 from ktlib.device import choose_device
-from ktlib.plotting import save_figure, style_for, use_style
-from ktlib.progress import progress
-from ktlib.results import RunRecord
 from ktlib.seeding import deterministic
 
 use_style()
@@ -116,7 +116,7 @@ record = RunRecord.start("fcl_studies", P, data=data.checksums(P.dataset))
 # the base training and the methods. All of it is explained step by step in [the chapter before](chap-fcl).
 
 # %%
-from ktlib.fcl.experiment import FewShotExperiment
+from experiments.fcl.experiment import FewShotExperiment
 
 experiment = FewShotExperiment(P, choose_device(P.device))
 example = experiment.sessions(P.seeds[0])
@@ -150,7 +150,7 @@ def at(values):
 
 
 # %%
-from ktlib.parallel import at_once
+from experiments.run.parallel import parallel_map
 
 networks = {}  # with noise or without, seed, values -> network and classifier, or why there is none
 
@@ -171,7 +171,7 @@ def train(noise, seeds, several):
     before = [tuple(item for item in values if item[0] not in AFTERWARDS) for values in several]
     cases = [(noise, seed, values) for values in before for seed in seeds]
     new = [case for case in cases if case not in networks]
-    networks.update(at_once(base_training, new, "base training", device=experiment.device))
+    networks.update(parallel_map(base_training, new, "base training", device=experiment.device))
     return [networks[case] for case in cases]
 
 
@@ -197,7 +197,7 @@ def flat(seed, values):
 # finished, and the tables say so.
 
 # %%
-from ktlib.fcl.methods import SessionResults
+from experiments.fcl.baselines import SessionResults
 
 UNTRAINED = {"session": 1, "accuracy": None, "base_accuracy": None, "new_accuracy": None}
 
@@ -227,12 +227,12 @@ def note(study, value, method, seed, rows):
 for noise in (False, True):
     train(noise, P.seeds, [of()])
 
-for seed in progress(P.seeds, "reference"):
+for seed in tqdm(P.seeds, desc="reference", leave=False):
     note("reference", "all parts", "ncm", seed, played("ncm", seed, plain, of())[1])
     note("reference", "all parts", "f2m", seed, played("f2m", seed, flat, of())[1])
 
 # %%
-from ktlib.fcl.report import study_table
+from experiments.fcl.report import study_table
 
 study_table(studies, "reference")
 
@@ -242,7 +242,7 @@ study_table(studies, "reference")
 # images. So every comparison below is a mean of differences within pairs, with its 95 % confidence interval.
 
 # %%
-from ktlib.fcl.report import paired_difference, study_rows
+from experiments.fcl.report import paired_difference, study_rows
 
 reference = study_rows(studies, "reference")
 glue("study-f2m-ncm", str(paired_difference(reference, "f2m", "ncm")), display=False)
@@ -272,7 +272,7 @@ def study(name, values_of):
     """Train F2M with each value of a setting, play all sessions, measure the flatness."""
     train(True, P.seeds, values_of.values())
     cases = [(value, seed) for value in values_of for seed in P.seeds]
-    for value, seed in progress(cases, name):
+    for value, seed in tqdm(cases, desc=name, leave=False):
         learner, rows = played("f2m", seed, flat, values_of[value])
         note(name, value, "f2m", seed, rows)
         boxes = {P.noise_bound, at(values_of[value]).parameters.noise_bound} if learner else ()
@@ -329,7 +329,7 @@ def note_shift(study, value, method, seed, learner, centre, bound):
 # Most figures have the same axes: a setting, and the accuracy after the last session.
 
 # %%
-from ktlib.fcl.report import GROUPS, last_spread
+from experiments.fcl.report import GROUPS, last_spread
 
 MARKERS = dict(zip(GROUPS.values(), "os^", strict=True))
 
@@ -364,8 +364,8 @@ def study_figure(name, xlabel, ticks):
 # nearly everything. Here the sessions are gentle (a small learning rate and few steps), so it should matter less.
 
 # %%
-from ktlib.fcl.report import PARTS, ablation_rows, ablation_table, thesis_ablation
-from ktlib.results import thesis_table
+from experiments.fcl.report import PARTS, ablation_rows, ablation_table, thesis_ablation
+from experiments.run.results import thesis_table
 
 printed = thesis_table("3_6")
 combinations = thesis_ablation(printed)[list(PARTS)].to_dict("records")
@@ -381,7 +381,7 @@ def with_parts(seed, fm, pf, pc, pn):
 # %%
 train(True, P.seeds, [of(), of(prototype_weight=0.0)])
 ablation = []
-for parts in progress(combinations, "ablation"):
+for parts in tqdm(combinations, desc="ablation", leave=False):
     for seed in P.seeds:
         learner, rows = with_parts(seed, **parts)
         ablation += [{**parts, "seed": seed, **row} for row in rows]
@@ -448,7 +448,7 @@ for b in P.bounds_studied:
 study_table(studies, "bound")
 
 # %%
-from ktlib.fcl.report import shift_table, study_flatness_table
+from experiments.fcl.report import shift_table, study_flatness_table
 
 display(study_flatness_table(flatness_rows, "bound"))
 shift_table(shift_rows, "bound")
@@ -565,7 +565,7 @@ together = of(**beta, **spread, **no_gradient, **half)
 study("noise", choices | {"all but rounding": together})
 
 # %%
-for seed in progress(P.seeds, "rounding"):
+for seed in tqdm(P.seeds, desc="rounding", leave=False):
     rounding = {"grid_step": P.noise_bound / 4}
     note("noise", "rounded", "f2m", seed, played("f2m", seed, flat, of(), **rounding)[1])
     note("noise", "as released", "f2m", seed, played("f2m", seed, flat, together, **rounding)[1])
@@ -621,7 +621,7 @@ walls = {
     "finetune": ("finetune", plain),
 }
 cases = [(rate, name, seed) for rate in P.rates_studied for name in walls for seed in P.seeds]
-for rate, name, seed in progress(cases, "learning rates"):
+for rate, name, seed in tqdm(cases, desc="learning rates", leave=False):
     method, network = walls[name]
     learner, rows = played(method, seed, network, of(session_lr=rate))
     note("rate", rate, name, seed, rows)
@@ -684,7 +684,7 @@ pd.DataFrame(clamping).set_index(["learning rate", "accuracy on"])
 lines = {"f2m": ("f2m", {}), "f2m narrow": ("f2m", {"bound": P.narrow_bound})}
 lines["f2m unclamped"] = ("finetune", {})
 cases = [(k, seed) for k in P.shots_studied for seed in P.seeds]
-for k, seed in progress(cases, "shots"):
+for k, seed in tqdm(cases, desc="shots", leave=False):
     values = of(shots=k, session_epochs=P.shot_steps, session_lr=4 * P.session_lr)
     note("shots", k, "ncm", seed, played("ncm", seed, plain, values)[1])
     for name, (method, setting) in lines.items():
@@ -748,7 +748,7 @@ for method, network in {"ncm": plain, "f2m": flat}.items():
             norm_rows.append(row | {"mean": float(part.mean()), "std": float(part.std())})
 
 # %%
-from ktlib.fcl.report import norm_table
+from experiments.fcl.report import norm_table
 
 record.table("prototype_norms", norm_rows)
 norm_table(norm_rows, thesis_table("3_7"))
@@ -763,7 +763,7 @@ axes[0].legend()
 save_figure(fig, P.run_dir, "norms")
 
 # %%
-for seed in progress(P.seeds, "without normalisation"):
+for seed in tqdm(P.seeds, desc="without normalisation", leave=False):
     for method, network in {"ncm": plain, "f2m": flat}.items():
         note("normalise", "on", method, seed, played(method, seed, network, of())[1])
         raw = played(method, seed, network, of(), normalise=False)[1]
@@ -790,7 +790,7 @@ orders = [of(class_seed=order) for order in P.class_orders]
 for noise in (False, True):
     train(noise, P.seeds[:1], orders)
 
-for order in progress(P.class_orders, "class orders"):
+for order in tqdm(P.class_orders, desc="class orders", leave=False):
     values = of(class_seed=order)
     note("class_order", order, "ncm", P.seeds[0], played("ncm", P.seeds[0], plain, values)[1])
     note("class_order", order, "f2m", P.seeds[0], played("f2m", P.seeds[0], flat, values)[1])
@@ -800,7 +800,7 @@ across = paired_difference(orders, "f2m", "ncm", pairs="class_order")
 glue("study-orders", str(across), display=False)
 
 # %%
-from ktlib.fcl.report import accuracy_table
+from experiments.fcl.report import accuracy_table
 
 accuracy_table(orders, ["method"]).rename_axis("mean ± std over class orders")
 
@@ -826,7 +826,7 @@ save_figure(fig, P.run_dir, "orders")
 # more values of every setting. Its record is part of the project; these tables are computed from it, not typed.
 
 # %%
-from ktlib.results import committed_record, record_label
+from experiments.run.results import committed_record, record_label
 
 full = committed_record("fcl_studies", "full")
 print(record_label(full, "fcl_studies", "full"))
@@ -881,7 +881,7 @@ accuracy_table(long_orders, ["method"]).rename_axis(over) if full else "no recor
 # side, and *partly* if it contains zero. With one seed there is no interval, and nothing was tested.
 
 # %%
-from ktlib.claims import Claim, claim_rows, claims_table, verdict_of_difference
+from experiments.run.claims import Claim, claim_rows, claims_table, verdict_of_difference
 
 setup = f"{P.dataset}, width {P.width}, {len(P.seeds)} seeds (thesis: CIFAR-100, width 64, 10 runs)"
 says = {
@@ -902,9 +902,9 @@ for text, name in says.items():
     claims.append(Claim(text, "Table 3.6", thesis, str(gain), setup, verdict, "sec-study-ablation"))
 
 # %%
-from ktlib.claims import verdict_of_share
-from ktlib.fcl.report import best_values
-from ktlib.paired import PairedDifference
+from experiments.fcl.report import best_values
+from experiments.run.claims import verdict_of_share
+from experiments.run.paired import PairedDifference
 
 best = best_values(studies, "bound", P.sessions + 1)
 inside = best.between(0.005, 0.02)

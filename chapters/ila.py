@@ -82,8 +82,8 @@ benchmark_questions = 0  # questions of each benchmark, 0: all; not stated in th
 questions = ""  # file of questions to answer for a judge; the thesis: Vicuna and MT-Bench
 
 # %% tags=["setup"]
-from ktlib.ila.parameters import IlaParameters
-from ktlib.parameters import check_parameters
+from experiments.ila.parameters import IlaParameters
+from experiments.run.parameters import check_parameters
 
 P = check_parameters(globals(), IlaParameters)
 
@@ -104,11 +104,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from ktlib.data.conversations import REASONING, load_conversations, text_checksums
+from data_prep.reading.conversations import REASONING, load_conversations, text_checksums
+from experiments.models.language import language_model_checksums
+from experiments.run.plotting import save_figure, use_style
+from experiments.run.results import RunRecord
 from ktlib.device import choose_device
-from ktlib.models.language import language_model_checksums
-from ktlib.plotting import save_figure, use_style
-from ktlib.results import RunRecord
 from ktlib.seeding import deterministic
 
 use_style()
@@ -124,7 +124,7 @@ record = RunRecord.start("ila", P, data=sums)
 # conversation is a prompt and an answer. Only the tokens of the *answer* count in the loss.
 
 # %%
-from ktlib.ila.experiment import GENERAL_TEXT, LayerExperiment
+from experiments.ila.experiment import GENERAL_TEXT, LayerExperiment
 
 experiment = LayerExperiment(P, choose_device(P.device))
 for name in P.datasets:
@@ -161,9 +161,9 @@ pd.DataFrame(
 # Put LoRA on some kinds of layers only, train each for the same number of steps, and compare the loss on held-out conversations.
 
 # %%
-from ktlib.ila.measures import measure, save_answers
-from ktlib.ila.report import finetune_table
-from ktlib.parallel import at_once
+from experiments.ila.measures import measure, save_answers
+from experiments.ila.report import finetune_table
+from experiments.run.parallel import parallel_map
 
 compared = P.seeds[: P.compared_seeds]
 measures = {"benchmarks": P.benchmarks, "limit": P.benchmark_questions, "questions": P.questions}
@@ -186,7 +186,7 @@ def tune(case):
 def compare(choices):
     """Note what several choices give: (method, name of the layers, seed) -> layers."""
     cases = {(tuning, layers, seed): None for (tuning, _, seed), layers in choices.items()}
-    done = at_once(tune, cases, "fine-tuning", device=experiment.device)
+    done = parallel_map(tune, cases, "fine-tuning", device=experiment.device)
     for (tuning, name, seed), layers in choices.items():
         found = done[tuning, layers, seed]
         known = {"method": tuning, "layers": name, "seed": seed}
@@ -204,7 +204,7 @@ finetune_table(results)
 # others what came along or was lost. The thesis measured the same in another way, by grades of a judge:
 
 # %%
-from ktlib.results import thesis_settings, thesis_table
+from experiments.run.results import thesis_settings, thesis_table
 
 thesis_table("5_1").rename(columns={"mmlu": "MMLU", "vicuna": "Vicuna", "mt_bench": "MT-Bench"})
 
@@ -229,10 +229,10 @@ def tune_all(case):
 
 
 cases = [(dataset, seed) for dataset in P.datasets for seed in ranked]
-tuned = at_once(tune_all, cases, "stage 1", device=experiment.device)
+tuned = parallel_map(tune_all, cases, "stage 1", device=experiment.device)
 
 # %%
-from ktlib.ila.stability import stable_from
+from experiments.ila.stability import stable_from
 
 window = max(2, P.stage_1_steps // 6)
 histories = {name: tuned[name, P.seeds[0]].training.losses for name in P.datasets}
@@ -270,8 +270,8 @@ save_figure(fig, P.run_dir, "stage1")
 # %%
 import torch
 
+from experiments.ila.evaluation import held_out_loss
 from ktlib.ila import gated_updates
-from ktlib.ila.evaluation import held_out_loss
 
 # %%
 shown = [experiment.layers[i] for i in (5, len(experiment.layers) // 2, -2)]
@@ -305,7 +305,7 @@ save_figure(fig, P.run_dir, "dial")
 # number per layer on a few batches and leaves the model as it was:
 
 # %%
-from ktlib.ila.report import score_rows
+from experiments.ila.report import score_rows
 
 
 def rank(case):
@@ -313,7 +313,7 @@ def rank(case):
     return experiment.rank(tuned[case])
 
 
-rankings = at_once(rank, cases, "stage 2", device=experiment.device)
+rankings = parallel_map(rank, cases, "stage 2", device=experiment.device)
 scores = [row for (name, seed), found in rankings.items() for row in score_rows(found, name, seed)]
 record.table("layer_scores", scores)
 first = rankings[P.tuned_on, P.seeds[0]]
@@ -335,7 +335,7 @@ axes[-1, 0].set_xlabel("block")
 save_figure(fig, P.run_dir, "heat")
 
 # %%
-from ktlib.ila.report import share_by_kind
+from experiments.ila.report import share_by_kind
 
 share_by_kind(first, P.top).T
 
@@ -371,7 +371,7 @@ print(f"mean standard error of a score:               {error:.3f}")
 # %%
 from itertools import combinations
 
-from ktlib.ila.report import agreement_rows
+from experiments.ila.report import agreement_rows
 
 agreement = []
 for kind, pairs in {
@@ -385,7 +385,7 @@ for kind, pairs in {
 record.table("jaccard", agreement)
 
 # %%
-from ktlib.ila.report import agreement_matrix, printed_matrix
+from experiments.ila.report import agreement_matrix, printed_matrix
 
 display(agreement_matrix(agreement, P.keep))
 display(agreement_matrix(agreement, P.top))
@@ -418,10 +418,10 @@ def rank_cheaply(case):
     return {"first order": slopes, "update norm": update_norms(model)}
 
 
-cheap = at_once(rank_cheaply, cases, "cheap scores", device=experiment.device)
+cheap = parallel_map(rank_cheaply, cases, "cheap scores", device=experiment.device)
 
 # %%
-from ktlib.ila.report import cheap_agreement
+from experiments.ila.report import cheap_agreement
 
 versus = cheap_agreement(rankings, cheap, (P.keep, P.top))
 record.table("cheap_scores", versus)
@@ -459,7 +459,7 @@ parts = set(P.components) - {"all"}
 finetune_table([row for row in results if row["layers"] not in parts])
 
 # %%
-from ktlib.ila.report import finetune_difference, in_nats
+from experiments.ila.report import finetune_difference, in_nats
 
 
 def gap(one, other, dataset=P.tuned_on):
@@ -480,7 +480,7 @@ print(f"general text, all layers tuned against none: {in_nats(forgotten)}")
 # step of stage 2, which trains the *scores only*: what the ranking itself costs.
 
 # %%
-from ktlib.ila.memory import cost_row, ranking_cost, training_cost
+from experiments.ila.memory import cost_row, ranking_cost, training_cost
 
 batch = experiment.batches(P.tuned_on, P.seeds[0], 1, stage=1)[0]
 costs = []
@@ -516,7 +516,7 @@ pd.DataFrame(costs).assign(peak_bytes=lambda t: (t["peak_bytes"] / 2**20).round(
 # layers. Its record is part of the project; these tables are computed from it, not typed.
 
 # %%
-from ktlib.results import committed_record, record_label
+from experiments.run.results import committed_record, record_label
 
 full = committed_record("ila", "full")
 print(record_label(full, "ila", "full"))
@@ -568,7 +568,7 @@ thesis_cost
 # pairs counts the pairs for which it holds.
 
 # %%
-from ktlib.claims import (
+from experiments.run.claims import (
     Claim,
     claim_rows,
     claims_table,
@@ -589,7 +589,7 @@ def claim(text, place, thesis, found, verdict, anchor, told=setup):
 
 
 # %%
-from ktlib.ila.report import printed_range
+from experiments.ila.report import printed_range
 
 table = pd.DataFrame(agreement).query("top == @P.keep")
 for kind, number in (("data sets", "5.2"), ("seeds", "5.3")):

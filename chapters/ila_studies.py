@@ -75,8 +75,8 @@ tasks = 40  # held-out tasks to solve; the thesis: 500 of MATH500, 30 of AIME 20
 new_tokens = 12  # longest answer to a task, in tokens; not stated in the thesis
 
 # %% tags=["setup"]
-from ktlib.ila.parameters import IlaStudyParameters
-from ktlib.parameters import check_parameters
+from experiments.ila.parameters import IlaStudyParameters
+from experiments.run.parameters import check_parameters
 
 P = check_parameters(globals(), IlaStudyParameters)
 
@@ -93,11 +93,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from ktlib.data.conversations import text_checksums
+from data_prep.reading.conversations import text_checksums
+from experiments.models.language import language_model_checksums
+from experiments.run.plotting import save_figure, use_style
+from experiments.run.results import RunRecord
 from ktlib.device import choose_device
-from ktlib.models.language import language_model_checksums
-from ktlib.plotting import save_figure, use_style
-from ktlib.results import RunRecord
 from ktlib.seeding import deterministic
 
 use_style()
@@ -109,8 +109,8 @@ for name in (*P.datasets, P.general_text):
 record = RunRecord.start("ila_studies", P, data=sums)
 
 # %%
-from ktlib.ila.experiment import LayerExperiment
-from ktlib.parallel import at_once
+from experiments.ila.experiment import LayerExperiment
+from experiments.run.parallel import parallel_map
 
 experiment = LayerExperiment(P, choose_device(P.device))
 
@@ -124,7 +124,7 @@ def tune(case):
 # %%
 needed = [P.studied_on, *P.transferred_from]
 needed = list(P.datasets) if P.intersected else needed
-tuned = at_once(
+tuned = parallel_map(
     tune, [(name, seed) for name in needed for seed in P.seeds], "stage 1", device=experiment.device
 )
 
@@ -132,7 +132,7 @@ tuned = at_once(
 # `ranked` learns the scores of several cases at once; a case says which adapters, which seed of stage 2, and what is different.
 
 # %%
-from ktlib.ila.report import score_rows
+from experiments.ila.report import score_rows
 
 rankings = {}  # study, value, dataset, seed of stage 1, seed of stage 2 -> ranking
 
@@ -159,7 +159,7 @@ def ranked(study, values, dataset, pairs):
     """Value -> pair of seeds -> ranking; each is learned once, several at a time."""
     cases = {(v, pair): (*named(study, v), dataset, *pair) for v in values for pair in pairs}
     new = [case for case in dict.fromkeys(cases.values()) if case not in rankings]
-    rankings.update(at_once(learn, new, f"rankings, {study}", device=experiment.device))
+    rankings.update(parallel_map(learn, new, f"rankings, {study}", device=experiment.device))
     return {v: {pair: rankings[cases[v, pair]] for pair in pairs} for v in values}
 
 
@@ -175,7 +175,7 @@ def ranked(study, values, dataset, pairs):
 # The first kind of pair has the *same* adapters and another seed of stage 2; the second has other adapters, too.
 
 # %%
-from ktlib.ila.report import agreement_rows
+from experiments.ila.report import agreement_rows
 
 shares = (P.keep, P.top)
 a, b = P.seeds[0], P.seeds[-1]
@@ -250,8 +250,8 @@ for share, found in with_values("milestone", early).items():
     compare("milestone", found, (f"{100 * share:.0f} %", "100 %"))
 
 # %%
-from ktlib.ila.report import agreement_matrix, printed_matrix
-from ktlib.results import thesis_table
+from experiments.ila.report import agreement_matrix, printed_matrix
+from experiments.run.results import thesis_table
 
 
 def shown(study, share=P.top):
@@ -332,7 +332,7 @@ def rank_full(seed):
     return experiment.rank_full(P.studied_on, seed)
 
 
-whole = at_once(
+whole = parallel_map(
     rank_full, P.seeds if P.full_ranked else [], "full fine-tuning", device=experiment.device
 )
 common = {
@@ -354,8 +354,8 @@ printed_matrix(thesis_table("5_13"))
 # **Prediction.** At $s_0=4$ all dials are within 2 % of 1. If they stay near, the learned order is that of the slopes, up to noise.
 
 # %%
+from experiments.ila.report import cheap_agreement
 from ktlib.ila import ablation_scores, first_order_scores, update_norms
-from ktlib.ila.report import cheap_agreement
 
 
 def rank_cheaply(seed):
@@ -371,7 +371,7 @@ def rank_cheaply(seed):
 
 
 # %%
-cheap = at_once(rank_cheaply, P.seeds, "cheap scores", device=experiment.device)
+cheap = parallel_map(rank_cheaply, P.seeds, "cheap scores", device=experiment.device)
 versus = cheap_agreement(learned, cheap, (P.keep, P.top))
 record.table("cheap_scores", versus)
 agreement_matrix(versus, P.top)
@@ -449,7 +449,7 @@ for seed in P.seeds if every else []:
     choices["needed by some set", seed] = kept
 
 # %%
-from ktlib.ila.report import finetune_table, loss_rows
+from experiments.ila.report import finetune_table, loss_rows
 
 
 def fine_tune(case):
@@ -460,7 +460,7 @@ def fine_tune(case):
 
 
 cases = [(layers, seed) for (_, seed), layers in choices.items()]
-done = at_once(fine_tune, cases, "fine-tuning", device=experiment.device)
+done = parallel_map(fine_tune, cases, "fine-tuning", device=experiment.device)
 results = []
 for (name, seed), layers in choices.items():
     results += loss_rows(done[layers, seed][1], method="lora", layers=name, seed=seed)
@@ -476,8 +476,8 @@ finetune_table(results)
 # Here the tasks are generated, so that an exact verifier can judge every answer: sums, greatest common divisors, letters to count, words to spell backwards.
 
 # %%
-from ktlib.data.reasoning import reasoning_tasks
-from ktlib.ila.reasoning import accuracy
+from data_prep.reading.reasoning import reasoning_tasks
+from experiments.ila.reasoning import accuracy
 
 held_out = reasoning_tasks("test", size=P.tasks)
 trained = {}  # layers, seed -> run on reasoning: what was trained above is used again
@@ -506,7 +506,7 @@ for seed in P.seeds:
 
 # %%
 cases = [(layers, seed) for (_, _, seed), layers in solvers.items()]
-solved = at_once(solve, cases, "tasks", device=experiment.device)
+solved = parallel_map(solve, cases, "tasks", device=experiment.device)
 for (method, name, seed), layers in solvers.items():
     known = {"method": method, "layers": name, "seed": seed, "dataset": "tasks solved"}
     results.append(known | {"metric": "accuracy (%)", "value": 100 * solved[layers, seed]})
@@ -541,7 +541,7 @@ pd.Series([study for study, *_ in rankings]).value_counts().rename("rankings").t
 # from it, not typed.
 
 # %%
-from ktlib.results import committed_record, record_label
+from experiments.run.results import committed_record, record_label
 
 full = committed_record("ila_studies", "full")
 print(record_label(full, "ila_studies", "full"))
@@ -597,7 +597,7 @@ finetune_table(long["finetune"]) if full else "no record yet"
 # side, and *partly* if it contains zero. With one seed there is no interval, and nothing was tested.
 
 # %%
-from ktlib.claims import (
+from experiments.run.claims import (
     Claim,
     claim_rows,
     claims_table,
@@ -613,7 +613,7 @@ setup = (
 claims = []
 
 # %%
-from ktlib.ila.report import printed_range
+from experiments.ila.report import printed_range
 
 printed = {n: thesis_table(n.replace(".", "_")) for n in ("5.3", "5.13", "5.15", "5.17", "5.18")}
 printed["5.4"] = thesis_table("5_4").query("row == 100 and column >= 25")
@@ -654,7 +654,7 @@ text = "LoRA and full fine-tuning find nearly the same layers (0.75 or more)."
 claim_agreement(text, "5.13", whole, 0.75, "sec-ila-full")
 
 # %%
-from ktlib.ila.report import finetune_difference, in_nats
+from experiments.ila.report import finetune_difference, in_nats
 
 for name in P.transferred_from:
     pair = ("lora", f"top of {name}"), ("lora", "random top")

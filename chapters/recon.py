@@ -85,8 +85,8 @@ experts = 2  # expert networks of MMoE; the thesis: 2, by the size that it print
 timed_images = 200  # images of the timed forward pass; not stated in the thesis
 
 # %% tags=["setup"]
-from ktlib.mtl.parameters import ReconParameters
-from ktlib.parameters import check_parameters
+from experiments.mtl.parameters import ReconParameters
+from experiments.run.parameters import check_parameters
 
 P = check_parameters(globals(), ReconParameters)
 
@@ -116,10 +116,10 @@ import torch
 from IPython.display import display
 from myst_nb import glue
 
-from ktlib import data
+from data_prep import reading as data
+from experiments.run.plotting import save_figure, use_style
+from experiments.run.results import RunRecord
 from ktlib.device import choose_device
-from ktlib.plotting import save_figure, use_style
-from ktlib.results import RunRecord
 from ktlib.seeding import deterministic
 
 use_style()
@@ -131,7 +131,7 @@ record = RunRecord.start("recon", P, data=data.checksums(P.dataset))
 # Test images come from the test files only, the same for every seed.
 
 # %%
-from ktlib.mtl.experiment import MultiTaskExperiment
+from experiments.mtl.experiment import MultiTaskExperiment
 
 experiment = MultiTaskExperiment(P, choose_device(P.device))
 rows = experiment.training_rows(P.seeds[0])
@@ -214,10 +214,10 @@ shown(MultiTaskExperiment.train_network)
 # for itself: none, at first.
 
 # %%
-from ktlib.mtl.comparison import train_architecture
-from ktlib.mtl.parameters import ARCHITECTURES
-from ktlib.mtl.report import RECON, SHARED, histogram_rows, result_rows
-from ktlib.parallel import at_once
+from experiments.mtl.comparison import train_architecture
+from experiments.mtl.parameters import ARCHITECTURES
+from experiments.mtl.report import RECON, SHARED, histogram_rows, result_rows
+from experiments.run.parallel import parallel_map
 
 compared = P.seeds[: P.compared_seeds]
 split_layers = {SHARED: dict.fromkeys(P.seeds, ())}  # which layers -> seed -> their names
@@ -240,7 +240,7 @@ def compare(methods, which):
     """Train with each method: joint with all seeds, the others with those that are compared."""
     seeds = {method: P.seeds if method == "joint" else compared for method in methods}
     cases = [(method, which, seed) for method in methods for seed in seeds[method]]
-    done = at_once(train, cases, which, device=experiment.device)
+    done = parallel_map(train, cases, which, device=experiment.device)
     for (method, _, seed), (run, scores) in done.items():
         runs[method, which, seed] = run
         known = {"method": method, "recon": which == RECON, "layers": which, "seed": seed}
@@ -265,7 +265,7 @@ compare(["joint"], SHARED)
 # method is on the scale of the *sum* of losses, so one learning rate can serve them all.
 
 # %%
-from ktlib.mtl.parameters import GRADIENT_METHODS
+from experiments.mtl.parameters import GRADIENT_METHODS
 
 surgery = [name for name in P.methods if name in GRADIENT_METHODS and name != "joint"]
 compare(surgery, SHARED)
@@ -295,8 +295,8 @@ save_figure(fig, P.run_dir, "pilot")
 # them a method has than joint training with the same seed.
 
 # %%
-from ktlib.mtl.report import interval_table
-from ktlib.results import thesis_table
+from experiments.mtl.report import interval_table
+from experiments.run.results import thesis_table
 
 interval_table([row for row in histograms if row["seed"] in compared], thesis_table("4_11"))
 
@@ -326,7 +326,7 @@ interval_table([row for row in histograms if row["seed"] in compared], thesis_ta
 # once. The search of the thesis uses the first quarter only.
 
 # %%
-from ktlib.mtl.report import score_rows
+from experiments.mtl.report import score_rows
 
 scores = [
     row
@@ -372,7 +372,7 @@ save_figure(fig, P.run_dir, "heat")
 # convolutions, small layers all of them.
 
 # %%
-from ktlib.mtl.report import layer_kinds
+from experiments.mtl.report import layer_kinds
 
 trunk_layers = searched.network.shared_layers()
 layer_kinds(trunk_layers, searched.network.shared_layers(batch_norm=False), layers)
@@ -384,8 +384,8 @@ layer_kinds(trunk_layers, searched.network.shared_layers(batch_norm=False), laye
 # places that a layer moves between two rankings. For $n$ layers in random order it is about $n/3$.
 
 # %%
-from ktlib.mtl.report import distance_table, printed_distances
-from ktlib.mtl.studies import ranking_pair
+from experiments.mtl.report import distance_table, printed_distances
+from experiments.mtl.studies import ranking_pair
 
 by_quarter = {
     f"quarter {number}": meter.ranking(P.severity)
@@ -469,7 +469,7 @@ save_figure(fig, P.run_dir, "after")
 # has more of them.
 
 # %%
-from ktlib.mtl.selection import control_layers
+from experiments.mtl.selection import control_layers
 from ktlib.seeding import generator
 
 sources = {seed: generator(seed, "control", "random_layers") for seed in P.seeds}
@@ -486,8 +486,8 @@ interval_table(histograms, thesis_table("4_11"))
 # do not describe the same parameters. What a task has for itself cannot conflict.
 
 # %%
-from ktlib.mtl.report import severe_shares
-from ktlib.paired import PairedDifference
+from experiments.mtl.report import severe_shares
+from experiments.run.paired import PairedDifference
 
 severe = severe_shares(histograms)
 
@@ -522,7 +522,7 @@ def train_single(seed):
     return alone, experiment.single_scores(alone)
 
 
-single = at_once(train_single, P.seeds, "single tasks", device=experiment.device)
+single = parallel_map(train_single, P.seeds, "single tasks", device=experiment.device)
 for seed, (_, reached) in single.items():
     known = {"method": "single", "recon": False, "layers": SHARED, "seed": seed}
     results.extend(result_rows(reached, **known))
@@ -563,8 +563,8 @@ for (method, which, seed), run in runs.items():
         costs.append(known | cost_of([run.network]))
 
 # %% tags=["nbval-ignore-output"]
-from ktlib.mtl.report import improvement_rows, in_order, results_table
-from ktlib.mtl.tasks import LOWER_IS_BETTER
+from experiments.mtl.report import improvement_rows, in_order, results_table
+from experiments.mtl.tasks import LOWER_IS_BETTER
 
 record.table("conflict_histogram", histograms)
 record.table("mtl_results", results)
@@ -579,7 +579,7 @@ results_table(in_order(results), costs, LOWER_IS_BETTER, thesis_table("4_1"))
 # what a split network gains, it pays for.
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Scatter plot: relative improvement against the floating-point operations of one forward pass, one marker per method, filled with Recon.", "classes": "chart"}, "figure": {"name": "fig-recon-price", "caption": "What is gained, against what it costs: relative improvement over single-task training (upwards) and floating-point operations of a forward pass (to the right). Filled: the split network. Mean over seeds, test images, live run."}}
-from ktlib.mtl.report import run_name
+from experiments.mtl.report import run_name
 
 price = {(row["method"], row["layers"]): row["gigaflops"] for row in costs}
 places = {name: place for place, name in enumerate(dict.fromkeys(gains["method"]))}
@@ -618,7 +618,7 @@ glue("recon-gain-random", str(gain(RECON, "random_layers")), display=False)
 # typed.
 
 # %%
-from ktlib.results import committed_record, record_label
+from experiments.run.results import committed_record, record_label
 
 full = committed_record("recon", "full")
 print(record_label(full, "recon", "full"))
@@ -653,7 +653,7 @@ interval_table(in_order(long["conflict_histogram"]), thesis_table("4_11"))
 #
 # The learning rate was searched for every method, at the size of the live run, on validation images that were held
 # out of the training images, with seeds that the chapter does not use. The test images took no part in it.
-# `python -m benchmarks.search_recon` runs the search, and its record is part of the project; the table shows mean
+# `python -m experiments.searches.recon` runs the search, and its record is part of the project; the table shows mean
 # validation accuracy over both tasks and two seeds.
 #
 # A first grid had the rate of the authors' code, 0.1, in its middle. Their training has tens of thousands of steps. In a few
@@ -663,7 +663,7 @@ interval_table(in_order(long["conflict_histogram"]), thesis_table("4_11"))
 # Severity, number of layers and the schedule are those of the authors' released code.
 
 # %%
-from ktlib.tables import mean_and_spread
+from experiments.run.tables import mean_and_spread
 
 search = committed_record("recon", "search")
 tried = (
@@ -682,7 +682,7 @@ by_rate.pivot_table(index="method", columns="lr", values="mean", sort=False).rou
 # methods counts the methods for which it holds.
 
 # %%
-from ktlib.claims import (
+from experiments.run.claims import (
     Claim,
     claim_rows,
     claims_table,
@@ -703,7 +703,7 @@ def claim(text, place, thesis, found, verdict, anchor, told=setup):
 
 
 # %%
-from ktlib.mtl.report import reductions
+from experiments.mtl.report import reductions
 
 
 def percents(values):

@@ -72,8 +72,8 @@ timed_methods = ["joint", "pcgrad", "mgda"]  # methods to time; the thesis: all
 timed_steps = 4  # steps behind every time; not stated in the thesis
 
 # %% tags=["setup"]
-from ktlib.mtl.parameters import ReconStudyParameters
-from ktlib.parameters import check_parameters
+from experiments.mtl.parameters import ReconStudyParameters
+from experiments.run.parameters import check_parameters
 
 P = check_parameters(globals(), ReconStudyParameters)
 
@@ -96,12 +96,12 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import display
+from tqdm import tqdm
 
-from ktlib import data
+from data_prep import reading as data
+from experiments.run.plotting import save_figure, use_style
+from experiments.run.results import RunRecord
 from ktlib.device import choose_device
-from ktlib.plotting import save_figure, use_style
-from ktlib.progress import progress
-from ktlib.results import RunRecord
 from ktlib.seeding import deterministic, generator
 
 use_style()
@@ -113,7 +113,7 @@ for name in {P.dataset, *P.transfer_from}:
 record = RunRecord.start("recon_studies", P, data=sums)
 
 # %%
-from ktlib.mtl.experiment import MultiTaskExperiment
+from experiments.mtl.experiment import MultiTaskExperiment
 
 experiment = MultiTaskExperiment(P, choose_device(P.device))
 print(
@@ -127,7 +127,7 @@ print(
 # network that several studies need is trained once.
 
 # %%
-from ktlib.parallel import at_once
+from experiments.run.parallel import parallel_map
 
 networks = {}  # method, seed, layers -> the trained network, its scores
 
@@ -149,12 +149,12 @@ def train_all(methods, choices):
         (method, *choice) for method in methods for layers in choices for choice in layers.items()
     ]
     new = [case for case in cases if case not in networks]
-    networks.update(at_once(train, new, "training", device=experiment.device))
+    networks.update(parallel_map(train, new, "training", device=experiment.device))
 
 
 # %%
+from experiments.mtl.studies import run_result
 from ktlib.mtl import parameter_megabytes
-from ktlib.mtl.studies import run_result
 
 studies = []  # rows of the record's table of this name
 
@@ -199,7 +199,7 @@ print(f"{len(chosen)} of {len(trunk_layers)} layers; the first: {', '.join(chose
 # *first* has most of them in common with Recon and should come closest.
 
 # %%
-from ktlib.mtl.selection import control_layers
+from experiments.mtl.selection import control_layers
 
 
 def unseen(name, seed):
@@ -220,7 +220,7 @@ for name, layers in selections.items():
             note("control", name, method, seed, layers[seed])
 
 # %%
-from ktlib.mtl.studies import difference_table, study_table
+from experiments.mtl.studies import difference_table, study_table
 
 overlap = {
     name: np.mean([len(set(chosen) & set(layers)) for layers in selections[name].values()])
@@ -267,7 +267,7 @@ difference_table(studies, "control", "Recon")
 # to Recon. All weights stay shared as they are; nothing is learned in addition.
 
 # %%
-from ktlib.mtl.variants import block_losing_skips, lose_skips, own_statistics
+from experiments.mtl.variants import block_losing_skips, lose_skips, own_statistics
 
 
 def train_variant(case):
@@ -287,7 +287,7 @@ def note_variant(study, name, words, layers):
     """Train a choice of layers, seed -> layers, as it is and changed; words name the two."""
     train_all(["joint"], [layers])
     cases = [(study, *case) for case in layers.items()]
-    changed = at_once(train_variant, cases, study, device=experiment.device)
+    changed = parallel_map(train_variant, cases, study, device=experiment.device)
     for (_, seed, own), (run, scores) in changed.items():
         note(study, f"{name}, {words[0]}", "joint", seed, own)
         known = {"study": study, "value": f"{name}, {words[1]}", "method": "joint", "seed": seed}
@@ -425,7 +425,7 @@ pd.DataFrame(
 # %%
 from itertools import combinations
 
-from ktlib.mtl.studies import ranking_pair
+from experiments.mtl.studies import ranking_pair
 
 rankings = {
     (method, seed): networks[method, seed, ()][0].conflicts(P.search_quarters).ranking(P.severity)
@@ -471,7 +471,7 @@ def found_on(source):
 
 
 # %%
-foreign = at_once(found_on, P.transfer_from, "other data", device=experiment.device)
+foreign = parallel_map(found_on, P.transfer_from, "other data", device=experiment.device)
 picked = {source: tuple(found[: P.top_k]) for source, found in foreign.items()}
 train_all(["joint"], [dict.fromkeys(P.seeds, layers) for layers in picked.values()])
 for source, layers in picked.items():
@@ -498,13 +498,13 @@ study_table(studies, "transfer")
 # of these five?".
 
 # %%
-from ktlib.mtl.attributes import attribute_tasks
+from experiments.mtl.attributes import attribute_tasks
 
 some = experiment.train_data.subset(torch.arange(max(1000, P.timed_steps * P.batch_size)))
 
 # %%
 times = []
-for number in progress(P.task_counts, "numbers of tasks"):
+for number in tqdm(P.task_counts, desc="numbers of tasks", leave=False):
     asked = experiment.changed(epochs=1, train_images=P.timed_steps * P.batch_size).on(
         attribute_tasks(some, number)
     )
@@ -542,7 +542,7 @@ save_figure(fig, P.run_dir, "cost")
 # from it, not typed.
 
 # %%
-from ktlib.results import committed_record, record_label
+from experiments.run.results import committed_record, record_label
 
 full = committed_record("recon_studies", "full")
 print(record_label(full, "recon_studies", "full"))
@@ -592,8 +592,14 @@ pd.DataFrame(long["search_cost"]).pivot_table(
 # side, and *partly* if it contains zero. With one seed there is no interval, and nothing was tested.
 
 # %%
-from ktlib.claims import Claim, claim_rows, claims_table, verdict_of_difference, verdict_of_share
-from ktlib.mtl.studies import study_difference
+from experiments.mtl.studies import study_difference
+from experiments.run.claims import (
+    Claim,
+    claim_rows,
+    claims_table,
+    verdict_of_difference,
+    verdict_of_share,
+)
 
 setup = f"{P.dataset}, {P.train_images} images, width {P.width}, {len(P.seeds)} seeds (thesis: 120,000, 64, 3 runs)"
 says = {
@@ -709,7 +715,7 @@ claims_table(claims).style.hide(axis="index")
 # ```
 
 # %%
-from ktlib.mtl.selection import parameter_count
+from experiments.mtl.selection import parameter_count
 
 sizes = pd.Series({name: parameter_count(layer) for name, layer in trunk_layers.items()})
 pd.Series({"chosen": sizes[list(chosen)].mean(), "all": sizes.mean()}).round(0)

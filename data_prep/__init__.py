@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ktlib.data import facts
-from ktlib.data.files import MANIFEST, read_manifest
-from ktlib.data.image_sets import LARGE_SETS
-from ktlib.data.root import data_root
-from ktlib.data.text_facts import TEXT_SETS
+from data_prep.reading import facts
+from data_prep.reading.files import MANIFEST, read_manifest
+from data_prep.reading.image_sets import LARGE_SETS
+from data_prep.reading.root import data_root
+from data_prep.reading.text_facts import TEXT_SETS
 
 DATA_SETS = (*facts.DATA_SETS, *LARGE_SETS, *TEXT_SETS)
 

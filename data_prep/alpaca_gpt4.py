@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.command import run_command
 from data_prep.instruction_sets import InstructionSet, prepare_instruction_set
-from ktlib.data.root import data_root
+from data_prep.reading.root import data_root
 
 ALPACA_GPT4 = InstructionSet(
     name="alpaca_gpt4",

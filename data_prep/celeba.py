@@ -19,16 +19,16 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from data_prep.chain import Check, Source, prepare_files
 from data_prep.checks import manifest_check, md5_check
 from data_prep.command import run_command
 from data_prep.errors import SourceError
-from ktlib.data import celeba as form
-from ktlib.data.idx import decode_idx, encode_idx
-from ktlib.data.photographs import decode_photograph, images_shape, write_images
-from ktlib.data.root import data_root
-from ktlib.progress import progress
+from data_prep.reading import celeba as form
+from data_prep.reading.idx import decode_idx, encode_idx
+from data_prep.reading.photographs import decode_photograph, images_shape, write_images
+from data_prep.reading.root import data_root
 
 NAME = "celeba"
 ARCHIVE = f"{form.IMAGES}.zip"
@@ -126,7 +126,7 @@ def _convert(
 
 
 def _decoded(names: Sequence[str], opened: Opener, split: str) -> Iterator[NDArray[np.uint8]]:
-    for name in progress(names, f"decoding {split}", total=len(names)):
+    for name in tqdm(names, desc=f"decoding {split}", total=len(names), leave=False):
         try:
             with opened(name) as file:
                 yield decode_photograph(file, form.SIDE, form.SIDE)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from data_prep.command import run_command
 from data_prep.packages import python_package
+from data_prep.reading.root import data_root
+from data_prep.reading.text_facts import CHATTERBOT_FILES
 from data_prep.text_sets import prepare_text_set
-from ktlib.data.root import data_root
-from ktlib.data.text_facts import CHATTERBOT_FILES
 
 NAME = "chatterbot"
 PACKAGE = "chatterbot-corpus==1.3.3"

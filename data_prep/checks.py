@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 from data_prep.chain import Check
+from data_prep.reading.files import DataError, FileFacts, read_manifest
 from data_prep.storage import sha256
-from ktlib.data.files import DataError, FileFacts, read_manifest
 
 
 def sha256_check(known: FileFacts) -> Check:

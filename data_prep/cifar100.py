@@ -19,8 +19,8 @@ from data_prep.checks import md5_check
 from data_prep.command import run_command
 from data_prep.download import download
 from data_prep.errors import SourceError
-from ktlib.data.cifar import FOLDER
-from ktlib.data.root import data_root
+from data_prep.reading.cifar import FOLDER
+from data_prep.reading.root import data_root
 
 NAME = "cifar100"
 LARGEST = 1 << 28

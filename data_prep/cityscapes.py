@@ -11,8 +11,8 @@ from pathlib import Path
 
 from data_prep.command import run_command
 from data_prep.file_sets import prepare_in_place
-from ktlib.data.file_sets import CITYSCAPES
-from ktlib.data.root import data_root
+from data_prep.reading.file_sets import CITYSCAPES
+from data_prep.reading.root import data_root
 
 BY_HAND = (
     "To place it by hand, get the version of 128x256 (651 MB) through the README of "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_prep.errors import PrepareError
-from ktlib.data.files import DataError
+from data_prep.reading.files import DataError
 
 INTERRUPTED = 130
 

@@ -22,8 +22,8 @@ from data_prep.photographs import (
     folder_source,
     unpack_and_convert,
 )
-from ktlib.data import cub
-from ktlib.data.root import data_root
+from data_prep.reading import cub
+from data_prep.reading.root import data_root
 
 NAME = "cub200"
 URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"

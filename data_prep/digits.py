@@ -7,9 +7,9 @@ from pathlib import Path
 
 from data_prep import is_current
 from data_prep.command import run_command
+from data_prep.reading.digits import digits_split
+from data_prep.reading.root import data_root
 from data_prep.storage import exclusive, say, storage_errors, write_manifest
-from ktlib.data.digits import digits_split
-from ktlib.data.root import data_root
 
 NAME = "digits"
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from data_prep.chain import prepare_files
 from data_prep.command import run_command
 from data_prep.photographs import PhotographSet, checks, folder_source
-from ktlib.data import domainnet as form
-from ktlib.data.root import data_root
+from data_prep.reading import domainnet as form
+from data_prep.reading.root import data_root
 
 NAME = "domainnet"
 # The two arrays.

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from data_prep.errors import SourceError
-from ktlib.progress import shown
 
 CONNECT_SECONDS = 4.0
 SILENCE_SECONDS = 20.0
@@ -39,7 +38,6 @@ def download(url: str, target: Path) -> None:
         total = int(length) if length.isdigit() else None
         with tqdm(
             desc=target.name, total=total, unit="B", unit_scale=True, leave=False,
-            disable=not shown(),
         ) as bar:  # fmt: skip
             received = 0
             while chunk := _read(response):

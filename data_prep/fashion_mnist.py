@@ -11,8 +11,8 @@ from data_prep.chain import Source
 from data_prep.command import run_command
 from data_prep.idx_sets import local_source, mirror_sources, package_source, prepare_idx_set
 from data_prep.packages import debian_package
-from ktlib.data.facts import FASHION_MNIST_FILES
-from ktlib.data.root import data_root
+from data_prep.reading.facts import FASHION_MNIST_FILES
+from data_prep.reading.root import data_root
 
 NAME = "fashion_mnist"
 PACKAGE = "dataset-fashion-mnist"

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
 from data_prep import is_current
 from data_prep.checks import sha256_check
 from data_prep.errors import PrepareError
+from data_prep.reading.file_sets import FileSet
+from data_prep.reading.files import MANIFEST, FileFacts, read_manifest
 from data_prep.storage import exclusive, say, storage_errors, write_manifest
-from ktlib.data.file_sets import FileSet
-from ktlib.data.files import MANIFEST, FileFacts, read_manifest
-from ktlib.progress import progress
 
 SHOWN = 5
 
@@ -60,7 +61,7 @@ def prepare_in_place(data: FileSet, root: Path, by_hand: str) -> Path:
 def _changed(folder: Path) -> Iterator[str]:
     """The files of an earlier manifest that are not as recorded, each with what is wrong."""
     entries = (read_manifest(folder) or {"files": {}})["files"]
-    for file, entry in progress(entries.items(), "comparing", total=len(entries)):
+    for file, entry in tqdm(entries.items(), desc="comparing", total=len(entries), leave=False):
         try:
             known = FileFacts(int(entry["bytes"]), str(entry["sha256"]))
         except (KeyError, TypeError, ValueError):
@@ -103,7 +104,7 @@ def _check_all(data: FileSet, folder: Path) -> tuple[list[str], list[str]]:
             names = len({row["image"] for row in rows})
             problems.append(f"{listed} must list {number} images. Found {names} in {len(rows)}")
             continue
-        for row in progress(rows, f"checking {split}", total=number):
+        for row in tqdm(rows, desc=f"checking {split}", total=number, leave=False):
             problem = _check_row(data, folder, row)
             if problem:
                 problems.append(problem)

@@ -11,7 +11,7 @@ from data_prep.chain import Source, prepare_files
 from data_prep.checks import sha256_check
 from data_prep.download import download
 from data_prep.errors import SourceError
-from ktlib.data.files import FileFacts
+from data_prep.reading.files import FileFacts
 
 
 def prepare_idx_set(

@@ -4,7 +4,7 @@ The archive is recognised by its MD5. Its authors print none: the one here is wh
 the set agree on. An unpacked folder is recognised by its 200 class folders, the number of images,
 and every one of them being whole. The arrays made of them (4.5 GB) are recorded in the manifest
 with their SHA-256, which the loader compares. How images are chosen for training and testing is
-described in ``ktlib.data.imagenet_r``.
+described in ``data_prep.reading.imagenet_r``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from data_prep.command import run_command
 from data_prep.download import download
 from data_prep.errors import SourceError
 from data_prep.photographs import PhotographSet, checks, folder_source, unpack_and_convert
-from ktlib.data import imagenet_r as form
-from ktlib.data.photographs import Listing, ListingError
-from ktlib.data.root import data_root
+from data_prep.reading import imagenet_r as form
+from data_prep.reading.photographs import Listing, ListingError
+from data_prep.reading.root import data_root
 
 NAME = "imagenet_r"
 URL = "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar"

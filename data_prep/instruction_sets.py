@@ -17,10 +17,10 @@ from typing import Any
 from data_prep.chain import Source, prepare_files
 from data_prep.checks import manifest_check
 from data_prep.errors import SourceError
-from ktlib.data.conversations import Conversation
-from ktlib.data.files import DataError
-from ktlib.data.instructions import decode_rows, parse_row
-from ktlib.data.text_facts import INSTRUCTION_FILE
+from data_prep.reading.conversations import Conversation
+from data_prep.reading.files import DataError
+from data_prep.reading.instructions import decode_rows, parse_row
+from data_prep.reading.text_facts import INSTRUCTION_FILE
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 

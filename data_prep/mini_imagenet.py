@@ -16,9 +16,9 @@ from pathlib import Path
 from data_prep.chain import prepare_files
 from data_prep.command import run_command
 from data_prep.photographs import PhotographSet, archive_source, checks, folder_source
-from ktlib.data import mini_imagenet as form
-from ktlib.data.photographs import Listing
-from ktlib.data.root import data_root
+from data_prep.reading import mini_imagenet as form
+from data_prep.reading.photographs import Listing
+from data_prep.reading.root import data_root
 
 NAME = "mini_imagenet"
 ARCHIVES = ("miniimagenet.tar", "miniimagenet.tar.gz")

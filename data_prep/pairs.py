@@ -20,12 +20,17 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from data_prep import fashion_mnist, mnist
 from data_prep.chain import is_complete
 from data_prep.checks import sha256_check
 from data_prep.command import run_command
 from data_prep.errors import PrepareError
+from data_prep.reading.facts import FASHION_MNIST_FILES, IDX_PREFIX, MNIST_FILES, PAIRS_FILES
+from data_prep.reading.files import FileFacts, read_verified
+from data_prep.reading.idx import decode_idx, encode_idx
+from data_prep.reading.root import data_root
 from data_prep.storage import (
     exclusive,
     incoming,
@@ -36,11 +41,6 @@ from data_prep.storage import (
     storage_errors,
     write_manifest,
 )
-from ktlib.data.facts import FASHION_MNIST_FILES, IDX_PREFIX, MNIST_FILES, PAIRS_FILES
-from ktlib.data.files import FileFacts, read_verified
-from ktlib.data.idx import decode_idx, encode_idx
-from ktlib.data.root import data_root
-from ktlib.progress import progress
 
 NAME = "pairs"
 SIZE = 36
@@ -97,7 +97,7 @@ def build_pairs(
     article_of = [_dealt(articles[1], kind, per_class, random) for kind in range(KINDS)]
     digit_of = [_dealt(digits[1], kind, per_class, random) for kind in range(KINDS)]
     images = np.empty((KINDS * KINDS * per_class, SIZE, SIZE), dtype=np.uint8)
-    for label in progress(range(KINDS * KINDS), "pairing", total=KINDS * KINDS):
+    for label in tqdm(range(KINDS * KINDS), desc="pairing", total=KINDS * KINDS, leave=False):
         item, digit = divmod(label, KINDS)
         part = images[label * per_class : (label + 1) * per_class]
         overlay(articles[0][article_of[item][digit]], digits[0][digit_of[digit][item]], out=part)

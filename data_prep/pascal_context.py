@@ -11,8 +11,8 @@ from pathlib import Path
 
 from data_prep.command import run_command
 from data_prep.file_sets import prepare_in_place
-from ktlib.data.pascal_context import PASCAL_CONTEXT
-from ktlib.data.root import data_root
+from data_prep.reading.pascal_context import PASCAL_CONTEXT
+from data_prep.reading.root import data_root
 
 BY_HAND = (
     "To place it by hand, get PASCAL_MT.tgz, which github.com/SimonVandenhende/"

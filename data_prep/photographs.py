@@ -1,7 +1,7 @@
 """Turning folders and archives of JPEG photographs into one array of bytes per split.
 
-What the array files are is described in ``ktlib.data.photographs``. An archive is unpacked beside
-them for as long as it takes; a folder that is there already is only read.
+What the array files are is described in ``data_prep.reading.photographs``. An archive is unpacked
+beside them for as long as it takes; a folder that is there already is only read.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from data_prep.archives import extract
 from data_prep.chain import Check, Source
 from data_prep.checks import manifest_check, recorded_facts
 from data_prep.errors import SourceError
-from ktlib.data.facts import PHOTOGRAPH_FILES, PHOTOGRAPH_SPLITS
-from ktlib.data.photographs import (
+from data_prep.reading.facts import PHOTOGRAPH_FILES, PHOTOGRAPH_SPLITS
+from data_prep.reading.photographs import (
     Listing,
     ListingError,
     decode_listing,
@@ -29,7 +30,6 @@ from ktlib.data.photographs import (
     images_shape,
     write_images,
 )
-from ktlib.progress import progress
 
 LARGEST = 1 << 26
 UNPACKED = "unpacked"
@@ -48,7 +48,7 @@ class PhotographSet:
         classes: Number of classes.
         per_class: Photographs per class and split, where all classes have equally many.
         side: Height and width of an image in the array.
-        resize: As for :func:`ktlib.data.photographs.decode_photograph`.
+        resize: As for :func:`data_prep.reading.photographs.decode_photograph`.
     """
 
     folder: str
@@ -210,7 +210,7 @@ def _require_same_rows(folder: Path, listing_file: str, text: str) -> None:
 def _decoded(
     data: PhotographSet, source: Path, paths: Sequence[Path], split: str
 ) -> Iterator[NDArray[np.uint8]]:
-    for path in progress(paths, f"decoding {split}", total=len(paths)):
+    for path in tqdm(paths, desc=f"decoding {split}", total=len(paths), leave=False):
         try:
             yield decode_photograph(path, data.side, data.resize)
         except ValueError as error:

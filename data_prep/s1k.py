@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.command import run_command
 from data_prep.instruction_sets import InstructionSet, prepare_instruction_set
-from ktlib.data.root import data_root
+from data_prep.reading.root import data_root
 
 S1K = InstructionSet(
     name="s1k",

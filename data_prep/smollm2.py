@@ -19,9 +19,9 @@ from data_prep.checks import manifest_check, sha256_check
 from data_prep.command import run_command
 from data_prep.errors import SourceError
 from data_prep.packages import python_package
+from data_prep.reading.root import data_root
+from data_prep.reading.text_facts import SMOLLM2_FILES, SMOLLM2_PACKED, SMOLLM2_PACKED_FACTS
 from data_prep.text_sets import wheel_source
-from ktlib.data.root import data_root
-from ktlib.data.text_facts import SMOLLM2_FILES, SMOLLM2_PACKED, SMOLLM2_PACKED_FACTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

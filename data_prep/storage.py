@@ -16,9 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from data_prep.errors import PrepareError
-from ktlib.atomic import write_text
-from ktlib.data.files import MANIFEST, read_manifest
-from ktlib.data.root import VARIABLE
+from data_prep.reading.files import MANIFEST, read_manifest
+from data_prep.reading.root import VARIABLE
 
 INCOMING = ".incoming-"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -137,3 +136,13 @@ def place(source: Path, target: Path) -> None:
 def say(text: str) -> None:
     """One line for the person at the terminal; stderr, where progress bars are as well."""
     print(text, file=sys.stderr, flush=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it: none is seen half-written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

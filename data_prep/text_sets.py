@@ -11,7 +11,7 @@ from data_prep.chain import Source, prepare_files
 from data_prep.checks import sha256_check
 from data_prep.errors import SourceError
 from data_prep.packages import python_package, unpack_wheel
-from ktlib.data.files import FileFacts
+from data_prep.reading.files import FileFacts
 
 # As python_package and npm_package: package, members, largest size, temporary folder.
 Fetch = Callable[[str, Mapping[str, Path], int, Path], None]

@@ -1,13 +1,12 @@
 """Parameters as a chapter's cell and profiles give them, checked by the model of the chapter."""
 
-from pathlib import Path
-
 import pytest
 
-from ktlib.chapter_source import parameters_cell
-from ktlib.parameters import check_parameter_file, check_parameters
+from experiments.run.chapter_source import parameters_cell
+from experiments.run.parameters import check_parameter_file, check_parameters
+from tests.paths import ROOT
 
-CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
+CHAPTERS = ROOT / "chapters"
 
 
 def check_cell(model, chapter, /, **changes):

@@ -14,9 +14,10 @@ import pytest
 from bs4 import BeautifulSoup
 from filelock import FileLock
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
+
 # The long ones first: with several workers the short ones fill the time beside them.
-FIRST = ("tests/book/", "tests/pipeline/")
+FIRST = ("tests/book/", "tests/workflow/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -164,7 +165,7 @@ def smoke_book(smoke_build: tuple[Project, str]) -> Project:
 def new_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small project that is not built yet: the real pipeline around one small chapter."""
     project = Project(tmp_path_factory.mktemp("mini") / "project", tmp_path_factory.mktemp("data"))
-    parts = ("Snakefile", "pyproject.toml", "data_prep", "ktlib", "workflow")
+    parts = ("Snakefile", "pyproject.toml", "data_prep", "experiments", "ktlib", "workflow")
     book = ("_config.yml", "_ext", "_static", "references.bib")
     wanted = tuple(Path(part) for part in (*parts, *(f"book/{name}" for name in book)))
     files = [file for file in project_files() if any(file.is_relative_to(part) for part in wanted)]

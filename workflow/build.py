@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from ktlib.atomic import write_text
+from experiments.run.atomic import write_text
 from workflow.guard import BuildRunningError, build_lock
 from workflow.project import (
     MAIN_RUN,
@@ -80,7 +80,7 @@ def snakemake(
 def forget_touched_data(names: list[str], profile: str, runs: Sequence[str]) -> None:
     """Let data sets be prepared again whose files are missing or were touched since."""
     from data_prep import MANIFEST, is_current
-    from ktlib.data.root import data_root
+    from data_prep.reading.root import data_root
 
     needed = {d for name in names for run in runs for d in data_sets(name, profile, run=run)}
     for name in needed:
@@ -118,14 +118,14 @@ def sweep(options: argparse.Namespace) -> int:
     if not snakemake(targets, [options.chapter], options, runs):
         print("Not all runs were made; the messages above say why.", file=sys.stderr)
         return 1
-    print(f"{len(targets)} runs in {folder}. Tables: ktlib.results.collect({folder!r})")
+    print(f"{len(targets)} runs in {folder}. Tables: experiments.run.results.collect({folder!r})")
     return 0
 
 
 def record(options: argparse.Namespace) -> int:
     """Make the run ``main`` and keep its record in ``results/``."""
-    from ktlib.provenance import git_state
-    from ktlib.results import load_record
+    from experiments.run.provenance import git_state
+    from experiments.run.results import load_record
 
     if git_state(ROOT)[1] and not options.allow_dirty:
         raise ValueError(
@@ -146,9 +146,9 @@ def record(options: argparse.Namespace) -> int:
 
 def recheck(options: argparse.Namespace) -> int:
     """Compute the first seed of a kept record again, and note that the present code gives it."""
-    from ktlib.committed import committed_record, recheck_file
-    from ktlib.committed import recheck as compare
-    from ktlib.results import load_record
+    from experiments.run.committed import committed_record, recheck_file
+    from experiments.run.committed import recheck as compare
+    from experiments.run.results import load_record
 
     kept = committed_record(options.chapter, options.profile)
     if kept is None:

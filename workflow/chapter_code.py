@@ -14,7 +14,10 @@ from typing import Any
 
 import jupytext
 
-from ktlib.chapter_source import Cell, code_cells
+from experiments.run.chapter_source import Cell, code_cells
+
+# What a chapter may take from the project: methods and experiments. Data sets are no method.
+OWN = ("ktlib", "experiments")
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,13 @@ def _read(table: symtable.SymbolTable) -> Iterator[str]:
         yield from _read(child)
 
 
-def names_of_ktlib(chapter: Chapter) -> list[str]:
-    """What a chapter takes from ktlib exists and is public; it defines none of it again."""
+def names_of_project(chapter: Chapter) -> list[str]:
+    """What a chapter takes from the project exists and is public; it defines none of it again."""
     problems = []
     public: set[str] = set()
     modules: dict[str, ModuleType] = {}
     for module, name in imports(chapter):
-        if module.partition(".")[0] != "ktlib":
+        if module.partition(".")[0] not in OWN:
             continue
         found = _find(module, name)
         if found is None:
@@ -93,7 +96,7 @@ def names_of_ktlib(chapter: Chapter) -> list[str]:
             if owner is not None and _find(owner.__name__, node.attr) is None:
                 problems.append(f"`{node.attr}` is no public name of {owner.__name__}")
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in public:
-            problems.append(f"`{node.name}` is imported from ktlib and defined again")
+            problems.append(f"`{node.name}` is imported from the project and defined again")
     return problems
 
 

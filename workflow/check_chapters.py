@@ -15,9 +15,9 @@ from pathlib import Path
 
 import jupytext
 
-from ktlib.chapter_source import Cell, parameter_model, parameters_cell
-from ktlib.parameters import ParameterError, check_parameter_file
-from workflow.chapter_code import Chapter, imports, names_of_ktlib, names_set, names_used
+from experiments.run.chapter_source import Cell, parameter_model, parameters_cell
+from experiments.run.parameters import ParameterError, check_parameter_file
+from workflow.chapter_code import OWN, Chapter, imports, names_of_project, names_set, names_used
 from workflow.project import ROOT, chapter_source, chapters
 
 MEDIAN_LINES = 6
@@ -27,7 +27,7 @@ HIDDEN_FOR = {"figure", "table", "installation"}  # what a reader may skip at fi
 HIDDEN_SHARE = 0.25  # of the code cells, figures aside
 # The modules that show results; a hidden cell uses no other, so that no method is hidden. A part's
 # own tables are in its module `report`.
-SHOWING = {"ktlib.plotting", "ktlib.progress", "ktlib.results"}
+SHOWING = {"experiments.run.plotting", "experiments.run.results"}
 # A heading for each part of a chapter, in this order.
 PARTS = {
     "problem": r"problem",
@@ -122,7 +122,7 @@ def hidden_cells(chapter: Chapter) -> list[str]:
     methods = {
         name: module
         for module, name in imports(chapter)
-        if module.partition(".")[0] == "ktlib" and not _shows(module) and name != "data"
+        if module.partition(".")[0] in OWN and not _shows(module)
     }
     for cell in hidden:
         used = sorted(names_used(cell.source) & set(methods))
@@ -230,7 +230,7 @@ CHECKS: tuple[Callable[[Chapter], list[str]], ...] = (
     cell_sizes,
     hidden_cells,
     figure_cells,
-    names_of_ktlib,
+    names_of_project,
     anatomy,
     exercises,
     clean_text,

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ktlib.atomic import write_text
-from ktlib.claims import VERDICTS, Claim, claim_rows
-from ktlib.parameters import describe_parameters
-from ktlib.results import RunRecord, is_stale, load_record
+from experiments.run.atomic import write_text
+from experiments.run.claims import VERDICTS, Claim, claim_rows
+from experiments.run.parameters import describe_parameters
+from experiments.run.results import RunRecord, is_stale, load_record
 from workflow.guard import end_with_build
 from workflow.project import MAIN_RUN, PROFILES, ROOT, RUNS, chapter_source, chapters
 

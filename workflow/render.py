@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ktlib.atomic import write_text
+from experiments.run.atomic import write_text
 from workflow.guard import end_with_build, move_into_place, partial_folder
 from workflow.project import ROOT, RUNS
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from ktlib.parameters import ParameterError, check_parameter_file, read_parameter_file
+from experiments.run.parameters import ParameterError, check_parameter_file, read_parameter_file
 from workflow.guard import end_with_build, move_into_place, partial_folder
 from workflow.project import MAIN_RUN, ROOT, RUNS, chapter_source, parameter_file, run_values
 
@@ -169,7 +169,7 @@ def kernel_environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "PYTHONHASHSEED": "0",
-        "KTLIB_PROGRESS": "off",
+        "TQDM_DISABLE": "1",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # read when CUDA starts; for deterministic products
         "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one in the home folder
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger warns in every kernel

@@ -16,7 +16,7 @@ from typing import Any
 import jupytext
 import nbformat
 
-from ktlib.atomic import write_text
+from experiments.run.atomic import write_text
 from workflow.guard import end_with_build
 from workflow.project import MAIN_RUN, ROOT, RUNS, chapter_source
 

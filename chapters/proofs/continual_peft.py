@@ -54,8 +54,8 @@ temperatures = [0.5, 1.0, 2.0, 10.0]  # temperatures that are simulated as well
 draws = 20000  # images of each simulation of the tiny model
 
 # %% tags=["setup"]
-from ktlib.cpeft.parameters import ContinualPeftProofParameters
-from ktlib.parameters import check_parameters
+from experiments.cpeft.parameters import ContinualPeftProofParameters
+from experiments.run.parameters import check_parameters
 
 P = check_parameters(globals(), ContinualPeftProofParameters)
 
@@ -68,8 +68,8 @@ import sympy as sp
 import torch
 from myst_nb import glue
 
-from ktlib.plotting import save_figure, use_style
-from ktlib.results import RunRecord
+from experiments.run.plotting import save_figure, use_style
+from experiments.run.results import RunRecord
 from ktlib.seeding import deterministic, generator
 
 use_style()
@@ -103,7 +103,7 @@ record = RunRecord.start("proofs/continual_peft", P, data={})
 # InfLoRA's paper writes $A_tB_t$ for the update and fixes $B_t$. This book writes $BA$, as LoRA's paper and its software do, and fixes $A$.
 # ```
 #
-# Every statement is checked on random data in float64. The functions of `ktlib.cpeft.proof` return one row for each check, with both sides and whether the statement holds. This is how the page shows them; *difference* is the largest one of the two sides, left minus right (between two matrices, the norm of the difference):
+# Every statement is checked on random data in float64. The functions of `experiments.cpeft.proof` return one row for each check, with both sides and whether the statement holds. This is how the page shows them; *difference* is the largest one of the two sides, left minus right (between two matrices, the norm of the difference):
 
 
 # %%
@@ -186,7 +186,7 @@ save_figure(fig, P.run_dir, "plane")
 # The *steps* of Adam are not projected steps; that part of {prf:ref}`thm-cpeft-rows` is about gradient descent. All that follows needs only the corollary. `row_space_steps` trains a softmax regression in both ways:
 
 # %%
-from ktlib.cpeft.proof import row_space_steps
+from experiments.cpeft.proof import row_space_steps
 
 steps = [row for seed in P.seeds for row in row_space_steps(seed)]
 verdict("row_space", steps)
@@ -215,7 +215,7 @@ verdict("row_space", steps)
 # The rows of $A$ should be in the first space and orthogonal to the second. That is InfLoRA's design. The lemma holds in every linear layer of any network, whatever stands before or behind it. Checked in the three layers of a network, with fewer images than the layers have inputs:
 
 # %%
-from ktlib.cpeft.proof import gradient_span
+from experiments.cpeft.proof import gradient_span
 
 spans = [row for seed in P.seeds for row in gradient_span(seed)]
 verdict("gradient_span", spans)
@@ -258,7 +258,7 @@ verdict("gradient_span", spans)
 # are compared at the end.
 
 # %%
-from ktlib.cpeft.proof import DESIGNS, linear_interference
+from experiments.cpeft.proof import DESIGNS, linear_interference
 
 linear_sizes = {"tasks": P.tasks, "size": P.size, "subspace": P.subspace, "rank": P.rank}
 linear = [row for seed in P.seeds for row in linear_interference(seed, **linear_sizes)]
@@ -320,7 +320,7 @@ for name in designs:
 # `threshold_bound` trains one new task after one old task for each threshold. *Promised* is the last expression, which is known before any image was seen; *bound* the one before, with the energy that was really discarded.
 
 # %%
-from ktlib.cpeft.proof import threshold_bound
+from experiments.cpeft.proof import threshold_bound
 
 layer = {"size": P.size, "old_size": P.old_size, "rank": P.rank}
 kept = [row for seed in P.seeds for row in threshold_bound(seed, thresholds=P.thresholds, **layer)]
@@ -401,7 +401,7 @@ glue("cpeft-proof-price-high", float(price.iloc[1]), display=False)
 # `network_drift` trains a network of three layers on one task after the other and follows the images of the first task. It takes one threshold for the first layer and one for the layers behind it.
 
 # %%
-from ktlib.cpeft.proof import network_drift
+from experiments.cpeft.proof import network_drift
 
 network = {"tasks": P.tasks, "size": P.size, "rank": P.rank, "images": P.images}
 drift = [row for seed in P.seeds for row in network_drift(seed, **network)]
@@ -495,7 +495,7 @@ for name, value in {
 # An expert that has never seen the classes of an image has $a_{\mathrm{wrong}}=0$. So isolation pays for every misallocated image in full. For an example, two groups of experts with one and the same selector, which is right in about three of four cases: *specialists*, who know nothing of the classes of other tasks, and *generalists*, who know them nearly as well as their own:
 
 # %%
-from ktlib.cpeft.answers import ExpertAnswers
+from experiments.cpeft.expert_outputs import ExpertAnswers
 
 
 def soft_answers(seed, knowledge, images=1000):
@@ -514,7 +514,7 @@ def soft_answers(seed, knowledge, images=1000):
 
 
 # %%
-from ktlib.cpeft.cooperation import isolation_identity
+from experiments.cpeft.toy_model import isolation_identity
 
 groups = {"specialists": 0.0, "generalists": 3.0}
 answers = {(n, s): soft_answers(s, k) for n, k in groups.items() for s in P.seeds}
@@ -550,7 +550,7 @@ pd.DataFrame(identity).groupby("experts", sort=False)[["left", "right", "holds"]
 # A *temperature* $\tau$ that divides the selector's logits moves between the two: all weight on the favourite for $\tau\to0$, equal weights for $\tau\to\infty$. The theorem holds for every $S$ at once, so the answer is never worse than the better reading. `log_loss_bounds` computes all of it:
 
 # %%
-from ktlib.cpeft.cooperation import log_loss_bounds
+from experiments.cpeft.toy_model import log_loss_bounds
 
 scale = torch.logspace(-1, 1, 17, dtype=torch.float64).tolist()
 bound_rows = [
@@ -660,7 +660,7 @@ print(sp.simplify(sp.solve(odds, c)[0] - c_star))
 print(sp.simplify(size_gap - (rho - 1) * (alpha + beta)))
 
 # %%
-from ktlib.cpeft.cooperation import critical_confidence
+from experiments.cpeft.toy_model import critical_confidence
 
 tiny = {"experts": P.experts, "own": P.own, "other": P.other}
 odds_of_other = P.other / (1 - P.other)
@@ -705,7 +705,7 @@ def best_accuracy(c):
 
 
 # %%
-from ktlib.cpeft.cooperation import tiny_grid
+from experiments.cpeft.toy_model import tiny_grid
 
 fine = torch.logspace(-1, 3, 97, dtype=torch.float64).tolist()
 rows = []
@@ -753,7 +753,7 @@ for c, tau in optimum.items():
     print(f"c = {c:g}: best accuracy {max(by_temperature[c]):.1f} %, from temperature {tau:.2f} on")
 
 # %%
-from ktlib.cpeft.cooperation import simulated_accuracy, tiny_answers
+from experiments.cpeft.toy_model import simulated_accuracy, tiny_answers
 
 points = []
 for c in P.confidences:
@@ -785,7 +785,7 @@ save_figure(fig, P.run_dir, "tiny")
 # `tiny_model_checks` puts all statements together, and the formula against the simulation for each $K$ and temperature. A simulation is allowed four standard errors:
 
 # %%
-from ktlib.cpeft.cooperation import tiny_model_checks
+from experiments.cpeft.toy_model import tiny_model_checks
 
 sampling = {"tops": range(1, P.experts + 1), "temperatures": P.temperatures, "images": P.draws}
 checks = [

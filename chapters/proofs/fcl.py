@@ -62,8 +62,8 @@ steps = 10000  # SGD steps on the noisy quadratic
 repetitions = 100  # simulated paths of the noisy quadratic per seed
 
 # %% tags=["setup"]
-from ktlib.fcl.proof import FclProofParameters
-from ktlib.parameters import check_parameters
+from experiments.fcl.proof import FclProofParameters
+from experiments.run.parameters import check_parameters
 
 P = check_parameters(globals(), FclProofParameters)
 
@@ -74,10 +74,10 @@ import sympy as sp
 import torch
 from myst_nb import glue
 
-from ktlib import data
+from data_prep import reading as data
+from experiments.run.plotting import save_figure, use_style
+from experiments.run.results import RunRecord
 from ktlib.device import choose_device
-from ktlib.plotting import save_figure, use_style
-from ktlib.results import RunRecord
 from ktlib.seeding import deterministic, generator
 
 use_style()
@@ -200,7 +200,7 @@ print(f"mean over batches {batch_term.mean():.2f}, with all images 1.00, formula
 # $m_1^\epsilon=(1+\tau^2)\frac{b^2}{3}\sum_{\phi}h_i^2$ and $m_2^\epsilon=0$.
 
 # %%
-from ktlib.fcl.proof import NoisyQuadratic
+from experiments.fcl.proof import NoisyQuadratic
 
 h = torch.logspace(0, -1, P.dimension, dtype=torch.float64)
 quadratic = NoisyQuadratic(
@@ -351,8 +351,8 @@ for name, loss in {"smoothed": smoothed, "|w|": lambda x: (x.abs(), x.sign())}.i
 # %%
 from torch import nn
 
+from experiments.models import resnet18_features
 from ktlib.fcl import f2m_loss, last_convolutions, positions_of, split_network, train_base
-from ktlib.models import resnet18_features
 
 train = data.load(P.dataset, "train")
 known = (train.labels < P.classes).nonzero().squeeze(1)
@@ -396,7 +396,7 @@ def train_network(seed, split, classifier):
 # and takes the variance of the gradients of all parameters over the batches. Both use the same batches.
 
 # %%
-from ktlib.fcl.proof import gradient_variance, measured_variance, network_gradient
+from experiments.fcl.proof import gradient_variance, measured_variance, network_gradient
 
 
 def draw_batches(seed):
@@ -416,7 +416,7 @@ def gradient_of(seed, split, classifier, draws):
 
 
 # %%
-from ktlib.progress import progress
+from tqdm import tqdm
 
 parts, direct = {}, []
 
@@ -430,7 +430,7 @@ def measure(training, seed, net, batches):
         direct.append((training, seed, many_draws, value))
 
 
-for seed in progress(P.seeds, "variance"):
+for seed in tqdm(P.seeds, desc="variance", leave=False):
     torch.manual_seed(seed)
     network = resnet18_features(train.images.shape[1], P.width, P.stem_stride).to(device)
     classifier = nn.Linear(network.feature_dim, P.classes).to(device)

@@ -63,8 +63,8 @@ score_steps = 10  # steps of gradient descent on the scores of the language mode
 score_move = 0.1  # largest move of a score in the first of these steps
 
 # %% tags=["setup"]
-from ktlib.ila.proof import IlaProofParameters
-from ktlib.parameters import check_parameters
+from experiments.ila.proof import IlaProofParameters
+from experiments.run.parameters import check_parameters
 
 P = check_parameters(globals(), IlaProofParameters)
 
@@ -75,10 +75,10 @@ import sympy as sp
 import torch
 from myst_nb import glue
 
+from experiments.models.language import language_model_checksums
+from experiments.run.plotting import save_figure, use_style
+from experiments.run.results import RunRecord
 from ktlib.device import choose_device
-from ktlib.models.language import language_model_checksums
-from ktlib.plotting import save_figure, use_style
-from ktlib.results import RunRecord
 from ktlib.seeding import deterministic, generator
 
 use_style()
@@ -130,7 +130,7 @@ record = RunRecord.start("proofs/ila", P, data=language_model_checksums(P.model)
 # can be computed. Fine-tuning starts from the weights of another task.
 
 # %%
-from ktlib.ila.proof import LogisticRegression
+from experiments.ila.proof import LogisticRegression
 
 
 def regression(seed):
@@ -150,7 +150,7 @@ def regression(seed):
 tasks = {seed: regression(seed) for seed in P.seeds}
 
 # %%
-from ktlib.ila.proof import GatedLoss, difference, distance, layer_norms
+from experiments.ila.proof import GatedLoss, difference, distance, layer_norms
 
 task, path = tasks[P.seeds[0]]
 plain = GatedLoss(task, task.cut(torch.zeros(P.layers * P.layer_size).double()))
@@ -284,7 +284,7 @@ save_figure(fig, P.run_dir, "valley")
 # also show that the theorem cannot be improved. It is the Huber loss, whose slope is $x$ between $-1$ and $1$ and stays constant outside, so $L_1=L_2=1$. The update moves the weights right up to the kink:
 
 # %%
-from ktlib.ila.proof import Constants
+from experiments.ila.proof import Constants
 
 
 def huber(v):
@@ -400,7 +400,7 @@ pd.DataFrame(rows).style.hide(axis="index").format("{:.4g}")
 
 
 # %%
-from ktlib.ila.proof import inner_products
+from experiments.ila.proof import inner_products
 
 
 def both_sides(gated, gates, one, other):
@@ -720,8 +720,9 @@ for name in ("gates", "scores"):
 # of the model, trains it with AdamW and a constant rate, and keeps the updates of some iterations. The default is a tiny Llama that first learned one rule of successive tokens and is now fine-tuned on another one; with `model="smollm2"` it is the pre-trained model of {ref}`chap-ila`, fine-tuned on sums.
 
 # %%
-from ktlib.ila.proof_model import fine_tune
-from ktlib.progress import progress
+from tqdm import tqdm
+
+from experiments.ila.proof_model import fine_tune
 
 place = "cpu" if device.type == "mps" else str(device)  # float64
 settings = {"rank": P.lora_rank, "iterations": P.tuning_steps, "measured_at": P.measured_at}
@@ -733,7 +734,7 @@ settings |= {
 }
 tunings = {
     seed: fine_tune(P.model, **settings, seed=seed, device=place)
-    for seed in progress(P.seeds, "fine-tuning")
+    for seed in tqdm(P.seeds, desc="fine-tuning", leave=False)
 }
 
 # %%
@@ -847,7 +848,7 @@ for name, value in {
 # computed from it.
 
 # %%
-from ktlib.results import committed_record, record_label
+from experiments.run.results import committed_record, record_label
 
 full = committed_record("proofs/ila", "full")
 print(record_label(full, "proofs/ila", "full"))

@@ -57,8 +57,8 @@ repetitions = 200  # simulated pairs of linear tasks per seed
 steps = 300  # steps of gradient descent on the linear tasks
 
 # %% tags=["setup"]
-from ktlib.mtl.proof import ReconProofParameters
-from ktlib.parameters import check_parameters
+from experiments.mtl.proof import ReconProofParameters
+from experiments.run.parameters import check_parameters
 
 P = check_parameters(globals(), ReconProofParameters)
 
@@ -69,10 +69,10 @@ import sympy as sp
 import torch
 from myst_nb import glue
 
-from ktlib import data
+from data_prep import reading as data
+from experiments.run.plotting import save_figure, use_style
+from experiments.run.results import RunRecord
 from ktlib.device import choose_device
-from ktlib.plotting import save_figure, use_style
-from ktlib.results import RunRecord
 from ktlib.seeding import deterministic, generator
 
 use_style()
@@ -126,7 +126,7 @@ record = RunRecord.start("proofs/recon", P, data=data.checksums("pairs"))
 # split network is ahead.
 
 # %%
-from ktlib.mtl.proof import SharedPoint, condition_holds, cosines, point_with_gradients, slope
+from experiments.mtl.proof import SharedPoint, condition_holds, cosines, point_with_gradients, slope
 
 half = torch.tensor([0.5, 0.5], dtype=torch.float64)
 ones = torch.ones(2, dtype=torch.float64)
@@ -451,7 +451,7 @@ random_weights = random_weights / random_weights.sum(dim=1, keepdim=True)
 holds = condition_holds(products)
 
 # %%
-from ktlib.mtl.proof import task_slopes
+from experiments.mtl.proof import task_slopes
 
 rows = []
 for name, chosen in {"random": random_weights, "equal": torch.full((3,), 1 / 3).double()}.items():
@@ -477,11 +477,11 @@ pd.DataFrame(rows).style.hide(axis="index").format("{:.2%}", subset=["D <= 0", "
 
 # %%
 from torch import nn
+from tqdm import tqdm
 
+from experiments.models import resnet18_features
+from experiments.mtl.proof import network_point
 from ktlib.fcl import train_base
-from ktlib.models import resnet18_features
-from ktlib.mtl.proof import network_point
-from ktlib.progress import progress
 
 train, test = data.load("pairs", "train"), data.load("pairs", "test")
 pixels = train.images[::50].float() / 255
@@ -525,7 +525,7 @@ def train_network(seed):
 # %%
 measuring = "cpu" if device.type == "mps" else device  # float64
 networks, networks_on_test = {}, {}
-for seed in progress(P.seeds, "training"):
+for seed in tqdm(P.seeds, desc="training", leave=False):
     trunk, heads = (module.to(measuring) for module in train_network(seed))
     for source, found in ((train, networks), (test, networks_on_test)):
         inputs, labels = draw(source, P.measured_images, seed, "measured")
@@ -566,7 +566,7 @@ pd.DataFrame(
 # %%
 versions = {"mean": half.to(measuring), "sum": ones.to(measuring)}
 slope_rows = []
-for seed, point in progress(networks.items(), "steps", total=len(networks)):
+for seed, point in tqdm(networks.items(), desc="steps", total=len(networks), leave=False):
     for version, weights in versions.items():
         predictions = {n: point.predicted_slope(weights, p) for n, p in chosen[seed].items()}
         for alpha in P.step_sizes:

@@ -10,16 +10,7 @@ A few lines on an encoder of your own, whose number of features is its attribute
 """
 
 from ktlib.cpeft.adapters import LoraBackbone
-from ktlib.cpeft.answers import ExpertAnswers
 from ktlib.cpeft.comparisons import JointLora, LoraOracle, NearestMean, SequentialLora
-from ktlib.cpeft.cooperation import (
-    critical_confidence,
-    isolation_identity,
-    log_loss_bounds,
-    tiny_accuracy,
-    tiny_answers,
-    tiny_grid,
-)
 from ktlib.cpeft.drift import drift_rows, layer_state
 from ktlib.cpeft.gpm import DualGPM, threshold_for
 from ktlib.cpeft.heads import JoinedHead
@@ -34,16 +25,6 @@ from ktlib.cpeft.metrics import (
     forgetting,
     forward_transfer,
     summary,
-)
-from ktlib.cpeft.pretraining import pretrain
-from ktlib.cpeft.questions import (
-    conflict_and_occupancy,
-    loss_rise,
-    rank_for_task,
-    rankings_over_tasks,
-    shared_input_groups,
-    task_conflicts,
-    task_heads,
 )
 from ktlib.cpeft.statistics import ClassStatistics, align_head
 from ktlib.cpeft.tasks import (
@@ -62,7 +43,6 @@ __all__ = [
     "ClassTask",
     "ContinualLearner",
     "DualGPM",
-    "ExpertAnswers",
     "InfLora",
     "InputMoment",
     "JoinedHead",
@@ -76,8 +56,6 @@ __all__ = [
     "average_accuracy",
     "backward_transfer",
     "class_tasks",
-    "conflict_and_occupancy",
-    "critical_confidence",
     "design_down",
     "drift_rows",
     "features_of",
@@ -85,25 +63,13 @@ __all__ = [
     "forgetting",
     "forward_transfer",
     "input_moments",
-    "isolation_identity",
     "layer_state",
     "learn_tasks",
-    "log_loss_bounds",
-    "loss_rise",
     "mixed_adapters",
     "predict",
     "predict_within",
-    "pretrain",
-    "rank_for_task",
-    "rankings_over_tasks",
-    "shared_input_groups",
     "summary",
-    "task_conflicts",
-    "task_heads",
     "threshold_for",
-    "tiny_accuracy",
-    "tiny_answers",
-    "tiny_grid",
     "train_task",
     "usable_rank",
 ]

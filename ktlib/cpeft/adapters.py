@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ktlib.checks import require_at_least
 from ktlib.cpeft.heads import feature_dim
-from ktlib.fcl.checks import require_at_least
 from ktlib.ila.layers import some_of
 from ktlib.seeding import generator
 
@@ -200,7 +200,7 @@ def _require_adaptable(backbone: nn.Module, names: set[str]) -> None:
             raise ValueError(  # noqa: TRY004 - it is the name that is wrong
                 f"layers must be linear layers that are called. {name!r} belongs to a "
                 f"torch.nn.{type(parent).__name__}, which uses its weight without a call. Take a "
-                "network with query, key and value as layers, such as ktlib.models.vit.vit_b16."
+                "network with query, key and value as layers, such as a ViT of transformers."
             )
         weight = backbone.get_submodule(name).weight
         if len(places[id(weight)]) > 1:

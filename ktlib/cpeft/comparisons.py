@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ktlib.checks import ImagePool, require_at_least, require_positive
 from ktlib.cpeft.adapters import LoraBackbone
 from ktlib.cpeft.heads import JoinedHead
 from ktlib.cpeft.tasks import ClassTask
 from ktlib.cpeft.training import features_of, train_task
-from ktlib.fcl.checks import require_at_least, require_positive
-from ktlib.fcl.methods.learner import ImagePool
 from ktlib.fcl.protocol import positions_of
 from ktlib.fcl.prototypes import class_means
 from ktlib.seeding import generator

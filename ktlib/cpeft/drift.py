@@ -15,7 +15,7 @@ update of InfLoRA has such rows up to rounding. For any other update, the part `
 added, by the triangle inequality in the root mean square.
 
 The bound is of one layer at inputs that stay as they are. In a deep network the inputs of later
-layers move, too; :func:`ktlib.cpeft.proof.network_drift` has the bound for that case.
+layers move, too; :func:`experiments.cpeft.proof.network_drift` has the bound for that case.
 """
 
 from __future__ import annotations

@@ -17,13 +17,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ktlib.checks import ImagePool
 from ktlib.cpeft.adapters import LoraBackbone
 from ktlib.cpeft.gpm import ZERO_ENERGY, DualGPM, EnergyName, threshold_for
 from ktlib.cpeft.heads import JoinedHead, feature_dim
 from ktlib.cpeft.inputs import InputMoment, input_moments
 from ktlib.cpeft.tasks import ClassTask
 from ktlib.cpeft.training import train_task
-from ktlib.fcl.methods.learner import ImagePool
 from ktlib.fcl.protocol import positions_of
 from ktlib.seeding import generator
 

@@ -16,9 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ktlib.checks import ImagePool, require_at_least
 from ktlib.cpeft.adapters import LoraBackbone
-from ktlib.fcl.checks import require_at_least
-from ktlib.fcl.methods.learner import ImagePool
 
 
 @dataclass(frozen=True, eq=False)

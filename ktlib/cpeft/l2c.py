@@ -25,14 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ktlib.checks import ImagePool, require_at_least, require_positive
 from ktlib.cpeft.adapters import LoraBackbone
-from ktlib.cpeft.answers import log_mixture, log_task_weights, require_temperature
 from ktlib.cpeft.heads import JoinedHead, feature_dim
 from ktlib.cpeft.statistics import ClassStatistics, align_head
 from ktlib.cpeft.tasks import ClassTask
 from ktlib.cpeft.training import features_of, train_task
-from ktlib.fcl.checks import require_at_least, require_positive
-from ktlib.fcl.methods.learner import ImagePool
 from ktlib.fcl.protocol import positions_of
 from ktlib.seeding import generator
 
@@ -41,6 +39,61 @@ Adapters = Mapping[str, Tensor]
 
 _LAST = 1000.0  # more than the logarithm of any two float32 differ by
 _START = 1 / math.sqrt(3)  # length of a row of A as LoRA draws it, about
+
+
+def log_task_weights(
+    task_logits: Tensor, *, top: int | None = None, temperature: float = 1.0
+) -> Tensor:
+    """Logarithm of the weights of the experts: a softmax over the K most probable tasks.
+
+    L2C leaves the weights of the K experts as they are; here they are scaled to sum to 1, which
+    changes no prediction and makes the aggregated answer a distribution.
+
+    Args:
+        task_logits: ``(n, tasks)`` the largest logit among the classes of each task.
+        top: K, by default all. Of tasks that tie, the earlier ones count.
+        temperature: that the logits are divided by. 0 and infinity stand for the limits: the most
+            probable task alone, and equal weights.
+
+    Returns:
+        ``(n, tasks)``; minus infinity outside the K.
+
+    Raises:
+        ValueError: ``top`` does not lie in 1 to ``tasks``, or ``temperature`` is below 0.
+    """
+    tasks = task_logits.shape[1]
+    top = tasks if top is None else top
+    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= tasks:
+        raise ValueError(f"top must be an integer from 1 to {tasks}, the tasks. Found {top!r}.")
+    require_temperature(temperature)
+    order = task_logits.argsort(dim=1, descending=True, stable=True)
+    chosen = torch.zeros_like(task_logits, dtype=torch.bool).scatter(1, order[:, :top], True)
+    below = task_logits - task_logits.amax(dim=1, keepdim=True)
+    # A gap of 0 stays 0 at any temperature, 0 included.
+    scaled = torch.where(below == 0, 0.0, below / temperature)
+    return scaled.masked_fill(~chosen, -math.inf).log_softmax(dim=1)
+
+
+def log_mixture(log_weights: Tensor, log_probabilities: Tensor) -> Tensor:
+    """Logarithm of ``sum_k g_k f_k``.
+
+    Args:
+        log_weights: ``(n, tasks)``, as :func:`log_task_weights` gives them.
+        log_probabilities: ``(n, tasks, classes)`` of the experts; minus infinity where an expert
+            does not know a class.
+
+    Returns:
+        ``(n, classes)``.
+    """
+    return torch.logsumexp(log_weights[:, :, None] + log_probabilities, dim=1)
+
+
+def require_temperature(temperature: float) -> None:
+    """Refuse what is no temperature of a softmax: infinity is one, and so is 0."""
+    if math.isnan(temperature) or temperature < 0:
+        raise ValueError(
+            f"temperature must be at least 0, infinity included. Found {temperature!r}."
+        )
 
 
 class L2C:

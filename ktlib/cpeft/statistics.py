@@ -14,8 +14,8 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 from torch.nn import functional as F
 
+from ktlib.checks import require_at_least, require_finite, require_positive
 from ktlib.cpeft.heads import JoinedHead
-from ktlib.fcl.checks import require_at_least, require_finite, require_positive
 from ktlib.seeding import generator as stream
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ktlib.fcl.checks import require_at_least
-from ktlib.fcl.methods.learner import ImagePool, percent
+from ktlib.checks import ImagePool, percent, require_at_least
 from ktlib.fcl.protocol import positions_of
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ktlib.fcl.checks import require_at_least, require_positive
-from ktlib.fcl.methods.learner import ImagePool
+from ktlib.checks import ImagePool, require_at_least, require_positive
 
 LossExtra = Callable[[Tensor, Tensor], Tensor]
 """Positions ``(b,)`` of a batch's images and their scores ``(b, k)`` -> scalar."""

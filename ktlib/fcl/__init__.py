@@ -14,7 +14,6 @@ from ktlib.fcl.evaluation import embed
 from ktlib.fcl.f2m import F2MLoss, f2m_loss, learn_session
 from ktlib.fcl.flatness import Flatness, flatness
 from ktlib.fcl.noise import draw_noise, noise_variance
-from ktlib.fcl.parameters import FclParameters
 from ktlib.fcl.protocol import Session, few_shot_sessions, positions_of
 from ktlib.fcl.prototypes import (
     class_means,
@@ -28,7 +27,6 @@ from ktlib.fcl.training import random_crop, train_base
 
 __all__ = [
     "F2MLoss",
-    "FclParameters",
     "FlatRegion",
     "Flatness",
     "Session",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ktlib.fcl.checks import require_at_least, require_bound, require_finite, require_positive
+from ktlib.checks import require_at_least, require_bound, require_finite, require_positive
 from ktlib.fcl.noise import draw_noise
 from ktlib.fcl.prototypes import class_means, few_shot_loss
 from ktlib.fcl.region import FlatRegion

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ktlib.fcl.checks import require_at_least
+from ktlib.checks import require_at_least
 from ktlib.fcl.noise import draw_noise
 from ktlib.fcl.split import SplitNetwork
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ktlib.fcl.checks import require_bound
+from ktlib.checks import require_bound
 
 RELEASED_SHAPES = (0.3, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
 """Shape values of the Beta law among which the authors' released code chooses, per layer."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ktlib.fcl.checks import require_bound, require_positive
+from ktlib.checks import require_bound, require_positive
 
 
 class FlatRegion:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ktlib.fcl.checks import require_at_least
+from ktlib.checks import require_at_least
 
 if TYPE_CHECKING:
     from pytorch_optimizer import SAM

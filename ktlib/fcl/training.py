@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ktlib.fcl.checks import require_at_least, require_positive
+from ktlib.checks import require_at_least, require_positive
 from ktlib.fcl.sam import sam_optimizer, sam_step
 
 

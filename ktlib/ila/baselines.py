@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ktlib.device import PrecisionName
 from ktlib.ila.checks import Batch, Loss, batches_for, loss_by, require_finite
@@ -22,7 +23,6 @@ from ktlib.ila.gates import LayerGate, Link, gated_updates, gated_weights
 from ktlib.ila.layers import active_adapter, base_weights, linear_layers, plain_lora_layers
 from ktlib.ila.ranking import LayerRanking
 from ktlib.ila.search import provenance_of
-from ktlib.progress import progress
 
 
 def first_order_scores(
@@ -54,7 +54,7 @@ def first_order_scores(
     found = batches_for(model, batches, loss)
     rows = []
     with _gates(model, base_state, 1.0, _identity) as gates:
-        for number, batch in enumerate(progress(found, "first-order scores")):
+        for number, batch in enumerate(tqdm(found, desc="first-order scores", leave=False)):
             value = loss_by(loss, model, batch, precision)
             require_finite(value, f"batch {number}")
             gammas = [gate.score for gate in gates.values()]
@@ -97,7 +97,9 @@ def ablation_scores(
     with _gates(model, base_state, 1.0, _identity) as gates:
         for number, batch in enumerate(found):
             whole.append(require_finite(loss_by(loss, model, batch, precision), f"batch {number}"))
-        for name, gate in progress(gates.items(), "ablation of layers", total=len(gates)):
+        for name, gate in tqdm(
+            gates.items(), desc="ablation of layers", total=len(gates), leave=False
+        ):
             gate.score.fill_(0.0)
             without[name] = [
                 require_finite(

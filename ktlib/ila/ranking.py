@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from torch import nn
 
-from ktlib.atomic import write_text
 from ktlib.ila.layers import layer_name, some_of
 
 if TYPE_CHECKING:
@@ -167,7 +167,15 @@ class LayerRanking(BaseModel):
 
     def save(self, path: Path | str) -> Path:
         """Write the ranking as JSON, whole or not at all."""
-        return write_text(Path(path), self.model_dump_json(indent=1) + "\n")
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The name holds the process, so that two processes do not write into one temporary file.
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            return temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from ktlib import __version__
 from ktlib.device import PrecisionName, compute_dtype
 from ktlib.ila.checks import (
     Batch,
@@ -23,13 +27,11 @@ from ktlib.ila.checks import (
 from ktlib.ila.gates import LayerGate, gated_updates, gated_weights
 from ktlib.ila.layers import active_adapter, adapted_layers, some_of
 from ktlib.ila.ranking import LayerRanking, endings_of_other_modules
-from ktlib.progress import progress
-from ktlib.provenance import package_versions
 from ktlib.seeding import generator
 
 BETAS = (0.9, 0.99)  # of AdamW, as everywhere in the thesis
 EPSILON = 1e-8
-PACKAGES = ("ktlib", "peft", "torch", "transformers")
+PACKAGES = ("peft", "torch", "transformers")
 SNAPSHOTS = 16
 
 
@@ -214,7 +216,7 @@ def _learn(
     snapshots = options.snapshots(len(order))
     curve = {0: dict(zip(names, _values(scores), strict=True))}
     losses, gradients, used = [], [], set()
-    for step, number in enumerate(progress(order, "stage 2 of ILA"), start=1):
+    for step, number in enumerate(tqdm(order, desc="stage 2 of ILA", leave=False), start=1):
         place = f"step {step}, batch {number}"
         optimizer.zero_grad()
         value = _backward(model, gates, batches[number], options, place)
@@ -374,5 +376,5 @@ def provenance_of(
         "adapter": adapter,
         "data": data,
         "endings_of_other_modules": [*endings_of_other_modules(layers, model)],
-        "packages": {**package_versions(PACKAGES)},
+        "packages": {"ktlib": __version__, **{n: version(n) for n in PACKAGES if find_spec(n)}},
     }

@@ -1,13 +1,13 @@
 """Every page of the built book, as a reader sees it."""
 
-from pathlib import Path
-
 import nbformat
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 
-BOOK = Path(__file__).resolve().parents[2] / "book"
+from tests.paths import ROOT
+
+BOOK = ROOT / "book"
 PHONE, DESKTOP = 390, 1440
 pytestmark = pytest.mark.browser
 

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from ktlib.results import load_record
+from experiments.run.results import load_record
 from workflow.project import ROOT, chapters
 from workflow.run_chapter import kernel_environment
 
@@ -195,7 +195,7 @@ def test_examples_in_the_text_run(page, tmp_path):
 
 def test_names_of_code_in_the_notation_exist():
     import ktlib.fcl
-    from ktlib.fcl import FclParameters
+    from experiments.fcl.parameters import FclParameters
 
     text = (ROOT / "book" / "notation.md").read_text(encoding="utf-8")
     part = text.partition("## Few-shot continual learning")[2].partition("\n## ")[0]

@@ -1,0 +1,1 @@
+"""What the chapters run: experiments, other people's methods, records, claims, plots."""

@@ -1,0 +1,165 @@
+"""What every method of few-shot continual learning has in common, and the run through the sessions.
+
+A method is a :class:`Learner`. :func:`run_learner` shows it one session after the other and asks it
+for predictions after each; it never hands the images of an earlier session over again. What a
+method wants to see later it must keep in :class:`~experiments.fcl.baselines.memory.Exemplars`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ktlib.checks import ImagePool, percent
+from ktlib.fcl.protocol import Session
+
+
+class Learner(ABC):
+    """One method, from the end of base training to the last session.
+
+    A learner is made from a network that has been trained on the base session, and owns it: its
+    weights are changed in place. Give each learner a copy (``copy.deepcopy``).
+
+    Attributes:
+        name: id in the tables, such as ``"icarl"``.
+        sees_all_data: an upper bound that keeps every training image of every session. All other
+            methods are held to their exemplars.
+    """
+
+    name: ClassVar[str]
+    sees_all_data: ClassVar[bool] = False
+
+    @abstractmethod
+    def start(self, images: Tensor, labels: Tensor) -> None:
+        """Session 1. The network has been trained: note what later sessions need.
+
+        Args:
+            images: ``(n, channels, height, width)``, normalised, on the device of the network.
+            labels: ``(n,)`` class numbers of the data set.
+        """
+
+    @abstractmethod
+    def learn(self, images: Tensor, labels: Tensor) -> None:
+        """One few-shot session; arguments as in :meth:`start`, classes never seen before."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """What predictions are made from and no session changes: computed once.
+
+        Args:
+            images: ``(n, channels, height, width)``.
+
+        Returns:
+            ``(n, ...)`` a row an image, without gradients; by default the images themselves.
+        """
+        return images
+
+    @abstractmethod
+    def classify(self, features: Tensor) -> Tensor:
+        """Class numbers ``(n,)`` of the images that have these features; no gradients.
+
+        Args:
+            features: ``(n, ...)`` from :meth:`features`, also if called in an earlier session.
+
+        Returns:
+            Each one of the classes seen so far.
+        """
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Class numbers ``(n,)`` of images, as :meth:`classify` gives them."""
+        return self.classify(self.features(images))
+
+
+@dataclass
+class SessionResults:
+    """Test accuracies of one learner, in percent.
+
+    Attributes:
+        rows: one a session: ``session``, ``accuracy``, ``base_accuracy`` and ``new_accuracy``
+            (``None`` in session 1).
+        by_origin: one for each session and each earlier session ``origin``: accuracy after
+            ``session`` on the classes that first appeared in ``origin``. The forgetting matrix.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    by_origin: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run_learner(
+    learner: Learner,
+    sessions: Sequence[Session],
+    images: ImagePool,
+    labels: Tensor,
+    test_images: Tensor,
+    test_labels: Tensor,
+    results: SessionResults | None = None,
+) -> SessionResults:
+    """Run all sessions, testing on the test images of all classes seen after each of them.
+
+    Args:
+        learner: the method, its network trained on session 1.
+        sessions: from :func:`ktlib.fcl.few_shot_sessions`.
+        images: ``(n, ...)`` the training images that the sessions point into.
+        labels: ``(n,)`` their classes.
+        test_images: ``(m, ...)`` images never trained on.
+        test_labels: ``(m,)`` their classes.
+        results: rows are added here as sessions end, so that what was computed before an error is
+            not lost; by default a new object.
+
+    Returns:
+        ``results``.
+
+    Raises:
+        ValueError: if a class belongs to two sessions.
+        FloatingPointError: if a loss is no longer finite, naming method, session and step.
+    """
+    _require_disjoint(sessions)
+    results = SessionResults() if results is None else results
+    features: Tensor | None = None  # of the test images, computed once for all sessions
+    origin = torch.zeros_like(test_labels)  # session in which a class first appears, 0: not yet
+    for session in sessions:
+        shown = images[session.train], labels[session.train]
+        try:
+            learner.start(*shown) if session.number == 1 else learner.learn(*shown)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"method {learner.name!r}, session {session.number}: {error}"
+            ) from None
+        origin[torch.isin(test_labels, session.classes.to(test_labels))] = session.number
+        tested = origin > 0
+        if features is None:
+            features = learner.features(test_images)
+        correct = learner.classify(features[tested]) == test_labels[tested]
+        _add_rows(results, session.number, correct, origin[tested])
+    return results
+
+
+def _add_rows(results: SessionResults, number: int, correct: Tensor, origin: Tensor) -> None:
+    results.rows.append(
+        {
+            "session": number,
+            "accuracy": percent(correct),
+            "base_accuracy": percent(correct[origin == 1]),
+            "new_accuracy": percent(correct[origin > 1]) if number > 1 else None,
+        }
+    )
+    results.by_origin.extend(
+        {"session": number, "origin": past, "accuracy": percent(correct[origin == past])}
+        for past in range(1, number + 1)
+    )
+
+
+def _require_disjoint(sessions: Sequence[Session]) -> None:
+    first: dict[int, int] = {}
+    for session in sessions:
+        for label in session.classes.tolist():
+            if label in first:
+                raise ValueError(
+                    "a class must belong to one session only. "
+                    f"Found class {label} in sessions {first[label]} and {session.number}."
+                )
+            first[label] = session.number

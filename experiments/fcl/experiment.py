@@ -1,0 +1,387 @@
+"""The few-shot experiment that the chapters, their studies and their searches have in common.
+
+What must be the same wherever methods are compared has its one home here: which images each session
+has, how the network is trained on session 1, and how each method is set up. The chapter
+``chapters/fcl.py`` shows the functions in the order in which it explains them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data_prep import reading as data
+from experiments.fcl import baselines as methods
+from experiments.fcl.baselines import Learner, SessionResults, run_learner
+from experiments.fcl.parameters import METHODS, FewShotParameters
+from experiments.fcl.topic_split import topic_sessions
+from experiments.models import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    imagenet_resnet18_features,
+    resnet18_features,
+)
+from ktlib.device import autocast
+from ktlib.fcl.f2m import f2m_loss
+from ktlib.fcl.flatness import Flatness, flatness
+from ktlib.fcl.protocol import Session, few_shot_sessions, positions_of
+from ktlib.fcl.split import SplitNetwork, last_convolutions, split_network
+from ktlib.fcl.training import train_base
+from ktlib.seeding import generator
+
+Trained = tuple[SplitNetwork, nn.Module]
+"""A network, cut in front of its tuned layers, and the classifier trained with it."""
+
+STARTS_FROM = {"f2m": "f2m", "ewc_wide": "f2m", "sam": "sam", "lucir": "cosine"}
+"""Base training of each method; plain training of all others."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Parameters = TypeVar("Parameters", bound=FewShotParameters)
+
+# What the images of session 1, and so their mean and spread, depend on.
+_DATA_PARAMETERS = {"seeds", "split", "base_classes", "base_images", "class_seed", "weights"}
+
+
+class NormalisedImages:
+    """Images that are normalised when they are asked for, as all at once would fill the memory.
+
+    Args:
+        pixels: uint8, ``(n, channels, height, width)``.
+        mean: of the pixels on the scale 0 to 1, one number or one for each channel.
+        std: their spread.
+    """
+
+    def __init__(self, pixels: Tensor, mean: Any, std: Any) -> None:
+        self.pixels, self.mean, self.std = pixels, mean, std
+
+    def __len__(self) -> int:
+        """The number of images, n."""
+        return len(self.pixels)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """``(len(rows), channels, height, width)``, float32."""
+        return data.normalised(self.pixels[rows], self.mean, self.std)
+
+
+class FewShotExperiment(Generic[Parameters]):
+    """Data, sessions, base training and methods, for any seed.
+
+    Args:
+        parameters: of the chapter.
+        device: where to compute.
+        validation_images: training images per class that are held out and stand in for the test
+            images; 0 tests on the test images. For searches: these never load the test files.
+
+    Attributes:
+        train: the training images as they are.
+    """
+
+    def __init__(
+        self, parameters: Parameters, device: torch.device | str, *, validation_images: int = 0
+    ) -> None:
+        self.parameters = parameters
+        self.device = torch.device(device)
+        self.validation_images = validation_images
+        self.train = data.load(parameters.dataset, "train")
+
+    def changed(self, **values: Any) -> Self:
+        """The same experiment with other values of some parameters, on the same images.
+
+        Raises:
+            ValueError: for an unknown name, the data set, or a value that is not allowed.
+        """
+        known = self.parameters.model_dump()
+        unknown = sorted(set(values) - (set(known) - {"dataset"}))
+        if unknown:
+            raise ValueError(f"values must be of {sorted(set(known) - {'dataset'})}. "
+                             f"Found {unknown}.")  # fmt: skip
+        other = copy.copy(self)
+        other.parameters = type(self.parameters).model_validate(known | values)
+        if values.keys() & _DATA_PARAMETERS:
+            for name in ("normalisation", "images", "test_pool"):
+                other.__dict__.pop(name, None)  # computed anew when it is asked for
+        elif "test_images" in values:
+            other.__dict__.pop("test_pool", None)
+        return other
+
+    # Data --------------------------------------------------------------------------------------
+
+    def sessions(self, seed: int) -> list[Session]:
+        """Session 1 with ``base_images`` a class, then ``sessions`` sessions of ``ways x shots``.
+
+        The classes of each session are the same for every seed; the images are not.
+        """
+        p = self.parameters
+        if p.split == "topic":
+            return topic_sessions(
+                data.topic_lists(p.dataset),
+                self.train.labels,
+                data.topic_keys(p.dataset),
+                validation_images=self.validation_images,
+                seed=seed,
+            )
+        return few_shot_sessions(
+            self.train.labels,
+            base_classes=p.base_classes,
+            sessions=p.sessions,
+            ways=p.ways,
+            shots=p.shots,
+            class_seed=p.class_seed,
+            seed=seed,
+            base_images=p.base_images or None,
+            validation_images=self.validation_images,
+        )
+
+    @cached_property
+    def normalisation(self) -> tuple[Any, Any]:
+        """Mean and spread of the base training images of the first seed; of ImageNet with weights.
+
+        The base images are the only ones that exist when the network is trained.
+        """
+        if self.parameters.weights:
+            return IMAGENET_MEAN, IMAGENET_STD
+        base = self.sessions(self.parameters.seeds[0])[0]
+        pixels = self.train.images[base.train].float() / 255
+        return float(pixels.mean()), float(pixels.std())
+
+    @cached_property
+    def images(self) -> NormalisedImages:
+        """All training images, on the device."""
+        return NormalisedImages(self.train.images.to(self.device), *self.normalisation)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """``(n,)`` their classes."""
+        return self.train.labels.to(self.device)
+
+    @cached_property
+    def test_pool(self) -> tuple[Tensor, Tensor]:
+        """Normalised test images and their classes, ``test_images`` of each, for every seed."""
+        test = data.load(self.parameters.dataset, "test")
+        count = self.parameters.test_images or len(test)
+        order = torch.randperm(
+            len(test), generator=generator(self.parameters.class_seed, "test images")
+        )
+        each = [order[test.labels[order] == c][:count] for c in range(len(test.class_names))]
+        chosen = torch.cat(each)
+        images = data.normalised(test.images[chosen], *self.normalisation)
+        return images.to(self.device), test.labels[chosen].to(self.device)
+
+    def tested(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Images and labels to test on: :attr:`test_pool`, or what is held out with this seed."""
+        if not self.validation_images:
+            return self.test_pool
+        held_out = torch.cat([session.validation for session in self.sessions(seed)])
+        return self.images[held_out], self.labels[held_out]
+
+    def base_data(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Images of session 1, and their labels numbered from 0 as the classifier needs them."""
+        base = self.sessions(seed)[0]
+        return self.images[base.train], positions_of(self.labels[base.train], base.classes)
+
+    def base_sample(self, seed: int, part: str, count: int) -> tuple[Tensor, Tensor]:
+        """At most ``count`` images of the base classes, numbered as in :meth:`base_data`.
+
+        Args:
+            seed: which repetition.
+            part: ``"train"`` or ``"test"``.
+            count: number of images.
+        """
+        pool, targets = self.base_data(seed)
+        if part == "test":
+            pool, labels = self.tested(seed)
+            targets = positions_of(labels, self.sessions(seed)[0].classes)
+        known = (targets >= 0).nonzero().squeeze(1).cpu()
+        chosen = torch.randperm(len(known), generator=generator(seed, "flatness images"))
+        chosen = known[chosen[:count]]
+        return pool[chosen], targets[chosen]
+
+    # Base training -----------------------------------------------------------------------------
+
+    def new_network(self, seed: int, *, cosine: bool = False) -> Trained:
+        """An untrained network, cut in front of its last convolutions, and a classifier.
+
+        Equal seeds give equal initial weights.
+
+        Args:
+            seed: of the initial weights.
+            cosine: a classifier that looks at angles only, which LUCIR needs.
+        """
+        p = self.parameters
+        torch.manual_seed(seed)
+        network: Any
+        if p.weights:
+            network = imagenet_resnet18_features(p.weights)
+        else:
+            network = resnet18_features(self.train.images.shape[1], p.width, p.stem_stride)
+        network = network.to(self.device, memory_format=_memory_format(p.width))
+        size: int = network.feature_dim
+        classifier: nn.Module = nn.Linear(size, p.base_classes)
+        if cosine:
+            rows = generator(seed, "cosine classifier")
+            classifier = methods.CosineClassifier(size, p.base_classes, generator=rows)
+        split = split_network(network, last_convolutions(network, p.tuned_convolutions))
+        return split, classifier.to(self.device)
+
+    def train_with(
+        self,
+        seed: int,
+        make_loss: Callable[[SplitNetwork, nn.Module], Loss],
+        *,
+        cosine: bool = False,
+        sam_radius: float = 0.0,
+    ) -> Trained:
+        """Train on session 1. The loss is all that methods of one seed differ in.
+
+        They start from the same weights and see the same batches and crops.
+
+        Args:
+            seed: of weights, batches and crops.
+            make_loss: network and classifier -> loss of a batch of images and labels.
+            cosine: see :meth:`new_network`.
+            sam_radius: see :func:`ktlib.fcl.train_base`.
+        """
+        p = self.parameters
+        split, classifier = self.new_network(seed, cosine=cosine)
+        train_base(
+            split.network,
+            classifier,
+            *self.base_data(seed),
+            make_loss(split, classifier),
+            epochs=p.epochs,
+            batch_size=p.batch_size,
+            lr=p.lr,
+            generator=generator(seed, "batches"),
+            padding=p.crop_padding,
+            flip=p.flip,
+            classifier_lr=p.classifier_lr or None,
+            sam_radius=sam_radius,
+        )
+        return split, classifier
+
+    def train_plain(self, seed: int, *, cosine: bool = False, sam_radius: float = 0.0) -> Trained:
+        """Cross-entropy alone; with a radius, by sharpness-aware minimisation (SAM)."""
+
+        def make_loss(split: SplitNetwork, classifier: nn.Module) -> Loss:
+            def loss(images: Tensor, targets: Tensor) -> Tensor:
+                with autocast(self.device, self.parameters.precision):
+                    return F.cross_entropy(classifier(split.network(images)), targets)
+
+            return loss
+
+        return self.train_with(seed, make_loss, cosine=cosine, sam_radius=sam_radius)
+
+    def train_f2m(self, seed: int, **released: Any) -> Trained:
+        """F2M: cross-entropy under weight noise, and the shift of the prototypes.
+
+        Args:
+            seed: of weights, batches, crops and noise.
+            released: further arguments of :func:`ktlib.fcl.f2m_loss`, which reproduce the authors'
+                released code.
+        """
+        p = self.parameters
+
+        def make_loss(split: SplitNetwork, classifier: nn.Module) -> Loss:
+            noise = generator(seed, "noise")
+
+            def loss(images: Tensor, targets: Tensor) -> Tensor:
+                with autocast(self.device, p.precision):
+                    return f2m_loss(
+                        split,
+                        classifier,
+                        images,
+                        targets,
+                        bound=p.noise_bound,
+                        draws=p.noise_draws,
+                        noise_levels=p.noise_levels,
+                        prototype_weight=p.prototype_weight,
+                        generator=noise,
+                        **released,
+                    ).total
+
+            return loss
+
+        return self.train_with(seed, make_loss)
+
+    # Few-shot sessions -------------------------------------------------------------------------
+
+    def learner(self, method: str, trained: Trained, seed: int, **setting: Any) -> Learner:
+        """A method on a copy of a trained network.
+
+        Args:
+            method: id, one of :data:`experiments.fcl.parameters.METHODS`.
+            trained: what :meth:`train_plain` or :meth:`train_f2m` gave.
+            seed: of what the method draws at random.
+            setting: arguments of the method other than those of F2M: ``epochs``, ``lr``, ...
+
+        Raises:
+            ValueError: for an unknown method.
+        """
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {METHODS}. Found {method!r}.")
+        p = self.parameters
+        split: SplitNetwork
+        head: Any  # a linear or a cosine classifier, as the method needs
+        split, head = copy.deepcopy(trained)
+        classes = self.sessions(seed)[0].classes
+        steps: dict[str, Any] = {"epochs": p.session_epochs, "lr": p.session_lr, **setting}
+        source = generator(seed, method)
+        batches = steps | {"batch_size": p.batch_size, "generator": source}
+        make: dict[str, Callable[[], Learner]] = {
+            "ncm": partial(methods.NearestMean, split, **setting),
+            "finetune": partial(methods.Finetune, split, **steps),
+            "f2m": partial(methods.F2M, split, **{"bound": p.noise_bound} | steps),
+            "sam": partial(methods.F2M, split, **{"bound": p.noise_bound} | steps),
+            "ewc_wide": partial(methods.EWCInBox, split, generator=source, **steps),
+            "fsll": partial(methods.FSLL, split, **steps),
+            "idlvq": partial(methods.IDLVQC, split, **steps),
+            "icarl": partial(methods.ICaRL, split, head, classes, **batches),
+            "lucir": partial(methods.LUCIR, split, head, classes, **batches),
+            "topic": partial(
+                methods.TOPIC, split, head, classes, generator=source, base_exemplars=2, **steps
+            ),
+            "joint": partial(methods.Joint, split, head, classes, **batches),
+            "crt": partial(methods.ClassifierRetraining, split, head, classes, **batches),
+        }
+        return make[method]()
+
+    def play(
+        self, learner: Learner, seed: int, results: SessionResults | None = None
+    ) -> SessionResults:
+        """Lead a method through all sessions of a seed, testing after each."""
+        pools = self.images, self.labels, *self.tested(seed)
+        return run_learner(learner, self.sessions(seed), *pools, results=results)
+
+    # Flatness ----------------------------------------------------------------------------------
+
+    def flatness(
+        self, trained: Trained, seed: int, part: str, *, bound: float, draws: int, images: int
+    ) -> Flatness:
+        """Flatness on images of the base classes; equal seeds draw equal noise for all networks.
+
+        Args:
+            trained: network and classifier.
+            seed: of images and noise.
+            part: ``"train"`` or ``"test"``.
+            bound: half-width of the box, in units of the weights.
+            draws: random points of the box.
+            images: how many images of the base classes.
+        """
+        sample = self.base_sample(seed, part, images)
+        noise = generator(seed, "flatness noise")
+        return flatness(*trained, *sample, bound=bound, draws=draws, generator=noise)
+
+
+def _memory_format(width: int) -> torch.memory_format:
+    """``channels_last`` makes convolutions faster; not for narrow networks.
+
+    On a CPU, PyTorch 2.15 writes beyond its memory in convolutions of 4 channels in this format:
+    results differ from run to run, and sooner or later the process is aborted.
+    """
+    return torch.channels_last if width % 8 == 0 else torch.contiguous_format

@@ -1,0 +1,1 @@
+"""The experiments of the chapters on multi-task learning."""

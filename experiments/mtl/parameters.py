@@ -1,0 +1,195 @@
+"""Parameters of the chapters on multi-task learning, and what each may be."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from experiments.run.parameters import ChapterParameters
+
+GRADIENT_METHODS = ("joint", "mgda", "pcgrad", "graddrop", "cagrad", "upgrad", "nashmtl")
+"""Methods that make one update of the task gradients, by the ids of the tables."""
+
+ARCHITECTURES = ("rotograd", "mmoe", "cross_stitch", "bmtas")
+"""Methods that change the network."""
+
+METHODS = ("single", *GRADIENT_METHODS, *ARCHITECTURES)
+"""Ids of all methods, in the order of the tables."""
+
+ARCHITECTURE_BACKBONES = {
+    "rotograd": ("resnet18",),
+    "mmoe": ("resnet18",),
+    "cross_stitch": ("resnet18", "segnet"),
+    "bmtas": ("resnet18",),
+}
+"""Architectures, and the networks that they are there for."""
+
+WITHOUT_RECON = ("single", "cross_stitch", "bmtas")
+"""Methods whose networks have no layers that all tasks share, or learn which to share."""
+
+BACKBONES = {
+    "multi_fashion_mnist": ("resnet18",),
+    "multi_mnist": ("resnet18",),
+    "multi_fashion": ("resnet18",),
+    "celeba": ("resnet18",),
+    "cityscapes": ("segnet", "mtan"),
+    "nyuv2": ("mtan", "segnet"),
+    "pascal_context": ("mobilenet_v2",),
+}
+"""Data set -> the networks that the thesis trains on it."""
+
+
+class MultiTaskParameters(ChapterParameters):
+    """Data, network and training: what all multi-task experiments can be told."""
+
+    dataset: Literal[
+        "multi_fashion_mnist",
+        "multi_mnist",
+        "multi_fashion",
+        "celeba",
+        "cityscapes",
+        "nyuv2",
+        "pascal_context",
+    ] = Field(description="images with several targets")
+    backbone: Literal["resnet18", "segnet", "mtan", "mobilenet_v2"] = Field(
+        description="the network that the tasks share"
+    )
+    train_images: int = Field(ge=0, description="training images; 0: all")
+    test_images: int = Field(ge=0, description="test images; 0: all")
+    width: int = Field(ge=1, description="channels of the first stage")
+    augment: bool = Field(description="whether maps are scaled, cropped and mirrored at random")
+    epochs: int = Field(ge=1, description="passes over the training images")
+    batch_size: int = Field(ge=2, description="images per step")
+    optimizer: Literal["sgd", "adam"] = Field(description="SGD with momentum 0.9, or Adam")
+    lr: float = Field(gt=0, description="first learning rate")
+    method_lr: dict[str, float] = Field(
+        description="learning rate of a method, where it is not `lr`"
+    )
+    lr_drops: list[float] = Field(
+        description="shares of the training after which the learning rate falls"
+    )
+    lr_factor: float = Field(gt=0, lt=1, description="what it is multiplied by each time")
+    cagrad_c: float = Field(ge=0, description="how far CAGrad may move away from the mean")
+    batch_norm: bool = Field(description="whether batch norms count as layers")
+    severity: float = Field(gt=-1, le=0, description="severity S: a cosine below it is counted")
+    top_k: int = Field(ge=1, description="layers K that become task-specific")
+    search_quarters: int = Field(ge=1, le=4, description="quarters of the training that count")
+
+    @model_validator(mode="after")
+    def _fits_the_data(self) -> Self:
+        if self.backbone not in BACKBONES[self.dataset]:
+            allowed = " or ".join(repr(name) for name in BACKBONES[self.dataset])
+            raise ValueError(
+                f"backbone must be {allowed} for {self.dataset!r}. Found {self.backbone!r}"
+            )
+        if self.augment and BACKBONES[self.dataset] == ("resnet18",):
+            raise ValueError(f"augment must be False for {self.dataset!r}, which has no maps")
+        if self.train_images and self.train_images < 4 * self.batch_size:
+            raise ValueError(
+                "train_images must be 0 (all) or at least four batches, "
+                f"4 x {self.batch_size}. Found {self.train_images}"
+            )
+        if not all(0 < share < 1 for share in self.lr_drops):
+            raise ValueError(f"lr_drops must lie between 0 and 1. Found {self.lr_drops}")
+        if self.lr_drops != sorted(set(self.lr_drops)):
+            raise ValueError(f"lr_drops must rise. Found {self.lr_drops}")
+        for method, value in self.method_lr.items():
+            if method not in METHODS or value <= 0:
+                raise ValueError(
+                    f"method_lr must give values above 0 to {METHODS}. Found {method!r}: {value}"
+                )
+        return self
+
+    def rate(self, method: str) -> float:
+        """First learning rate of a method."""
+        return self.method_lr.get(method, self.lr)
+
+
+class ReconParameters(MultiTaskParameters):
+    """What ``chapters/recon.py`` can be told."""
+
+    methods: list[Literal[METHODS]] = Field(  # type: ignore[valid-type]
+        min_length=1, description="methods to train as they are"
+    )
+    recon_methods: list[Literal[METHODS]] = Field(  # type: ignore[valid-type]
+        min_length=1, description="methods to train on the split network, too"
+    )
+    compared_seeds: int = Field(ge=1, description="seeds, at most, that every method is run with")
+    experts: int = Field(ge=2, description="expert networks of MMoE")
+    timed_images: int = Field(ge=1, description="images of the timed forward pass")
+
+    @model_validator(mode="after")
+    def _fits_the_methods(self) -> Self:
+        for name in ("methods", "recon_methods"):
+            found = getattr(self, name)
+            if len(set(found)) < len(found):
+                raise ValueError(f"{name} may hold each method once. Found {found}")
+        if "joint" not in self.methods or "joint" not in self.recon_methods:
+            raise ValueError("methods and recon_methods must hold 'joint', the reference")
+        refused = sorted(set(self.recon_methods) & set(WITHOUT_RECON))
+        if refused:
+            raise ValueError(
+                f"recon_methods cannot hold {', '.join(WITHOUT_RECON)}. Found {refused}"
+            )
+        absent = sorted(set(self.recon_methods) - set(self.methods))
+        if absent:
+            raise ValueError(f"recon_methods must be among methods. Found {absent} beside them")
+        for name, networks in ARCHITECTURE_BACKBONES.items():
+            if name in self.methods and self.backbone not in networks:
+                raise ValueError(
+                    f"methods can hold {name!r} with the backbone {' or '.join(networks)} only. "
+                    f"Found backbone={self.backbone!r}"
+                )
+        return self
+
+
+class ReconStudyParameters(MultiTaskParameters):
+    """What ``chapters/recon_studies.py`` can be told."""
+
+    controls: list[Literal["random_layers", "random_parameters", "first", "last"]] = Field(
+        description="other choices of layers"
+    )
+    control_methods: list[Literal[GRADIENT_METHODS]] = Field(  # type: ignore[valid-type]
+        min_length=1, description="methods that are trained on every choice of layers"
+    )
+    counts_studied: list[int] = Field(min_length=1, description="numbers K of layers")
+    severities_studied: list[float] = Field(min_length=1, description="severities S")
+    ranked_methods: list[Literal[GRADIENT_METHODS]] = Field(  # type: ignore[valid-type]
+        min_length=2, description="methods whose rankings are compared"
+    )
+    transfer_from: list[Literal["multi_fashion_mnist", "multi_mnist", "multi_fashion"]] = Field(
+        description="data sets whose rankings are used on `dataset`"
+    )
+    skips_studied: list[Literal["last", "behind_stem"]] = Field(
+        description="choices of layers that are trained with skip connections lost, too"
+    )
+    statistics_studied: list[
+        Literal["Recon", "random_layers", "random_parameters", "first", "last"]
+    ] = Field(description="choices of layers that are trained with statistics of each task's own")
+    task_counts: list[int] = Field(min_length=1, description="numbers T of tasks to time")
+    timed_methods: list[Literal[GRADIENT_METHODS]] = Field(  # type: ignore[valid-type]
+        min_length=1, description="methods to time"
+    )
+    timed_steps: int = Field(ge=1, description="steps behind every time")
+
+    @model_validator(mode="after")
+    def _fits_the_studies(self) -> Self:
+        if not all(-1 < severity <= 0 for severity in self.severities_studied):
+            raise ValueError(
+                f"severities_studied must lie in (-1, 0]. Found {self.severities_studied}"
+            )
+        absent = set(self.statistics_studied) - {"Recon", *self.controls}
+        if absent:
+            raise ValueError(
+                f"statistics_studied must be 'Recon' or among controls. Found {sorted(absent)}"
+            )
+        if "last" in self.skips_studied and "last" not in self.controls:
+            raise ValueError("skips_studied can hold 'last' only if controls hold it")
+        for name, least in (("counts_studied", 0), ("task_counts", 2)):
+            found = getattr(self, name)
+            if min(found) < least or len(set(found)) < len(found):
+                raise ValueError(f"{name} must be at least {least}, each once. Found {found}")
+        if max(self.task_counts) > 40:
+            raise ValueError(f"task_counts must be at most 40. Found {self.task_counts}")
+        return self

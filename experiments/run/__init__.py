@@ -1,0 +1,1 @@
+"""What every chapter runs on: parameters, records, claims, tables, plots, provenance."""

@@ -1,0 +1,1 @@
+"""The searches of hyper-parameters: ``python -m experiments.searches.<name>``."""

@@ -1,0 +1,161 @@
+"""What the documents say exists, works and agrees."""
+
+import re
+import tomllib
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import ktlib
+from experiments.ila.adapters import with_lora
+from experiments.models.language import tiny_language_model
+from tests.paths import ROOT
+
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = sorted((ROOT / "book").glob("*.md"))
+
+
+def blocks(path, language):
+    """The code blocks of a document, also those in lists."""
+    text = path.read_text(encoding="utf-8")
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+
+
+def code(path, language):
+    """All code of a document."""
+    return "\n".join(blocks(path, language))
+
+
+def commands(path, word):
+    """Lines of shell code that start with a word, and such code within a line."""
+    inline = re.findall(rf"`({word} [^`]*)`", path.read_text(encoding="utf-8").replace("\n", " "))
+    lines = [line.split("#")[0].strip() for line in code(path, "bash").splitlines()]
+    return [line for line in lines if line.startswith(f"{word} ")] + inline
+
+
+def make_targets():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *PAGES], ids=lambda path: path.name)
+def test_make_targets_exist(path):
+    named = {
+        word
+        for command in commands(path, "make")
+        for word in command.split()[1:]
+        if re.fullmatch("[a-z]+", word)
+    }
+    assert named <= make_targets()
+
+
+def test_the_two_commands_come_first():
+    block = code(ROOT / "README.md", "bash").splitlines()
+    assert [line.split("#")[0].strip() for line in block[:2]] == ["make book", "make test"]
+    assert {"book", "test"} <= make_targets()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(path):
+    links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert missing == []
+
+
+GENERATED = {".venv/", "data/", "runs/", "notebooks/", "book/_build/"}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_paths_exist(path):
+    text = path.read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w.-]+(?:/[\w.-]+)*/)`", text))
+    named |= set(re.findall(r"`([\w-]+(?:/[\w.-]+)+\.(?:py|md|yml|json|toml))`", text))
+    assert {name for name in named - GENERATED if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS[:2], ids=lambda path: path.name)
+def test_modules_that_are_run_exist(path):
+    text = path.read_text(encoding="utf-8")
+    modules = set(re.findall(r"python -m ((?:data_prep|workflow)\.\w+)", text))
+    assert modules
+    assert {m for m in modules if not (ROOT / f"{m.replace('.', '/')}.py").exists()} == set()
+
+
+def test_use_on_your_own_model(tmp_path, monkeypatch):
+    """The README's lines run on a network that is not ours."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1 if i == 0 else 4, 4, 3, padding=1) for i in range(5)]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    names = {
+        "network": network,
+        "classifier": nn.Linear(4, 3),
+        "images": torch.rand(6, 1, 8, 8),
+        "labels": torch.arange(6) % 3,
+        "noise": torch.Generator().manual_seed(0),
+    }
+    few_shot, multi_task, language, continual = blocks(ROOT / "README.md", "python")
+    exec(few_shot, names)  # noqa: S102 - our own document
+    assert all(layer.weight.grad is not None for layer in layers)
+    assert names["flat"].indicator >= 0
+    with torch.no_grad():
+        layers[-1].weight.add_(1)
+    assert not names["region"].contains()
+    names["region"].clamp_()
+    assert names["region"].contains()
+
+    heads = {task: nn.Linear(4, 3) for task in ("left", "right")}
+    features = network(names["images"])
+    losses = {task: head(features).square().mean() for task, head in heads.items()}
+    ours = {"trunk": network, "heads": heads, "losses": losses}
+    exec(multi_task, ours)  # noqa: S102 - our own document
+    assert ours["meter"].observations == 1
+    assert set(ours["network"](names["images"])) == set(heads)
+
+    tokens = torch.arange(24).reshape(2, 12)
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
+    theirs = {"model": with_lora(tiny_language_model()[0], rank=2, seed=0), "batches": [batch] * 3}
+    monkeypatch.chdir(tmp_path)
+    exec(language, theirs)  # noqa: S102 - our own document
+    count = len(theirs["ranking"].names)
+    assert len(theirs["config"].target_modules) == round(0.3 * count)
+    assert len(theirs["frozen"]) == count - round(0.75 * count)
+
+    named = OrderedDict(
+        flat=nn.Flatten(), key=nn.Linear(64, 64), act=nn.Tanh(), value=nn.Linear(64, 8)
+    )
+    encoder = nn.Sequential(named)
+    encoder.dim = 8
+    labels = torch.arange(120) % 10
+    pool = torch.nn.functional.one_hot(labels, 64).float().reshape(-1, 1, 8, 8)
+    pool += 0.01 * torch.randn(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = {"images": pool, "labels": labels, "test_images": pool, "test_labels": labels}
+    last = {"encoder": encoder, **data}
+    exec(continual, last)  # noqa: S102 - our own document
+    assert len(last["rows"]) == 15
+
+
+def test_versions_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert ktlib.__version__ == project["version"] == citation["version"]
+
+
+def test_hooks_come_from_the_project_alone():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert [repository["repo"] for repository in config["repos"]] == ["local"]
+    for hook in config["repos"][0]["hooks"]:
+        program = hook["entry"].split()[0]
+        assert program.startswith(".venv/bin/")
+
+
+def test_every_exception_from_a_rule_has_its_reason():
+    """In the lists of pyproject.toml that switch something off."""
+    text = Path(ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    start, end = text.index("\nignore = ["), text.index("[tool.ruff.lint.pydocstyle]")
+    rules = [line for line in text[start:end].splitlines() if re.match(r'\s*"[A-Z]+\d*"', line)]
+    assert rules
+    assert [line for line in rules if "#" not in line] == []

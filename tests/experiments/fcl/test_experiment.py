@@ -1,0 +1,142 @@
+"""The experiment that chapters and searches share, on scikit-learn's digits."""
+
+import pytest
+import torch
+
+from data_prep import reading as data
+from experiments.fcl.experiment import STARTS_FROM, FewShotExperiment
+from experiments.fcl.parameters import METHODS, FclParameters
+from experiments.run.chapter_source import parameters_cell
+from ktlib.seeding import deterministic
+
+SIZES = {
+    "dataset": "digits", "base_classes": 4, "sessions": 2, "ways": 2, "shots": 3, "base_images": 8,
+    "test_images": 5, "width": 4, "stem_stride": 1, "tuned_convolutions": 2, "epochs": 1,
+    "batch_size": 16, "crop_padding": 1, "seeds": [3, 4], "method_settings": {}, "device": "cpu",
+}  # fmt: skip
+
+
+def parameters(**changes):
+    values = {line.name: line.value for line in parameters_cell("chapters/fcl.py")}
+    return FclParameters(**values | SIZES | changes)
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+    with deterministic():
+        yield
+
+
+@pytest.fixture
+def experiment():
+    return FewShotExperiment(parameters(), "cpu")
+
+
+def same_weights(one, other):
+    state = zip(
+        one[0].network.state_dict().values(), other[0].network.state_dict().values(), strict=True
+    )
+    return all(torch.equal(a, b) for a, b in state)
+
+
+def test_a_seed_gives_one_network(experiment):
+    """Also with 4 channels, where PyTorch's channels_last convolutions spoil memory."""
+    assert same_weights(experiment.train_plain(3), experiment.train_plain(3))
+    assert not same_weights(experiment.train_plain(3), experiment.train_plain(4))
+
+
+def test_f2m_without_noise_and_prototype_fixing_is_plain_training(experiment):
+    """The limit b = 0, lambda = 0, M = 1, bit for bit."""
+    limit = experiment.changed(noise_bound=0.0, prototype_weight=0.0, noise_draws=1)
+    assert same_weights(limit.train_f2m(3), experiment.train_plain(3))
+
+
+def test_base_images_are_normalised_to_mean_0_and_spread_1(experiment):
+    images, labels = experiment.base_data(3)
+    assert images.mean().abs() < 1e-5
+    assert abs(float(images.std()) - 1) < 1e-5
+    assert labels.unique().tolist() == [0, 1, 2, 3]
+
+
+def test_changed_values_leave_the_first_experiment_alone(experiment):
+    some = torch.arange(len(experiment.images))[::7]
+    before = experiment.images[some]
+    other = experiment.changed(class_seed=5, lr=0.2)
+    assert other.parameters.lr == 0.2
+    assert experiment.parameters.lr != 0.2
+    assert other.sessions(3)[0].classes.tolist() != experiment.sessions(3)[0].classes.tolist()
+    images, _ = other.base_data(3)
+    assert images.mean().abs() < 1e-5  # by the statistics of its own base classes
+    assert torch.equal(experiment.images[some], before)
+    assert other.train is experiment.train
+
+
+def test_changed_refuses_what_it_does_not_know(experiment):
+    with pytest.raises(ValueError, match="nois_bound"):
+        experiment.changed(nois_bound=0.1)
+    with pytest.raises(ValueError, match="dataset"):
+        experiment.changed(dataset="pairs")
+    with pytest.raises(ValueError, match="noise_draws"):
+        experiment.changed(noise_draws=0)
+
+
+def test_a_search_never_loads_test_images(monkeypatch):
+    searching = FewShotExperiment(parameters(), "cpu", validation_images=4)
+    load = data.load
+    monkeypatch.setattr(
+        "experiments.fcl.experiment.data.load",
+        lambda name, split: load(name, split) if split == "train" else pytest.fail("test images"),
+    )
+    trained = searching.train_plain(3)
+    rows = searching.play(searching.learner("ncm", trained, 3), 3).rows
+    assert len(rows) == 3
+    images, labels = searching.tested(3)
+    assert len(images) == len(labels) == 8 * 4
+    trained_on = torch.cat([s.train for s in searching.sessions(3)]).tolist()
+    held_out = torch.cat([s.validation for s in searching.sessions(3)]).tolist()
+    assert not set(trained_on) & set(held_out)
+
+
+def test_test_images_are_the_same_for_every_seed_and_as_many_as_asked_for(experiment):
+    _, labels = experiment.tested(3)
+    assert torch.equal(experiment.tested(4)[0], experiment.tested(3)[0])
+    assert labels.bincount().tolist() == [5] * 10
+    assert len(experiment.changed(test_images=0).tested(3)[0]) == len(data.load("digits", "test"))
+
+
+def test_every_method_starts_from_its_base_training_and_leaves_it_alone(experiment):
+    plain, cosine = experiment.train_plain(3), experiment.train_plain(3, cosine=True)
+    before = {k: v.clone() for k, v in plain[0].network.state_dict().items()}
+    for name in METHODS:
+        start = cosine if STARTS_FROM.get(name) == "cosine" else plain
+        setting = {"bound": 0.1, "penalty": 1.0} if name == "ewc_wide" else {}
+        learner = experiment.learner(name, start, 3, lr=0.001, **setting) if name != "ncm" else (
+            experiment.learner(name, start, 3)
+        )  # fmt: skip
+        rows = experiment.play(learner, 3).rows
+        assert [row["session"] for row in rows] == [1, 2, 3], name
+        assert learner.name == {"sam": "f2m"}.get(name, name)
+    assert all(torch.equal(v, before[k]) for k, v in plain[0].network.state_dict().items())
+
+
+def test_unknown_method(experiment):
+    with pytest.raises(ValueError, match="method must be one of .*'idlvq'.* Found 'ewc'"):
+        experiment.learner("ewc", experiment.new_network(3), 3)
+
+
+def test_equal_seeds_draw_equal_noise_for_two_networks(experiment):
+    """A network and its copy have the same flatness; another seed draws other points."""
+    trained, again = experiment.train_plain(3), experiment.train_plain(3)
+    options = {"bound": 0.05, "draws": 4, "images": 10}
+    one = experiment.flatness(trained, 3, "train", **options)
+    assert torch.equal(one.losses, experiment.flatness(again, 3, "train", **options).losses)
+    assert not torch.equal(one.losses, experiment.flatness(trained, 4, "train", **options).losses)
+
+
+def test_settings_of_a_method_are_whole_where_they_count():
+    given = parameters(method_settings={"topic": {"epochs": 7, "lr": 0.1}}, ewc_bound=0.3)
+    assert given.setting("topic") == {"epochs": 7, "lr": 0.1}
+    assert isinstance(given.setting("topic")["epochs"], int)
+    assert given.setting("ewc_wide") == {"bound": 0.3}
+    assert given.setting("ncm") == {}

@@ -1,0 +1,96 @@
+"""The parameters of the Recon chapters, in the first seconds of a run."""
+
+import pytest
+
+from experiments.mtl.parameters import ReconParameters, ReconStudyParameters
+from experiments.run.parameters import ParameterError
+from tests.chapter_parameters import check_cell, check_profile, profiles
+
+MODELS = {"recon": ReconParameters, "recon_studies": ReconStudyParameters}
+
+
+def check(chapter, **changes):
+    return check_cell(MODELS[chapter], chapter, **changes)
+
+
+@pytest.mark.parametrize("chapter", MODELS)
+def test_the_parameters_cell_is_accepted(chapter):
+    assert check(chapter).dataset == "multi_fashion_mnist"
+
+
+@pytest.mark.parametrize(("chapter", "path"), profiles(MODELS))
+def test_every_profile_is_accepted(chapter, path):
+    assert check_profile(MODELS[chapter], chapter, path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "mnist"}, ["dataset", "mnist", "multi_fashion_mnist", "celeba"]),
+        ({"backbone": "segnet"}, ["backbone must be 'resnet18'", "Found 'segnet'"]),
+        ({"dataset": "nyuv2"}, ["backbone must be 'mtan' or 'segnet'", "Found 'resnet18'"]),
+        ({"severity": 0.1}, ["severity", "0.1"]),
+        ({"severity": -1.0}, ["severity", "-1.0"]),
+        ({"top_k": 0}, ["top_k", "0"]),
+        ({"search_quarters": 5}, ["search_quarters", "5"]),
+        ({"train_images": 100}, ["four batches", "4 x 64", "Found 100"]),
+        ({"lr_drops": [0.5, 1.5]}, ["lr_drops must lie between 0 and 1"]),
+        ({"lr_drops": [0.75, 0.5]}, ["lr_drops must rise"]),
+        ({"lr_factor": 1.0}, ["lr_factor", "1.0"]),
+        ({"optimizer": "sgdm"}, ["optimizer", "sgdm", "sgd", "adam"]),
+        ({"augment": True}, ["augment must be False", "no maps"]),
+        ({"lr_rate": 1.0}, ["lr_rate"]),
+    ],
+)
+@pytest.mark.parametrize("chapter", MODELS)
+def test_wrong_values_are_named_with_what_is_allowed(chapter, changes, words):
+    with pytest.raises(ParameterError) as caught:
+        check(chapter, **changes)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ["single", "mgda"], "recon_methods": ["mgda"]}, ["must hold 'joint'"]),
+        ({"methods": ["joint", "joint"]}, ["each method once"]),
+        ({"methods": ["joint", "best"]}, ["methods", "best", "pcgrad"]),
+        ({"recon_methods": ["joint", "single"]}, ["recon_methods cannot hold", "['single']"]),
+        ({"recon_methods": ["joint", "mmoe"]}, ["must be among methods", "['mmoe']"]),
+        ({"method_lr": {"sgd": 0.1}}, ["method_lr", "'sgd'"]),
+        ({"method_lr": {"mgda": 0.0}}, ["method_lr", "'mgda'"]),
+        ({"experts": 1}, ["experts", "1"]),
+        ({"dataset": "cityscapes", "backbone": "segnet", "methods": ["single", "joint", "mmoe"]},
+         ["'mmoe' with the backbone resnet18 only", "'segnet'"]),
+    ],
+)  # fmt: skip
+def test_wrong_methods_are_refused(changes, words):
+    changes = {"recon_methods": ["joint"]} | changes
+    with pytest.raises(ParameterError) as caught:
+        check("recon", **changes)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"severities_studied": [0.0, 0.2]}, ["severities_studied must lie in (-1, 0]"]),
+        ({"counts_studied": [5, 5]}, ["counts_studied", "each once"]),
+        ({"task_counts": [1]}, ["task_counts must be at least 2"]),
+        ({"task_counts": [2, 80]}, ["task_counts must be at most 40"]),
+        ({"controls": ["middle"]}, ["controls", "middle", "random_layers"]),
+        ({"transfer_from": ["celeba"]}, ["transfer_from", "celeba", "multi_mnist"]),
+        ({"statistics_studied": ["first"]}, ["'Recon' or among controls", "Found ['first']"]),
+        (
+            {"controls": [], "statistics_studied": [], "skips_studied": ["last"]},
+            ["skips_studied", "if controls hold it"],
+        ),
+    ],
+)
+def test_wrong_studies_are_refused(changes, words):
+    with pytest.raises(ParameterError) as caught:
+        check("recon_studies", **changes)
+    for word in words:
+        assert word in str(caught.value)

@@ -1,0 +1,374 @@
+"""The parts of the pipeline one by one, without executing anything."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import jupytext
+import nbformat
+import pytest
+
+from data_prep.reading import facts
+from experiments.run.results import RunRecord, load_record
+from workflow import browser, pages, project, stage
+from workflow.check_chapters import Chapter, parameter_files
+from workflow.guard import BuildRunningError, build_lock, move_into_place, partial_folder
+from workflow.run_chapter import kernel_environment
+
+SOURCE = """\
+# ---
+# jupyter:
+#   ktlib:
+#     data: [pairs]
+#     data_parameter: dataset
+# ---
+
+# %% [markdown]
+# # A chapter
+
+# %% tags=["parameters"]
+rate = 1.0  # step
+seeds = [0]  # repetitions
+
+# %%
+rate + 1
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with one chapter that is not executed."""
+    (tmp_path / "chapters/params").mkdir(parents=True)
+    (tmp_path / "chapters/part.py").write_text(SOURCE)
+    (tmp_path / "chapters/params/part.cpu.yaml").write_text("{}\n")
+    (tmp_path / "chapters/params/part.smoke.yaml").write_text("dataset: digits\n")
+    return tmp_path
+
+
+@pytest.fixture
+def executed(root):
+    """The chapter as papermill would leave it."""
+    notebook = jupytext.read(root / "chapters/part.py")
+    injected = nbformat.v4.new_code_cell("# Parameters\nrate = 2.0\nrun_dir = 'x'\nseeds = [0]\n")
+    injected.metadata["tags"] = ["injected-parameters"]
+    notebook.cells.insert(2, injected)
+    text = f"3.0 {stage.ROOT}/runs {stage.ROOT}"
+    output = nbformat.v4.new_output("execute_result", {"text/plain": text})
+    notebook.cells[3].outputs = [output]
+    for cell in notebook.cells:
+        cell.metadata["papermill"] = {"start_time": "2020-01-01"}
+    notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    notebook.metadata["papermill"] = {"input_path": "/somewhere"}
+    path = root / "executed.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_staged_notebook_has_new_text_and_old_outputs(root, executed):
+    source = root / "chapters/part.py"
+    source.write_text(SOURCE.replace("# # A chapter", "# # A better title"))
+    notebook = stage.staged_notebook(source, executed)
+    assert notebook.cells[0].source == "# A better title"
+    assert notebook.cells[3].outputs[0]["data"]["text/plain"] == "3.0 runs ."
+    nbformat.validate(notebook)
+
+
+def test_staged_notebook_carries_no_times_paths_or_random_names(root, executed):
+    source = root / "chapters/part.py"
+    first, second = (nbformat.writes(stage.staged_notebook(source, executed)) for _ in range(2))
+    assert first == second
+    for word in ("2020-01-01", "/somewhere", str(stage.ROOT), "papermill"):
+        assert word not in first
+
+
+def test_staged_notebook_shows_the_values_that_differ(root, executed):
+    notebook = stage.staged_notebook(root / "chapters/part.py", executed)
+    assert notebook.cells[2].source == "# Set for this run instead of the values above\nrate = 2.0"
+
+
+def test_outputs_of_other_code_are_refused(root, executed):
+    source = root / "chapters/part.py"
+    for text in (SOURCE.replace("rate + 1", "rate + 2"), SOURCE + "\n# %%\nrate\n"):
+        source.write_text(text)
+        with pytest.raises(ValueError, match="Code cell [23] of [23] is not the one"):
+            stage.staged_notebook(source, executed)
+
+
+def test_data_sets_follow_the_header_and_the_profile(root):
+    assert project.data_sets("part", "cpu", root) == ["pairs"]
+    assert project.data_sets("part", "smoke", root) == ["digits"]
+
+
+def test_data_sets_follow_the_run_of_a_sweep(root):
+    for name in facts.DATA_SETS:
+        run = f"dataset={name},seeds=1"
+        assert project.data_sets("part", "smoke", root, run) == [name]
+    assert project.data_sets("part", "smoke", root, "rate=2.0") == ["digits"]
+    with pytest.raises(ValueError, match="must name data of .*. Found 'digit'."):
+        project.data_sets("part", "smoke", root, "dataset=digit")
+
+
+def test_data_sets_of_several_parameters(root):
+    """One that is set nowhere may have any default: then the whole list is needed."""
+    source = root / "chapters/several.py"
+    names = "data: [multi_fashion_mnist, multi_mnist]"
+    both = SOURCE.replace("data: [pairs]", names)
+    source.write_text(both.replace("data_parameter: dataset", "data_parameter: [dataset, other]"))
+    for text, expected in (
+        ("{}", ["multi_fashion_mnist", "multi_mnist"]),
+        ("dataset: multi_fashion\nother: multi_mnist", ["multi_fashion", "multi_mnist"]),
+        ("dataset: multi_fashion\nother: multi_fashion", ["multi_fashion"]),
+        ("dataset: multi_fashion\nother: null", ["multi_fashion"]),
+        ("dataset: multi_fashion\nother: [pairs, digits]", ["multi_fashion", "pairs", "digits"]),
+        ("other: multi_mnist", ["multi_fashion_mnist", "multi_mnist"]),
+        ("dataset: digits", ["digits", "multi_fashion_mnist", "multi_mnist"]),
+    ):
+        (root / "chapters/params/several.cpu.yaml").write_text(f"{text}\n")
+        assert project.data_sets("several", "cpu", root) == expected
+
+
+def test_make_data_prepares_what_the_default_profile_uses():
+    """And what the tests of the data sets read: a test without its data is only skipped."""
+    rule = (project.ROOT / "Makefile").read_text().split("\ndata:")[1]
+    prepared = re.search(r"for name in ([\w ]+);", rule)[1].split()
+    used = {d for name in project.chapters() for d in project.data_sets(name, "cpu")}
+    assert used <= set(prepared)
+    assert set(facts.IDX_FILES) <= set(prepared)
+    for name in facts.DATA_SETS:
+        assert (project.ROOT / f"data_prep/{name}.py").is_file()
+
+
+def test_chapter_in_a_folder_of_its_own(root):
+    """A proof is a chapter too: its name has the folder, and so have its values."""
+    (root / "chapters/params/proofs").mkdir()
+    (root / "chapters/proofs").mkdir()
+    (root / "chapters/proofs/part.py").write_text(SOURCE)
+    assert project.chapters(root) == ["part", "proofs/part"]
+    with pytest.raises(ValueError, match="whose file chapters/params/proofs/part.cpu.yaml is miss"):
+        project.parameter_file("proofs/part", "cpu", root)
+    chapter = Chapter(project.chapter_source("proofs/part", root))
+    message = "there is no parameter file part.<profile>.yaml in params/proofs/"
+    assert parameter_files(chapter) == [message]
+    values = root / "chapters/params/proofs/part.cpu.yaml"
+    values.write_text("rate: 2.0\n")
+    assert project.parameter_file("proofs/part", "cpu", root) == values
+    assert parameter_files(chapter) != [message]
+
+
+def test_unknown_data_set_is_refused(root):
+    (root / "chapters/params/part.smoke.yaml").write_text("dataset: digit\n")
+    with pytest.raises(ValueError, match="must name data of .*digits.*. Found 'digit'."):
+        project.data_sets("part", "smoke", root)
+
+
+@pytest.mark.parametrize(
+    ("chapter", "profile", "message"),
+    [
+        ("part", "huge", "PROFILE must be one of smoke, cpu, full, gpu, paper. Found 'huge'."),
+        ("part", "gpu", "has values for: smoke, cpu. Found 'gpu', whose file chapters/params/"),
+        ("port", "cpu", "CHAPTER must be one of part. Found 'port'."),
+    ],
+)
+def test_wrong_names_are_refused(root, chapter, profile, message):
+    with pytest.raises(ValueError, match=message):
+        project.parameter_file(chapter, profile, root)
+
+
+def test_sweep_makes_every_combination():
+    runs = project.sweep_runs({"rate": "0.1, 0.2", "seeds": "0,1"})
+    assert runs == ["rate=0.1,seeds=0", "rate=0.1,seeds=1", "rate=0.2,seeds=0", "rate=0.2,seeds=1"]
+    assert project.run_values(runs[2]) == {"rate": 0.2, "seeds": [0]}
+    assert project.run_values("main") == {}
+
+
+@pytest.mark.parametrize("run", ["", "other", "rate=", "rate=../x", "rate=1;b=2", "=1", "a=1,"])
+def test_wrong_names_of_runs_are_refused(run):
+    with pytest.raises(ValueError, match="A run must be named `main` or `name=value,name=value`"):
+        project.run_values(run)
+
+
+def record(**changes):
+    """A record with made-up content."""
+    content = {
+        "schema_version": 1, "chapter": "part", "profile": "cpu", "parameters": {}, "seeds": [0, 1],
+        "git_commit": "0123456789abcdef", "git_dirty": False, "code_digest": None,
+        "packages": {"torch": "2.15.0"}, "python": "3.11.7", "system": "Linux x86_64",
+        "device": "cpu", "hardware": "A | B", "precision": "float32", "threads": 2,
+        "start": "2026-01-02T03:04:05+00:00", "wall_seconds": 61.2, "peak_memory_bytes": 2**30,
+        "peak_device_memory_bytes": None, "data": {}, "metrics": {}, "tables": {}, "figures": [],
+    }  # fmt: skip
+    return RunRecord.model_validate({**content, **changes})
+
+
+def test_execution_part_tells_time_device_and_versions():
+    text = pages.execution_part([record()], [record(profile="full", wall_seconds=3600.0)])
+    live = "| cpu | 0, 1 | 2026-01-02 03:04 | 61 s | 1.0 GiB | cpu (A \\| B), float32 | 2 |"
+    assert live in text
+    assert "| 2, 4 workers |" in pages.execution_part([record(workers=4)], [])
+    assert "| torch | 2.15.0 |" in text
+    assert "| 60.0 min |" in text
+    assert "`0123456789`" in text
+    assert "`make record CHAPTER=part PROFILE=full`" in text
+    assert "`python -m benchmarks.search_part`" in pages.execution_part(
+        [record()], [record(profile="search")]
+    )
+    assert "`python -m benchmarks.methods_part --profile cpu`" in pages.execution_part(
+        [record()], [record(profile="methods_cpu")]
+    )
+
+
+def test_a_chapter_has_a_worker_for_each_thread_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("KTLIB_WORKERS", raising=False)
+    assert kernel_environment(threads=2)["KTLIB_WORKERS"] == "2"
+    monkeypatch.setenv("KTLIB_WORKERS", "1")  # as a record says that is computed again
+    assert kernel_environment(threads=2)["KTLIB_WORKERS"] == "1"
+
+
+def test_notes_beside_records_are_no_records(tmp_path):
+    for name in ("part.full.json", "proofs/part.full.json", "rechecked/part.full.json",
+                 "rechecked/proofs/part.full.json"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = [str(path.relative_to(tmp_path)) for path in pages.record_files(tmp_path)]
+    assert names == ["part.full.json", "proofs/part.full.json"]
+    for path in pages.record_files(project.ROOT / "results"):
+        load_record(path)
+
+
+@pytest.mark.parametrize("path", pages.record_files(project.ROOT / "results"))
+def test_the_command_named_for_a_committed_record_is_there(path):
+    text = pages.execution_part([record()], [load_record(path)])
+    scripts = re.findall(r"`python -m benchmarks\.(\w+)(?: --profile \w+)?`", text)
+    named = scripts or re.findall(r"`make record CHAPTER=(\S+) PROFILE", text)
+    assert len(named) == 1
+    folder = "benchmarks" if scripts else "chapters"
+    assert (project.ROOT / folder / f"{named[0]}.py").is_file()
+
+
+def test_versions_are_told_apart_where_they_differ():
+    other = record(chapter="other", packages={"torch": "2.11.0"})
+    text = pages.execution_part([record(), other], [])
+    assert "| What | part | other |" in text
+    assert "| torch | 2.15.0 | 2.11.0 |" in text
+    assert "No long run has been recorded yet." in text
+
+
+def test_lock_is_held_by_one_and_released(tmp_path):
+    with build_lock(tmp_path, "make book"):
+        message = f"`make book`, process {os.getpid()}, since "
+        with pytest.raises(BuildRunningError, match=message), build_lock(tmp_path, "make test"):
+            pytest.fail("the lock was taken twice")
+    with build_lock(tmp_path, "make book"):
+        pass
+
+
+def test_partial_folder_leaves_nothing_of_a_failure(tmp_path):
+    target = tmp_path / "run"
+    (tmp_path / "run.partial-1").mkdir()  # left by a killed process
+    with contextlib.suppress(RuntimeError), partial_folder(target) as folder:
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+        (folder / "half").touch()
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_finished_folder_takes_the_place_of_the_old_one(tmp_path):
+    target = tmp_path / "run"
+    target.mkdir()
+    (target / "old").touch()
+    with partial_folder(target) as folder:
+        (folder / "new").touch()
+        move_into_place(folder, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_missing_browser_gives_advice(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    with pytest.raises(RuntimeError, match="could not be installed: `.*` is not there. Install it"):
+        browser.require()
+    monkeypatch.setenv("CHROMIUM", "/no/such/browser")
+    with pytest.raises(RuntimeError, match="CHROMIUM must name a program. Found '/no/such"):
+        browser.require()
+
+
+def test_failed_installation_of_the_browser_gives_advice(monkeypatch, tmp_path):
+    for name in ("sudo", "apt-get"):
+        script = tmp_path / name
+        script.write_text("#!/bin/sh\necho 'no network here' >&2\nexit 100\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setattr(browser, "NAMES", ("no-such-browser",))
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    with pytest.raises(RuntimeError, match="no network here.*apt-get install chromium"):
+        browser.require()
+
+
+def make(*arguments, cwd=project.ROOT):
+    """Run make; output and errors together."""
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_names_every_target():
+    lines = (project.ROOT / "Makefile").read_text().splitlines()
+    phony = next(line for line in lines if line.startswith(".PHONY:")).split()[1:]
+    told = make("help").stdout
+    assert [target for target in phony if f"\n  {target} " not in told] == []
+
+
+def test_old_python_is_refused_before_anything_is_made(tmp_path):
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(project.ROOT / name, tmp_path)
+    old = tmp_path / "python-old"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2"\nexit 1\n')
+    old.chmod(0o755)
+    done = make("book", f"PYTHON={old}", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Python 3.11 or newer is needed. Found: Python 3.9.2." in done.stdout
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_ci_runs_the_tests():
+    script = (project.ROOT / ".ci/run").read_text().splitlines()
+    assert script[-1] == "exec make test"
+    assert os.access(project.ROOT / ".ci/run", os.X_OK)
+
+
+def test_every_chapter_has_values_and_a_place_in_the_book():
+    toc = (project.ROOT / "book/_toc.yml").read_text()
+    for chapter in project.chapters():
+        assert f"file: chapters/{chapter}\n" in toc
+        for profile in ("smoke", "cpu"):
+            project.parameter_file(chapter, profile)
+            # These proofs make their data themselves, the first one unless it is told to take the
+            # pre-trained model.
+            made = chapter in ("proofs/ila", "proofs/continual_peft")
+            assert project.data_sets(chapter, profile) or made
+    assert project.data_sets("proofs/ila", "gpu") == ["smollm2"]
+
+
+def test_no_notebook_is_kept_in_the_project():
+    command = ["git", "ls-files", "*.ipynb", "book/_build", "book/chapters", "runs", "data"]
+    kept = subprocess.run(
+        command, cwd=project.ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert kept == ""
+
+
+def test_record_of_the_lock_is_readable(tmp_path):
+    with build_lock(tmp_path, "make book"):
+        owner = json.loads((tmp_path / ".build.json").read_text())
+    assert owner["command"] == "make book"
+    assert not (tmp_path / ".build.json").exists()
