@@ -56,8 +56,8 @@ sweep: env ## many runs: CHAPTER=fcl SEEDS=0,1,2 SET='noise_bound=0.01,0.02'
 record: env ## keep the record of a long run in results/: CHAPTER=fcl PROFILE=full
 	@$(BUILD) record $(BUILD_OPTIONS) --chapter '$(CHAPTER)' $(if $(ALLOW_DIRTY),--allow-dirty)
 
-recheck: env ## compute one seed of a kept record again with the present code: CHAPTER=fcl PROFILE=full
-	@$(BUILD) recheck $(BUILD_OPTIONS) --chapter '$(CHAPTER)'
+recheck: env ## compute a part of a kept record again with the present code: CHAPTER=fcl PROFILE=full
+	@$(BUILD) recheck $(BUILD_OPTIONS) --chapter '$(CHAPTER)' --against '$(AGAINST)'
 
 lock: env ## renew requirements.txt from the ranges in pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra book --extra test \

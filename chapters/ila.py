@@ -9,6 +9,7 @@
 #     language: python
 #     name: python3
 #   ktlib:
+#     uses: [ila, models/language]
 #     data: [smollm2, chatterbot, human_eval, moby_dick]
 #     data_parameter: [model, datasets, general_text]
 # ---

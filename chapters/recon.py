@@ -9,6 +9,7 @@
 #     language: python
 #     name: python3
 #   ktlib:
+#     uses: [mtl, models]
 #     data: [multi_fashion_mnist]
 #     data_parameter: dataset
 # ---

@@ -145,8 +145,12 @@ def record(options: argparse.Namespace) -> int:
 
 
 def recheck(options: argparse.Namespace) -> int:
-    """Compute the first seed of a kept record again, and note that the present code gives it."""
-    from experiments.run.committed import committed_record, recheck_file
+    """Compute a part of a kept record again, and note in it that the present code gives the same.
+
+    By default that is its first seed. Another processor rounds differently: with ``--against``, it
+    is the run that the given one repeats, made on this machine by the code of the record.
+    """
+    from experiments.run.committed import committed_record
     from experiments.run.committed import recheck as compare
     from experiments.run.results import load_record
 
@@ -156,17 +160,19 @@ def recheck(options: argparse.Namespace) -> int:
             f"There is no record of chapter {options.chapter!r} and profile {options.profile!r} "
             "in results/."
         )
-    os.environ["KTLIB_WORKERS"] = str(kept.workers)  # the last digits depend on it
-    run = f"seeds={kept.seeds[0]}"
+    reference = load_record(options.against) if options.against else None
+    os.environ["KTLIB_WORKERS"] = str((reference or kept).workers)  # the last digits depend on it
+    target = ROOT / "results" / f"{options.chapter}.{options.profile}.json"
+    run = MAIN_RUN if reference else f"seeds={kept.seeds[0]}"
+    options.profile = reference.profile if reference else options.profile
     path = RUNS / options.chapter / options.profile / run / "result.json"
     if not snakemake([str(path.relative_to(ROOT))], [options.chapter], options, [run]):
         return 1
     if not options.dry_run:
-        note = compare(kept, load_record(path))
-        file = recheck_file(ROOT, options.chapter, options.profile)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, note.model_dump_json(indent=2) + "\n")
-        print(f"{note.rows} rows of seed {note.seed} are the same: {file.relative_to(ROOT)}")
+        checked = compare(kept, load_record(path), reference)
+        write_text(target, checked.to_json())
+        if checked.rechecked:
+            print(f"{checked.rechecked.rows} rows are the same: {target.relative_to(ROOT)}")
     return 0
 
 
@@ -199,6 +205,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", default="", help="sweep: 0,1,2")
     parser.add_argument("--set", default="", help="sweep: 'name=value,value other=value'")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--against", default="", help="recheck: result.json of the record's code")
     parser.add_argument("--allow-dirty", action="store_true")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("--force", nargs="*", default=[], help="targets to make again")

@@ -215,8 +215,8 @@ def _memory(record: RunRecord) -> str:
 
 
 def record_files(folder: Path) -> list[Path]:
-    """The records that are kept in a folder; the notes on them in ``rechecked/`` are none."""
-    return sorted(set(folder.rglob("*.*.json")) - set(folder.glob("rechecked/**/*")))
+    """The records that are kept in a folder."""
+    return sorted(folder.rglob("*.*.json"))
 
 
 def _threads(record: RunRecord) -> str:

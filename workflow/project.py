@@ -8,13 +8,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from data_prep import DATA_SETS
+from experiments.run.provenance import chapter_header
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs"
@@ -76,7 +76,7 @@ def data_sets(chapter: str, profile: str, root: Path = ROOT, run: str = MAIN_RUN
         ValueError: it names a data set that there is not. Snakemake would not say so: it takes
             what an earlier build left of a chapter that it sees no way to make.
     """
-    header = _header(chapter_source(chapter, root))
+    header = chapter_header(chapter_source(chapter, root))
     names = _listed(header.get("data"))
     parameters = _listed(header.get("data_parameter"))
     if parameters:
@@ -129,18 +129,6 @@ def sweep_runs(choices: Mapping[str, str]) -> list[str]:
     for run in runs:
         run_values(run)
     return runs
-
-
-@cache
-def _header(source: Path) -> dict[str, Any]:
-    """The ``ktlib`` part of the header that a chapter starts with."""
-    lines = source.read_text(encoding="utf-8").splitlines()
-    if not lines or lines[0] != "# ---" or "# ---" not in lines[1:]:
-        return {}
-    block = lines[1 : lines.index("# ---", 1)]
-    header = yaml.safe_load("\n".join(line.removeprefix("#").removeprefix(" ") for line in block))
-    part = (header or {}).get("jupyter", {}).get("ktlib", {})
-    return dict(part) if isinstance(part, Mapping) else {}
 
 
 def _listed(value: Any) -> list[str]:

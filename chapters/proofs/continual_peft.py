@@ -9,6 +9,7 @@
 #     language: python
 #     name: python3
 #   ktlib:
+#     uses: [cpeft, ktlib/fcl, ktlib/ila/layers]
 #     data: []
 # ---
 

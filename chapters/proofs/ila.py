@@ -9,6 +9,7 @@
 #     language: python
 #     name: python3
 #   ktlib:
+#     uses: [ila, models/language]
 #     data: []
 #     data_parameter: model
 # ---

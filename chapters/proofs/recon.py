@@ -9,6 +9,7 @@
 #     language: python
 #     name: python3
 #   ktlib:
+#     uses: [mtl, ktlib/fcl, models/resnet, models/weights]
 #     data: [pairs]
 # ---
 

@@ -1,107 +1,93 @@
 """Records of long runs that are kept with the project, in ``results/<chapter>.<profile>.json``.
 
 Code changes faster than an hour of computing can follow. Where it has changed since a record was
-made, one seed can be computed again: if all its rows come out as they are in the record, a note in
-``results/rechecked/`` says that the present code gives them.
+made, less can be computed again: one seed, compared with the record, or a short profile, compared
+with what the code of the record gives on the same machine. If all rows agree, the record notes that
+the present code gives them.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from experiments.run import provenance
-from experiments.run.records import RunRecord, load_record
+from experiments.run.records import Recheck, RunRecord, load_record
 
 SAME = 1e-6  # relative; another processor or number of threads rounds differently and gives more
+MEASURED = re.compile(r"seconds|bytes|\bms$|_ms$")  # columns that depend on the machine
+SHARED = -1  # stands for the seed of a row that belongs to all seeds
 
 
-class Recheck(BaseModel):
-    """That a seed of a record was computed again, with the same result.
+def recheck(record: RunRecord, again: RunRecord, reference: RunRecord | None = None) -> RunRecord:
+    """Compare all rows of a second run with those of a record, and note it in the record.
 
-    Attributes:
-        code_digest: of the code that computed it again.
-        seed: which one.
-        rows: number of rows compared.
-        largest_difference: between two numbers, relative to the larger of 1 and their size.
-        date: of the day.
-        git_commit: of the code.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    code_digest: str
-    seed: int
-    rows: int
-    largest_difference: float
-    date: str
-    git_commit: str | None
-
-
-def recheck_file(root: Path, chapter: str, profile: str) -> Path:
-    """Where the note of a record lies."""
-    return root / "results" / "rechecked" / f"{chapter}.{profile}.json"
-
-
-def recheck_of(record: RunRecord) -> Recheck | None:
-    """The note that the present code gives a seed of this record; None where there is none."""
-    root = provenance.project_root()
-    file = recheck_file(root, record.chapter, record.profile) if root else None
-    if file is None or not file.exists():
-        return None
-    note = Recheck.model_validate_json(file.read_text(encoding="utf-8"))
-    current = provenance.current_code_digest(record.chapter)
-    return note if note.code_digest == current and note.seed in record.seeds else None
-
-
-def recheck(record: RunRecord, again: RunRecord) -> Recheck:
-    """Compare all rows of the seed of a second run with those of a record.
-
-    Tables without a column ``seed`` hold what belongs to all seeds together, and are left out; so
-    are columns of seconds.
+    Tables without a column ``seed`` hold what belongs to all seeds together: they count where the
+    two runs have the same seeds. Seconds and bytes depend on the machine, and claims follow from
+    the other tables: they do not count.
 
     Args:
         record: the one that is kept.
-        again: a run of the present code with one of its seeds, and else the same parameters.
+        again: a run of the present code with some seeds, and else the parameters of the reference.
+        reference: what to compare it with: a run of the code that made the record, on the machine
+            of ``again``; by default the record itself.
+
+    Returns:
+        The record with :attr:`RunRecord.rechecked` set.
 
     Raises:
         ValueError: parameters differ, or a number does; the first is named.
     """
-    (seed,) = again.seeds
-    both = [{k: v for k, v in r.parameters.items() if k != "seeds"} for r in (record, again)]
+    kept = reference or record
+    both = [{k: v for k, v in r.parameters.items() if k != "seeds"} for r in (kept, again)]
     other = sorted(k for k in {*both[0], *both[1]} if both[0].get(k) != both[1].get(k))
-    if other or seed not in record.seeds:
+    if other or not {*again.seeds} <= {*kept.seeds} or again.chapter != record.chapter:
         raise ValueError(
             f"The record is of other parameters: {', '.join(other) or 'seeds'} differ. "
             "Make it anew."
         )
     rows, largest = 0, 0.0
-    for name, kept in record.tables.items():
-        old = [row for row in kept if row.get("seed", None) == seed]
-        new = [row for row in again.tables.get(name, []) if row.get("seed", None) == seed]
+    for name in sorted({*kept.tables, *again.tables} - {"claims"}):
+        old, new = (_rows(r.tables.get(name, []), again.seeds) for r in (kept, again))
+        if len(again.seeds) < len(kept.seeds) and "seed" not in (old or [{}])[0]:
+            continue
         if len(old) != len(new):
-            raise ValueError(f"Table {name} has {len(old)} rows of seed {seed}, now {len(new)}.")
+            raise ValueError(f"Table {name} had {len(old)} rows, and has {len(new)} now.")
         for number, (one, two) in enumerate(zip(old, new, strict=True), start=1):
             rows += 1
-            for column in sorted({*one, *two} - {"seconds"}):
+            for column in sorted({*one, *two}):
                 gap = _difference(one.get(column), two.get(column))
                 largest = max(largest, gap)
                 if gap > SAME:
                     raise ValueError(
-                        f"Table {name}, row {number} of seed {seed}: {column} is "
-                        f"{one.get(column)} in the record and {two.get(column)} now."
+                        f"Table {name}, row {number}: {column} was {one.get(column)} and is "
+                        f"{two.get(column)} now."
                     )
+    if not rows:
+        raise ValueError("The two runs share no rows that could be compared.")
     if again.code_digest is None:
         raise ValueError("The second run does not know its code.")
-    return Recheck(
+    note = Recheck(
         code_digest=again.code_digest,
-        seed=seed,
+        git_commit=again.git_commit,
+        reference=kept.git_commit,
+        profile=again.profile if reference else record.profile,
+        seeds=again.seeds,
         rows=rows,
         largest_difference=largest,
         date=again.started_at[:10],
-        git_commit=again.git_commit,
     )
+    return record.model_copy(update={"rechecked": note})
+
+
+def _rows(table: Sequence[Mapping[str, Any]], seeds: Collection[int]) -> list[Mapping[str, Any]]:
+    """The rows of these seeds, without what depends on the machine."""
+    return [
+        {column: value for column, value in row.items() if not MEASURED.search(column)}
+        for row in table
+        if row.get("seed", SHARED) in {*seeds, SHARED}
+    ]
 
 
 def _difference(one: object, two: object) -> float:
@@ -122,12 +108,13 @@ def committed_record(chapter: str, profile: str) -> RunRecord | None:
 def is_stale(record: RunRecord) -> bool | None:
     """Whether the code has changed since the record was made; None where that cannot be told.
 
-    It has not if a seed was computed again since, see :func:`recheck_of`.
+    It has not if the present code was shown to give the same rows, see :func:`recheck`.
     """
     current = provenance.current_code_digest(record.chapter)
     if current is None or record.code_digest is None:
         return None
-    return current != record.code_digest and recheck_of(record) is None
+    known = {record.code_digest, record.rechecked.code_digest if record.rechecked else None}
+    return current not in known
 
 
 def record_label(record: RunRecord | None, chapter: str, profile: str) -> str:
@@ -144,11 +131,11 @@ def record_label(record: RunRecord | None, chapter: str, profile: str) -> str:
     ages = {True: "STALE: the code has changed since", False: "made by the present code"}
     stale = is_stale(record)
     age = "not compared" if stale is None else ages[stale]
-    note = recheck_of(record)
-    if note and note.code_digest != record.code_digest:
+    note = record.rechecked
+    if note and stale is False and note.code_digest == provenance.current_code_digest(chapter):
         age = (
-            f"changed since; seed {note.seed} computed again on {note.date}, "
-            f"{note.rows} rows, all the same"
+            f"changed since; profile {note.profile} computed again on {note.date} "
+            f"({len(note.seeds)} seeds), {note.rows} rows, all as before"
         )
     changes = " with local changes" if record.git_dirty else ""
     commit = (record.git_commit or "unknown")[:10] + changes

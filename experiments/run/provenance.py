@@ -9,42 +9,29 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
-import io
 import platform
 import subprocess
 import sys
-import tokenize
 import tomllib
-from collections.abc import Iterable
-from importlib.util import find_spec
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from experiments.run.chapter_source import code_cells, imported_names
-
-__all__ = [
-    "code_cells",
-    "code_digest",
-    "current_code_digest",
-    "git_state",
-    "modules_used",
-    "package_versions",
-    "peak_memory_bytes",
-    "project_root",
-    "run_digest",
-    "system_name",
-]
+from experiments.run.chapter_source import code_cells
 
 PROJECT = "ktlib"
-PACKAGES = ("ktlib", "data_prep", "experiments")
-# Modules that show, check or describe, so that no number depends on them.
-NUMBERLESS = (
-    "experiments.run.allowed",
-    "experiments.run.chapter_source",
-    "experiments.run.committed",
-    "experiments.run.parameters",
-    "experiments.run.plotting",
-    "experiments.run.provenance",
+# What every number follows from, beside the parts that a chapter names.
+MACHINERY = (
+    "experiments/run/parallel.py",
+    "experiments/run/records.py",
+    "ktlib/checks.py",
+    "ktlib/device.py",
+    "ktlib/seeding.py",
 )
+# Cells that no number of a record follows from: drawings, laid-out tables, and default values (a
+# record holds the values that it was made with).
+NUMBERLESS_TAGS = frozenset({"figure", "table", "parameters"})
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 RECORDED_PACKAGES = (
     "ktlib",
     "matplotlib",
@@ -74,27 +61,57 @@ def project_root(start: Path | str | None = None) -> Path | None:
     return None
 
 
-# Cells that no number of a record follows from: drawings, laid-out tables, and default values (a
-# record holds the values that it was made with).
-NUMBERLESS_TAGS = ("figure", "table", "parameters")
+def chapter_header(chapter_source: Path | str) -> dict[str, Any]:
+    """What stands under ``ktlib`` in the header of a chapter: its data sets, and what it uses."""
+    import yaml  # belongs to the book
+
+    lines = Path(chapter_source).read_text(encoding="utf-8").splitlines()
+    if not lines or lines[0] != "# ---" or "# ---" not in lines[1:]:
+        return {}
+    block = lines[1 : lines.index("# ---", 1)]
+    header = yaml.safe_load("\n".join(line.removeprefix("#").removeprefix(" ") for line in block))
+    part = (header or {}).get("jupyter", {}).get("ktlib", {})
+    return dict(part) if isinstance(part, dict) else {}
 
 
-def code_digest(chapter_source: Path | str, exclude_tags: Iterable[str] = NUMBERLESS_TAGS) -> str:
+def code_files(chapter_source: Path | str) -> list[Path]:
+    """The project's files that a chapter's numbers follow from, as its header names them.
+
+    ``uses: [fcl]`` stands for the folders ``ktlib/fcl`` and ``experiments/fcl``; ``models/resnet``
+    and ``ktlib/mtl`` name a module or folder more closely. To them come the modules of the data
+    sets in ``data`` and :data:`MACHINERY`.
+
+    Raises:
+        ValueError: the header names something that is not there.
+    """
+    source = Path(chapter_source).resolve()
+    root = project_root(source.parent)
+    if root is None:
+        return []
+    header = chapter_header(source)
+    found = {root / name for name in MACHINERY}
+    for name in header.get("uses", []):
+        places = [folder / name for folder in (root, root / "ktlib", root / "experiments")]
+        files = [place.with_suffix(".py") for place in places]
+        modules = [file for place in places for file in place.rglob("*.py")]
+        modules += [file for file in files if file.is_file()]
+        if not modules:
+            raise ValueError(
+                f"{source.name}: `uses` must name parts of ktlib or experiments. Found {name!r}."
+            )
+        found.update(modules)
+    found.update(root / "data_prep" / f"{name}.py" for name in header.get("data", []))
+    return sorted(file for file in found if file.is_file())
+
+
+def code_digest(chapter_source: Path | str) -> str:
     """SHA-256 of the code that a chapter's numbers follow from.
 
-    That is: its code cells except :data:`NUMBERLESS_TAGS`, and every module of the project that
-    they import, directly or through others, except modules that change no number. Comments and
-    docstrings do not count.
-
-    Args:
-        chapter_source: the chapter, in percent format.
-        exclude_tags: cells with one of these tags do not count.
+    That is: :func:`code_files`, and the chapter's code cells except :data:`NUMBERLESS_TAGS`.
+    Comments, docstrings and layout do not count.
     """
-    skipped = set(exclude_tags)
-    cells = [cell.source for cell in code_cells(chapter_source) if skipped.isdisjoint(cell.tags)]
-    files = modules_used(chapter_source, leave_out=NUMBERLESS)
-    modules = [f"{name}\n{_without_comments(_text(path))}" for name, path in files.items()]
-    return _digest([*map(_without_comments, cells), *modules])
+    cells = [c.source for c in code_cells(chapter_source) if NUMBERLESS_TAGS.isdisjoint(c.tags)]
+    return _digest([*map(_code, cells), *_named_texts(chapter_source, _code)])
 
 
 def current_code_digest(chapter: str) -> str | None:
@@ -105,7 +122,7 @@ def current_code_digest(chapter: str) -> str | None:
         return None
     try:
         return code_digest(source)
-    except ImportError:  # Jupytext and grimp belong to the `book` extra
+    except ImportError:  # Jupytext belongs to the book
         return None
 
 
@@ -116,9 +133,9 @@ def run_digest(
 ) -> str:
     """SHA-256 of everything that the outputs of an executed chapter follow from.
 
-    That is: all code cells and all project modules behind them, comments included (a chapter may
-    print its source), the parameter file, the committed records of the chapter, and
-    ``extra_files``. Text cells do not count.
+    That is: all code cells and :func:`code_files`, comments included (a chapter may print its
+    source), what shows results (``experiments/run``), the parameter file, the committed records of
+    the chapter, and ``extra_files``. Text cells do not count.
 
     Args:
         chapter_source: the chapter, in percent format.
@@ -127,36 +144,11 @@ def run_digest(
     """
     source = Path(chapter_source)
     cells = [_normalised(cell.source) for cell in code_cells(source)]
-    modules = [f"{name}\n{_text(path)}" for name, path in modules_used(source).items()]
-    records = _committed_records(source)
-    files = [path for path in (params_yaml, *records, *extra_files) if path is not None]
-    contents = [f"{Path(path).name}\n{_text(Path(path))}" for path in files]
-    return _digest([*cells, *modules, *contents])
-
-
-def modules_used(chapter_source: Path | str, leave_out: Iterable[str] = ()) -> dict[str, Path]:
-    """The project's modules that a chapter imports, directly or through others, with their files.
-
-    What is reached only through a module in ``leave_out`` is left out too.
-    """
-    import grimp  # belongs to the `book` extra
-
-    packages = [name for name in PACKAGES if find_spec(name) is not None]
-    # No cache on disk: reading the imports anew takes less than a tenth of a second.
-    graph = grimp.build_graph(*packages, cache_dir=None, exclude_type_checking_imports=True)
-    for name in set(leave_out) & graph.modules:
-        graph.remove_module(name)
-    waiting = [name for name in _imported_modules(chapter_source) if name in graph.modules]
-    found: set[str] = set()
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            # Importing a.b runs a/__init__.py first, which the graph does not count as an import.
-            parent = [name.rpartition(".")[0]] if "." in name else []
-            used = [*graph.find_modules_directly_imported_by(name), *parent]
-            waiting += [other for other in used if other in graph.modules]
-    return {name: _module_file(name) for name in sorted(found)}
+    root = project_root(source.resolve().parent)
+    showing = sorted((root / "experiments" / "run").glob("*.py")) if root else []
+    files = [params_yaml, *_committed_records(source), *showing, *extra_files]
+    contents = [f"{Path(path).name}\n{_text(Path(path))}" for path in files if path is not None]
+    return _digest([*cells, *_named_texts(source, _normalised), *contents])
 
 
 def git_state(folder: Path | str | None = None) -> tuple[str | None, bool | None]:
@@ -205,32 +197,19 @@ def peak_memory_bytes() -> int | None:
 
 
 def _committed_records(chapter_source: Path) -> list[Path]:
-    """Records of a chapter, and notes on them: chapters/a/b.py -> results/a/b.*.json."""
+    """Records of a chapter: chapters/a/b.py -> results/a/b.*.json."""
     root = project_root(chapter_source.parent)
     if root is None or not chapter_source.resolve().is_relative_to(root / "chapters"):
         return []
     name = chapter_source.resolve().relative_to(root / "chapters").with_suffix("")
-    folders = (root / "results" / name.parent, root / "results" / "rechecked" / name.parent)
-    return sorted(file for folder in folders for file in folder.glob(f"{name.name}.*.json"))
+    return sorted((root / "results" / name.parent).glob(f"{name.name}.*.json"))
 
 
-def _imported_modules(chapter_source: Path | str) -> list[str]:
-    """Candidates: ``from a.b import c`` may mean the module a.b or the module a.b.c."""
-    modules = []
-    for module, name in imported_names(chapter_source):
-        modules.append(module)
-        if name is not None:
-            modules.append(f"{module}.{name}")
-    return modules
-
-
-def _module_file(name: str) -> Path:
-    package, _, rest = name.partition(".")
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"Package {package!r} was there a moment ago and is gone.")
-    path = Path(spec.submodule_search_locations[0], *rest.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+def _named_texts(chapter_source: Path | str, form: Callable[[str], str]) -> list[str]:
+    """Name and content of the chapter's code files, in the form given."""
+    root = project_root(Path(chapter_source).resolve().parent)
+    files = code_files(chapter_source)
+    return [f"{file.relative_to(root or '/').as_posix()}\n{form(_text(file))}" for file in files]
 
 
 def _git(root: Path | None, *arguments: str) -> str | None:
@@ -262,33 +241,24 @@ def _normalised(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 
-def _without_comments(source: str) -> str:
-    """The source without comments, docstrings and blank lines, where it is plain Python."""
-    text = _normalised(source)
-    lines = text.splitlines()
+def _code(source: str) -> str:
+    """The syntax of a source, without docstrings; the text itself where it is not plain Python.
+
+    ``ast.dump`` would do, but its output differs between versions of Python.
+    """
     try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
-        docstrings = _docstring_lines(ast.parse(text))
-    except (tokenize.TokenError, SyntaxError):
-        return text
-    for token in tokens:
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column].rstrip()
-    kept = [line for row, line in enumerate(lines, start=1) if row not in docstrings]
-    return "\n".join(line for line in kept if line.strip())
-
-
-def _docstring_lines(tree: ast.Module) -> set[int]:
-    rows: set[int] = set()
+        tree = ast.parse(source)
+    except SyntaxError:
+        return _normalised(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if (
-            isinstance(first, ast.Expr)
-            and isinstance(first.value, ast.Constant)
-            and isinstance(first.value.value, str)
-            and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        ):
-            rows |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
-    return rows
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del body[0]
+    return repr(_shape(tree))
+
+
+def _shape(node: Any) -> Any:
+    if isinstance(node, ast.AST):
+        fields = [(name, _shape(value)) for name, value in ast.iter_fields(node)]
+        return (type(node).__name__, *[field for field in fields if field[1] not in (None, [])])
+    return [_shape(part) for part in node] if isinstance(node, list) else node

@@ -1,7 +1,7 @@
 """Records: what every run writes.
 
 A record is one small JSON file, ``result.json``, in the folder of its run. :class:`RunRecord` is
-its definition; ``result.schema.json`` beside this file is the same as a JSON schema.
+its definition; ``python -m experiments.run.records`` prints it as a JSON schema.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
 RECORD_NAME = "result.json"
 Scalar = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str | None
 Number = int | Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Recheck(BaseModel):
+    """That other code than a record's own gave the same rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code_digest: str = Field(description="SHA-256 of the code that gave the same rows")
+    git_commit: str | None = Field(description="its commit")
+    reference: str | None = Field(description="commit of the code that it was compared with")
+    profile: str = Field(description="name of the set of parameter values")
+    seeds: list[int] = Field(description="the seeds that were computed again")
+    rows: int = Field(gt=0, description="number of rows compared")
+    largest_difference: float = Field(description="relative to the larger of 1 and the number")
+    date: str = Field(description="day, ISO 8601")
 
 
 class RunRecord(BaseModel):
@@ -64,6 +80,7 @@ class RunRecord(BaseModel):
         description="lists of rows; the rows of one table have the same columns"
     )
     figures: list[str] = Field(description="names of the files in figures/")
+    rechecked: Recheck | None = Field(None, description="later code that gives the same rows")
 
     _clock: float | None = PrivateAttr(default=None)  # None in a record that was read
 
@@ -212,8 +229,9 @@ def load_record(path: Path | str) -> RunRecord:
     """
     file = Path(path)
     file = file / RECORD_NAME if file.is_dir() else file
+    text = file.read_text(encoding="utf-8")
     try:
-        return RunRecord.model_validate_json(file.read_text(encoding="utf-8"))
+        return RunRecord.model_validate_json(text)
     except ValidationError as error:
         problems = [
             f"{'.'.join(map(str, detail['loc'])) or 'file'}: {detail['msg']}"
@@ -268,6 +286,5 @@ def schema_json() -> str:
     return json.dumps(RunRecord.model_json_schema(by_alias=True), indent=2) + "\n"
 
 
-def write_schema() -> Path:
-    """Renew ``result.schema.json`` after a change of :class:`RunRecord`."""
-    return write_text(Path(__file__).with_name("result.schema.json"), schema_json())
+if __name__ == "__main__":
+    sys.stdout.write(schema_json())

@@ -123,8 +123,6 @@ def project(tmp_path, monkeypatch):
     # A copy that another test imported lies in another folder.
     for name in [name for name in sys.modules if name.partition(".")[0] == "toykit"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr("experiments.run.provenance.PACKAGES", ("toykit",))
-    monkeypatch.setattr("experiments.run.provenance.NUMBERLESS", ("toykit.plots",))
     return tmp_path
 
 

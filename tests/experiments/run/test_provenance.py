@@ -1,16 +1,44 @@
 """Digests change with what matters and with nothing else."""
 
+import ast
 import subprocess
 import sys
 
+import grimp
 import pytest
 
 import ktlib
 from experiments.run import provenance
+from tests.paths import ROOT
+
+FILES = {
+    "ktlib/toy/__init__.py": '"""A part."""\n',
+    "ktlib/toy/maths.py": 'def double(x):\n    """Twice."""\n    return 2 * x  # exact\n',
+    "ktlib/other/maths.py": "x = 0\n",
+    "ktlib/seeding.py": "x = 0\n",
+    "experiments/toy/report.py": "x = 0\n",
+    "experiments/models/net.py": "x = 0\n",
+    "experiments/models/big.py": "x = 0\n",
+    "experiments/run/records.py": "x = 0\n",
+    "experiments/run/plotting.py": "x = 0\n",
+    "data_prep/pairs.py": "x = 0\n",
+    "data_prep/celeba.py": "x = 0\n",
+}
 
 
 @pytest.fixture
-def digests(chapter):
+def parts(project, chapter, rewrite):
+    """The project with parts, of which the header of the chapter names some."""
+    for name, text in FILES.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    used = "#   ktlib:\n#     data: [pairs]\n#     uses: [toy, models/net]\n# ---\n\n"
+    rewrite(chapter, "# ---\n\n", used)
+    return project
+
+
+@pytest.fixture
+def digests(parts, chapter):
     return lambda: (provenance.code_digest(chapter), provenance.run_digest(chapter))
 
 
@@ -21,15 +49,16 @@ def changes(digests, action):
     return tuple(old != new for old, new in zip(before, digests(), strict=True))
 
 
-def test_modules_behind_a_chapter(chapter):
-    assert list(provenance.modules_used(chapter)) == [
-        "toykit",
-        "toykit.deep",
-        "toykit.deep.maths",
-        "toykit.deep.setup",
-        "toykit.model",
-        "toykit.shared",
-    ]
+def test_files_behind_a_chapter(parts, chapter):
+    found = {file.relative_to(parts).as_posix() for file in provenance.code_files(chapter)}
+    unused = {"other/maths.py", "models/big.py", "plotting.py", "celeba.py"}
+    assert found == {name for name in FILES if not name.endswith(tuple(unused))}
+
+
+def test_part_that_is_not_there(parts, chapter, rewrite):
+    rewrite(chapter, "uses: [toy,", "uses: [tyo,")
+    with pytest.raises(ValueError, match="toy.py: `uses` must name.*Found 'tyo'"):
+        provenance.code_files(chapter)
 
 
 def test_nothing_changes_by_itself(digests):
@@ -59,24 +88,25 @@ def test_change_in_the_chapter(chapter, rewrite, digests, old, new, expected):
 @pytest.mark.parametrize(
     ("name", "old", "new", "expected"),
     [
-        ("deep/maths.py", "2 * x", "3 * x", CODE_AND_RUN),
-        ("deep/maths.py", "# exact", "# rounded", RUN_ONLY),
-        ("deep/maths.py", '"""Twice."""', '"""Two times."""', RUN_ONLY),
-        ("deep/maths.py", '"""Sums."""', '"""Sums.\n\nMore words.\n"""', RUN_ONLY),
-        ("deep/maths.py", "\n", "\r\n", NOTHING),
-        ("__init__.py", '"""A package."""', "x = 1", CODE_AND_RUN),
-        ("unused.py", "", "x = 1", NOTHING),
+        ("ktlib/toy/maths.py", "2 * x", "3 * x", CODE_AND_RUN),
+        ("ktlib/toy/maths.py", "# exact", "# rounded", RUN_ONLY),
+        ("ktlib/toy/maths.py", "return 2 * x", "return (2 * x)", RUN_ONLY),
+        ("ktlib/toy/maths.py", '"""Twice."""', '"""Two times."""', RUN_ONLY),
+        ("ktlib/toy/maths.py", "\n", "\r\n", NOTHING),
+        ("ktlib/toy/__init__.py", '"""A part."""', "x = 1", CODE_AND_RUN),
+        ("ktlib/seeding.py", "0", "1", CODE_AND_RUN),
+        ("ktlib/other/maths.py", "0", "1", NOTHING),
+        ("experiments/toy/report.py", "0", "None", CODE_AND_RUN),
+        ("experiments/models/net.py", "0", "1", CODE_AND_RUN),
+        ("experiments/models/big.py", "0", "1", NOTHING),
+        ("experiments/run/records.py", "0", "1", CODE_AND_RUN),
+        ("experiments/run/plotting.py", "0", "1", RUN_ONLY),
+        ("data_prep/pairs.py", "0", "1", CODE_AND_RUN),
+        ("data_prep/celeba.py", "0", "1", NOTHING),
     ],
 )
-def test_change_in_the_package(project, rewrite, digests, name, old, new, expected):
-    assert changes(digests, lambda: rewrite(project / "toykit" / name, old, new)) == expected
-
-
-@pytest.mark.parametrize("name", ["plots.py", "colours.py"])
-def test_modules_that_change_no_number(project, chapter, rewrite, digests, name):
-    rewrite(chapter, "accuracy = ", "from toykit import plots\naccuracy = ")
-    module = project / "toykit" / name
-    assert changes(digests, lambda: module.write_text("x = 1\n")) == RUN_ONLY
+def test_change_in_a_part(parts, rewrite, digests, name, old, new, expected):
+    assert changes(digests, lambda: rewrite(parts / name, old, new)) == expected
 
 
 def test_moving_code_between_cells_counts(chapter, rewrite, digests):
@@ -110,18 +140,33 @@ def test_records_of_a_chapter_in_a_folder(project, chapter):
 
 
 def test_source_that_is_no_python_counts_whole():
-    assert provenance._without_comments("%magic  # kept\nx = '") == "%magic  # kept\nx = '"
+    assert provenance._code("%magic  # kept\nx = '") == "%magic  # kept\nx = '"
 
 
-def test_hash_sign_in_a_text_is_no_comment():
-    assert provenance._without_comments('x = "#1"  # gone') == 'x = "#1"'
+@pytest.mark.parametrize("chapter", sorted(ROOT.glob("chapters/**/*.py")), ids=lambda p: p.stem)
+def test_every_module_behind_a_chapter_is_named_in_its_header(chapter):
+    """Except those that only fetch, read verified bytes, or show."""
+    graph = grimp.build_graph(
+        "ktlib", "experiments", cache_dir=None, exclude_type_checking_imports=True
+    )
+    waiting = {name for name in imports_of(chapter) if name in graph.modules}
+    found = set()
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        waiting |= graph.find_modules_directly_imported_by(name) - found
+    named = {file.relative_to(ROOT).with_suffix("") for file in provenance.code_files(chapter)}
+    named = {".".join(file.parts).removesuffix(".__init__") for file in named}
+    empty = {"ktlib", "experiments", "experiments.models"}
+    assert not {n for n in found - named - empty if not n.startswith("experiments.run")}
 
 
-def test_real_modules_are_found():
-    root = provenance.project_root(provenance.__file__)
-    assert root is not None
-    assert provenance._module_file("ktlib.seeding") == root / "ktlib" / "seeding.py"
-    assert provenance._module_file("ktlib") == root / "ktlib" / "__init__.py"
+def imports_of(chapter):
+    for node in ast.walk(ast.parse(chapter.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
 
 
 # Project, git, versions

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from experiments.run import provenance, records, results
-from experiments.run.committed import Recheck
 from experiments.run.results import RunRecord
 
 
@@ -159,10 +158,10 @@ def test_half_a_file_is_no_record(record, tmp_path):
         results.load_record(path)
 
 
-def test_schema_file_is_the_model():
-    """Renew: python -c "from experiments.run.records import write_schema; write_schema()"."""
-    path = provenance.Path(records.__file__).with_name("result.schema.json")
-    assert path.read_text() == records.schema_json()
+def test_the_schema_describes_every_field(record):
+    schema = json.loads(records.schema_json())
+    assert set(schema["properties"]) == set(json.loads(record.to_json()))
+    assert all("description" in field for field in schema["properties"].values())
 
 
 # Committed records
@@ -218,11 +217,6 @@ def test_every_committed_record_is_valid():
         name = path.relative_to(folder).as_posix()
         assert name == f"{record.chapter}.{record.profile}.json"
         assert record.data, f"{name} does not say which data it saw"
-    for path in sorted((folder / "rechecked").glob("*.json")):
-        note = Recheck.model_validate_json(path.read_text(encoding="utf-8"))
-        record = results.load_record(folder / path.name)
-        assert note.seed in record.seeds
-        assert note.rows > 0
 
 
 def test_record_of_a_gpu_has_its_memory(record, monkeypatch):
