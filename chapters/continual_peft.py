@@ -9,7 +9,7 @@
 #     language: python
 #     name: python3
 #   ktlib:
-#     uses: [cpeft, ktlib/fcl, ktlib/mtl, ktlib/ila, models/vit, models/weights]
+#     uses: [cpeft, ktlib/fcl, ktlib/mtl, ktlib/ila, models/images, models/resnet, models/vit, models/weights]
 #     data: [pairs]
 #     data_parameter: dataset
 # ---

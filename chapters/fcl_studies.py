@@ -9,7 +9,7 @@
 #     language: python
 #     name: python3
 #   ktlib:
-#     uses: [fcl, models/resnet, models/weights]
+#     uses: [fcl, models/images, models/resnet, models/weights]
 #     data: [pairs]
 #     data_parameter: dataset
 # ---

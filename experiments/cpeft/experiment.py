@@ -30,8 +30,8 @@ from experiments.cpeft.parameters import (
     PROJECTIONS,
     ContinualPeftParameters,
 )
-from experiments.fcl.experiment import NormalisedImages
 from experiments.models import IMAGENET_MEAN, IMAGENET_STD, vit
+from experiments.models.images import NormalisedImages
 from ktlib.cpeft.comparisons import JointLora, LoraOracle, NearestMean, SequentialLora
 from ktlib.cpeft.drift import layer_state
 from ktlib.cpeft.inflora import InfLora

@@ -27,6 +27,7 @@ from experiments.models import (
     imagenet_resnet18_features,
     resnet18_features,
 )
+from experiments.models.images import NormalisedImages
 from ktlib.device import autocast
 from ktlib.fcl.f2m import f2m_loss
 from ktlib.fcl.flatness import Flatness, flatness
@@ -46,27 +47,6 @@ Parameters = TypeVar("Parameters", bound=FewShotParameters)
 
 # What the images of session 1, and so their mean and spread, depend on.
 _DATA_PARAMETERS = {"seeds", "split", "base_classes", "base_images", "class_seed", "weights"}
-
-
-class NormalisedImages:
-    """Images that are normalised when they are asked for, as all at once would fill the memory.
-
-    Args:
-        pixels: uint8, ``(n, channels, height, width)``.
-        mean: of the pixels on the scale 0 to 1, one number or one for each channel.
-        std: their spread.
-    """
-
-    def __init__(self, pixels: Tensor, mean: Any, std: Any) -> None:
-        self.pixels, self.mean, self.std = pixels, mean, std
-
-    def __len__(self) -> int:
-        """The number of images, n."""
-        return len(self.pixels)
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """``(len(rows), channels, height, width)``, float32."""
-        return data.normalised(self.pixels[rows], self.mean, self.std)
 
 
 class FewShotExperiment(Generic[Parameters]):

@@ -31,7 +31,7 @@ MACHINERY = (
 # Cells that no number of a record follows from: drawings, laid-out tables, and default values (a
 # record holds the values that it was made with).
 NUMBERLESS_TAGS = frozenset({"figure", "table", "parameters"})
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 RECORDED_PACKAGES = (
     "ktlib",
     "matplotlib",
@@ -251,9 +251,8 @@ def _code(source: str) -> str:
     except SyntaxError:
         return _normalised(source)
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            del body[0]
+            node.body = node.body[1:]
     return repr(_shape(tree))
 
 
