@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.fcl.experiment import NormalisedImages
+from experiments.models.images import NormalisedImages
 from ktlib.cpeft.comparisons import JointLora, LoraOracle, NearestMean, SequentialLora
 from ktlib.cpeft.metrics import final_accuracy, forgetting
 from ktlib.cpeft.tasks import class_tasks, learn_tasks, predict, predict_within
