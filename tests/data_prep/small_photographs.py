@@ -7,15 +7,19 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from data_prep.cub200 import CUB200
-from data_prep.mini_imagenet import MINI_IMAGENET
+from data_prep import cub200, mini_imagenet
 
 WNIDS = ("n01532829", "n01558993", "n01704323")
+SPACE = 1 << 20
 MINI = replace(
-    MINI_IMAGENET, numbers={"train": 12, "test": 6}, classes=3, per_class={"train": 4, "test": 2}
+    mini_imagenet.DATA,
+    numbers={"train": 12, "test": 6},
+    classes=3,
+    per_class={"train": 4, "test": 2},
+    space=SPACE,
 )
 SPECIES = ("001.Black_footed_Albatross", "002.Laysan_Albatross")
-CUB = replace(CUB200, numbers={"train": 5, "test": 4}, classes=2)
+CUB = replace(cub200.DATA, numbers={"train": 5, "test": 4}, classes=2, space=SPACE)
 
 
 def jpeg(height, width, seed, mode="RGB"):

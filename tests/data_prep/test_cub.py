@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,10 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from data_prep import cub200, is_current
-from data_prep.errors import PrepareError
-from data_prep.reading import checksums, image_names, load
-from data_prep.reading.cub import TEXTS, parse_texts
-from data_prep.reading.photographs import ListingError
+from data_prep import checksums, cub200, image_names, is_current, load
+from data_prep.common.errors import PrepareError
+from data_prep.common.photographs import ListingError
+from data_prep.cub200 import TEXTS, parse_texts
 from tests.data_prep.small_photographs import CUB, SPECIES, cub_files, packed, unpack
 
 CLOSED = "http://127.0.0.1:9/CUB_200_2011.tgz"
@@ -31,7 +31,7 @@ def archive(files):
 
 def prepare(root, archive=b"", url=CLOSED):
     md5 = hashlib.md5(archive, usedforsecurity=False).hexdigest()
-    return cub200.prepare_cub200(root, CUB, url, md5, 1 << 20)
+    return replace(CUB, url=url, md5=md5).prepare(root)
 
 
 def test_images_labels_and_names_are_those_of_the_archive(files, archive, tmp_path):
@@ -83,7 +83,7 @@ def test_every_failure_is_listed_and_the_way_by_hand_told(archive, web, tmp_path
                  f"{tmp_path / 'CUB_200_2011.tgz'}: there is none",
                  f"{tmp_path / 'CUB_200_2011'}: there is no such folder",
                  f"{web.url}/CUB_200_2011.tgz: it has MD5",
-                 f"put CUB_200_2011.tgz (MD5 {md5}) into {tmp_path / 'cub200'}",
+                 f"get CUB_200_2011.tgz (MD5 {md5}) from", f"put it into {tmp_path / 'cub200'}",
                  "python -m data_prep.cub200"):  # fmt: skip
         assert part in message
     assert [path.name for path in (tmp_path / "cub200").iterdir()] == ["CUB_200_2011.tgz"]
@@ -146,6 +146,7 @@ def test_texts_that_do_not_fit_together_are_told(files):
 
 
 def test_the_real_sizes_and_the_archive_are_the_published_ones():
-    assert cub200.MD5 == "97eceeb196236b17998738112f37df78"
-    assert sum(cub200.CUB200.numbers.values()) == 11_788
-    assert (cub200.CUB200.classes, cub200.CUB200.side, cub200.CUB200.resize) == (200, 224, 256)
+    real = cub200.DATA
+    assert real.md5 == "97eceeb196236b17998738112f37df78"
+    assert sum(real.numbers.values()) == 11_788
+    assert (real.classes, real.side, real.resize) == (200, 224, 256)

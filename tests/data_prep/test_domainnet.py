@@ -9,21 +9,14 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from data_prep import domainnet, is_current
-from data_prep.errors import PrepareError
-from data_prep.reading import DataError
-from data_prep.reading.domainnet import DOMAINS, TEXTS, parse_lists
-from data_prep.reading.image_sets import (
-    image_checksums,
-    load_domainnet,
-    load_images,
-    photograph_names,
-)
-from data_prep.reading.photographs import ListingError
+from data_prep import DataError, checksums, domainnet, image_names, is_current, load
+from data_prep.common.errors import PrepareError
+from data_prep.common.photographs import ListingError
+from data_prep.domainnet import DOMAINS, TEXTS, parse_lists
 from tests.data_prep.small_photographs import jpeg, unpack
 
 CLASSES = ("aircraft_carrier", "airplane")
-SMALL = replace(domainnet.DOMAINNET, numbers={"train": 18, "test": 12}, classes=2)
+SMALL = replace(domainnet.DATA, numbers={"train": 18, "test": 12}, classes=2, space=1 << 20)
 
 
 def drawing(seed):
@@ -57,7 +50,7 @@ def files():
 
 
 def prepare(root):
-    return domainnet.prepare_domainnet(root, SMALL, 1 << 20)
+    return SMALL.prepare(root)
 
 
 @pytest.fixture
@@ -70,8 +63,8 @@ def root(files, tmp_path):
 def test_images_labels_and_names_are_those_of_the_lists(files, root):
     usual = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
     for split, number in (("train", 18), ("test", 12)):
-        loaded = load_images("domainnet", split, root)
-        names = photograph_names("domainnet", split, root)
+        loaded = load("domainnet", split, root)
+        names = image_names("domainnet", split, root)
         assert loaded.images.shape == (number, 3, 224, 224)
         assert loaded.class_names == CLASSES
         lines = b"".join(files[f"{domain}_{split}.txt"] for domain in DOMAINS).decode()
@@ -84,16 +77,16 @@ def test_images_labels_and_names_are_those_of_the_lists(files, root):
 
 
 def test_one_domain_is_a_part_of_all(root):
-    whole = load_domainnet("train", root)
-    parts = [load_domainnet("train", root, domain) for domain in DOMAINS]
+    whole = domainnet.load("train", root)
+    parts = [domainnet.load("train", root, domain) for domain in DOMAINS]
     assert [len(part) for part in parts] == [3] * 6
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
     assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
     assert {part.class_names for part in parts} == {CLASSES}
     with pytest.raises(ValueError, match=r"domain must be one of clipart, .* Found domain='photo'"):
-        load_domainnet("train", root, "photo")
-    with pytest.raises(ValueError, match="split must be 'train' or 'test'"):
-        load_domainnet("val", root, "real")
+        domainnet.load("train", root, "photo")
+    with pytest.raises(ValueError, match="split must be one of train, test"):
+        domainnet.load("val", root, "real")
 
 
 def test_the_folder_may_lie_in_three_places(files, root, tmp_path_factory):
@@ -103,7 +96,7 @@ def test_the_folder_may_lie_in_three_places(files, root, tmp_path_factory):
     for other in (within, beside):
         prepare(other)
         assert is_current("domainnet", other)
-        assert image_checksums("domainnet", other) == image_checksums("domainnet", root)
+        assert checksums("domainnet", other) == checksums("domainnet", root)
 
 
 def test_without_the_folder_the_way_by_hand_is_told(tmp_path):
@@ -113,11 +106,11 @@ def test_without_the_folder_the_way_by_hand_is_told(tmp_path):
     for part in (f"{tmp_path / 'DomainNet'}: there is no such folder", "ai.bu.edu/M3SDA",
                  f"put the lists into {tmp_path / 'domainnet' / 'DomainNet'}", "clipart_train.txt",
                  "the folders clipart, infograph, painting, quickdraw, real, sketch",
-                 "18 images for training and 12 for testing, of 2 classes",
+                 "18 for train and 12 for test of 2 classes",
                  "python -m data_prep.domainnet"):  # fmt: skip
         assert part in message
     with pytest.raises(DataError, match=r"not prepared(.|\n)*python -m data_prep\.domainnet"):
-        load_images("domainnet", "test", tmp_path)
+        load("domainnet", "test", tmp_path)
 
 
 DAMAGES = {
@@ -173,6 +166,6 @@ def test_lists_that_are_in_doubt_are_told(files):
 
 
 def test_the_real_sizes_are_the_published_ones():
-    real = domainnet.DOMAINNET
+    real = domainnet.DATA
     assert sum(real.numbers.values()) == 586_575
     assert (real.classes, real.side, real.resize) == (345, 224, 256)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,23 +11,22 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from data_prep import imagenet_r, is_current
-from data_prep.errors import PrepareError
-from data_prep.reading import DataError
-from data_prep.reading.image_sets import (
-    image_checksums,
-    load_imagenet_r,
-    load_images,
-    photograph_names,
-)
-from data_prep.reading.imagenet_r import WNIDS, split_photographs
-from data_prep.reading.photographs import ListingError
+from data_prep import DataError, checksums, image_names, imagenet_r, is_current, load
+from data_prep.common.errors import PrepareError
+from data_prep.common.photographs import ListingError
+from data_prep.imagenet_r import WNIDS, parse, split_photographs
 from tests.data_prep.small_photographs import jpeg, packed, unpack
 
 CLOSED = "http://127.0.0.1:9/imagenet-r.tar"
 CLASSES = WNIDS[:3]
 KINDS = ("art", "cartoon", "embroidery", "graffiti", "misc", "origami", "sketch")
-SMALL = replace(imagenet_r.IMAGENET_R, numbers={"train": 12, "test": 3}, classes=3)
+SMALL = replace(
+    imagenet_r.DATA,
+    numbers={"train": 12, "test": 3},
+    classes=3,
+    parse=partial(parse, wnids=CLASSES),
+    space=1 << 20,
+)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def archive(files):
 
 def prepare(root, archive=b"", url=CLOSED):
     md5 = hashlib.md5(archive, usedforsecurity=False).hexdigest()
-    return imagenet_r.prepare_imagenet_r(root, SMALL, CLASSES, url, md5, 1 << 20)
+    return replace(SMALL, url=url, md5=md5).prepare(root)
 
 
 def test_images_labels_and_names_are_those_of_the_files(files, tmp_path):
@@ -57,8 +57,8 @@ def test_images_labels_and_names_are_those_of_the_files(files, tmp_path):
     usual = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
     seen = []
     for split, number in (("train", 12), ("test", 3)):
-        loaded = load_images("imagenet_r", split, tmp_path)
-        names = photograph_names("imagenet_r", split, tmp_path)
+        loaded = load("imagenet_r", split, tmp_path)
+        names = image_names("imagenet_r", split, tmp_path)
         seen += names
         assert loaded.images.shape == (number, 3, 224, 224)
         assert loaded.class_names == CLASSES
@@ -69,9 +69,6 @@ def test_images_labels_and_names_are_those_of_the_files(files, tmp_path):
                 cropped = usual(picture.convert("RGB"))
             assert torch.equal(image, torch.from_numpy(np.array(cropped)).permute(2, 0, 1))
     assert sorted(seen) == sorted(files)[1:]
-    assert torch.equal(
-        load_imagenet_r("test", tmp_path).labels, load_images("imagenet_r", "test", tmp_path).labels
-    )
 
 
 def test_archive_folder_and_download_give_the_same(files, archive, web, tmp_path_factory):
@@ -84,7 +81,7 @@ def test_archive_folder_and_download_give_the_same(files, archive, web, tmp_path
         prepare(root, archive, f"{web.url}/imagenet-r.tar")
         assert is_current("imagenet_r", root)
     assert web.requests == ["/imagenet-r.tar"]
-    assert len({tuple(image_checksums("imagenet_r", root).items()) for root in roots}) == 1
+    assert len({tuple(checksums("imagenet_r", root).items()) for root in roots}) == 1
     assert len(list((roots[3] / "imagenet_r").iterdir())) == 5  # nothing of the archive is left
 
 
@@ -99,13 +96,13 @@ def test_without_a_source_the_way_by_hand_is_told(archive, web, tmp_path):
                  f"{tmp_path / 'imagenet-r.tar'}: it has MD5",
                  f"{tmp_path / 'imagenet-r'}: there is no such folder",
                  f"{web.url}/imagenet-r.tar: it has MD5",
-                 f"get imagenet-r.tar (MD5 {md5}) from {web.url}/imagenet-r.tar and put it into "
-                 f"{tmp_path / 'imagenet_r'}, or unpack it",
-                 "15 images in 3 folders", "python -m data_prep.imagenet_r"):  # fmt: skip
+                 f"get imagenet-r.tar (MD5 {md5}) from {web.url}/imagenet-r.tar, put it into "
+                 f"{tmp_path / 'imagenet_r'}, or unpack it", "imagenet_r again",
+                 "12 for train and 3 for test of 3 classes"):  # fmt: skip
         assert part in message
     assert list((tmp_path / "imagenet_r").iterdir()) == []
     with pytest.raises(DataError, match=r"not prepared(.|\n)*python -m data_prep\.imagenet_r"):
-        load_images("imagenet_r", "train", tmp_path)
+        load("imagenet_r", "train", tmp_path)
 
 
 def test_without_a_network_the_address_is_named_too(tmp_path):
@@ -116,7 +113,7 @@ def test_without_a_network_the_address_is_named_too(tmp_path):
 DAMAGES = {
     "missing class": f"imagenet-r: 1 of 3 class folders .*, the first one is {CLASSES[1]}",
     "cut image": f"its {CLASSES[0]}/art_0.jpg is damaged: it cannot be decoded",
-    "image missing": "imagenet-r: it has 14 images instead of 15",
+    "image missing": "imagenet-r: its test split lists 2 photographs instead of 3",
     "split already": "must lie in the folder of one of the classes. Found 'train/n01443537'",
 }
 
@@ -180,7 +177,7 @@ def test_paths_that_fit_no_class_are_told():
 
 
 def test_the_real_sizes_are_the_published_ones():
-    real = imagenet_r.IMAGENET_R
+    real = imagenet_r.DATA
     assert real.numbers == {"train": 24_000, "test": 6_000}
     assert (real.classes, real.side, real.resize) == (200, 224, 256)
     assert list(WNIDS) == sorted(set(WNIDS))

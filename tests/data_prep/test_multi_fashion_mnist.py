@@ -1,18 +1,19 @@
 """How Multi-Fashion+MNIST is made: which images, which two labels, and always the same."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from data_prep import fashion_mnist, is_current, mnist, overlaid
+from data_prep import DataError, checksums, fashion_mnist, is_current, load, load_tasks, mnist
 from data_prep import multi_fashion_mnist as form
-from data_prep.errors import PrepareError
-from data_prep.overlaid import SEED, build_images
-from data_prep.reading import DataError, checksums, facts, load, load_tasks
-from data_prep.reading.files import FileFacts
-from data_prep.reading.idx import encode_idx
-from tests.data_prep.small_set import facts_of
+from data_prep.common import overlaid
+from data_prep.common.errors import PrepareError
+from data_prep.common.files import FileFacts
+from data_prep.common.idx import encode_idx
+from data_prep.common.overlaid import SEED, build_images
+from tests.data_prep.small_set import known_files, write_files
 
 ARTICLE, DIGIT, TRAIN, TEST = 100, 200, 50, 60
 
@@ -104,7 +105,7 @@ def test_unequal_or_too_few_sources_are_told(articles, digits):
 @pytest.fixture
 def pinned(tmp_path, monkeypatch):
     """A data root with small sources, and the checksums of what must come out known."""
-    made = {name: {} for name in ("mnist", "fashion_mnist", form.NAME)}
+    made = {name: {} for name in ("mnist", "fashion_mnist", form.DATA.name)}
     for prefix, mark, number, split in (
         ("train", TRAIN, 30, "train"), ("t10k", TEST, 20, "test")
     ):  # fmt: skip
@@ -113,26 +114,24 @@ def pinned(tmp_path, monkeypatch):
         for name, arrays in zip(made, (digits, articles, out), strict=True):
             for array, kind in zip(arrays, ("images", "labels"), strict=True):
                 made[name][f"{prefix}-{kind}-idx{array.ndim}-ubyte"] = encode_idx(array)
-    for name, files in made.items():
-        known = {file: facts_of(content) for file, content in files.items()}
-        monkeypatch.setitem(facts.IDX_FILES, name, known)
-        if name != form.NAME:
-            module = {"mnist": mnist, "fashion_mnist": fashion_mnist}[name]
-            monkeypatch.setattr(module, f"{name.upper()}_FILES", known)
-            (tmp_path / name).mkdir()
-            for file, content in files.items():
-                (tmp_path / name / file).write_bytes(content)
+    originals = []
+    for module in (fashion_mnist, mnist):
+        files = made[module.DATA.name]
+        originals.append(replace(module.DATA, files=known_files(files)))
+        write_files(tmp_path / module.DATA.name, files)
+    own = known_files(made[form.DATA.name])
+    monkeypatch.setattr(form, "DATA", replace(form.DATA, files=own, originals=tuple(originals)))
     return tmp_path
 
 
 def test_a_split_is_made_only_from_files_of_that_split(pinned):
-    folder = form.prepare(pinned)
-    assert is_current(form.NAME, pinned)
+    folder = form.DATA.prepare(pinned)
+    assert is_current(form.DATA.name, pinned)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["manifest.json", *facts.IDX_FILES[form.NAME]]
+        ["manifest.json", *form.DATA.files]
     )
     for split, mark, number in (("train", TRAIN, 60), ("test", TEST, 40)):
-        loaded = load_tasks(form.NAME, split, pinned)
+        loaded = load_tasks(form.DATA.name, split, pinned)
         assert len(loaded) == number
         article, digit = sources_of(loaded.images[:, 0].numpy(), mark)
         assert loaded.targets["item"].tolist() == (article % 10).tolist()
@@ -142,53 +141,53 @@ def test_a_split_is_made_only_from_files_of_that_split(pinned):
 
 
 def test_a_second_run_builds_nothing_and_a_damaged_file_is_built_again(pinned, monkeypatch):
-    folder = form.prepare(pinned)
+    folder = form.DATA.prepare(pinned)
     with monkeypatch.context() as patch:
         patch.delattr(overlaid, "build_images")
-        form.prepare(pinned)
+        form.DATA.prepare(pinned)
     path = folder / "t10k-labels-idx2-ubyte"
     before, other = path.read_bytes(), (folder / "train-images-idx3-ubyte").stat().st_mtime_ns
     path.write_bytes(before[:-1])
     with pytest.raises(DataError, match=r"damaged(.|\n)*python -m data_prep.multi_fashion_mnist"):
-        load_tasks(form.NAME, "test", pinned)
-    form.prepare(pinned)
+        load_tasks(form.DATA.name, "test", pinned)
+    form.DATA.prepare(pinned)
     assert path.read_bytes() == before
     assert (folder / "train-images-idx3-ubyte").stat().st_mtime_ns == other
 
 
 def test_another_result_than_the_pinned_one_is_refused_and_not_kept(pinned, monkeypatch):
-    known = {name: FileFacts(k.size, "0" * 64) for name, k in facts.IDX_FILES[form.NAME].items()}
-    monkeypatch.setitem(facts.IDX_FILES, form.NAME, known)
+    known = {name: FileFacts(k.size, "0" * 64) for name, k in form.DATA.files.items()}
+    monkeypatch.setattr(form, "DATA", replace(form.DATA, files=known))
     with pytest.raises(PrepareError, match=r"images-idx3-ubyte has SHA-256 (.|\n)*of numpy"):
-        form.prepare(pinned)
-    assert list((pinned / form.NAME).iterdir()) == []
+        form.DATA.prepare(pinned)
+    assert list((pinned / form.DATA.name).iterdir()) == []
 
 
 def test_its_loader_is_not_load():
     with pytest.raises(ValueError, match="Found name='multi_fashion_mnist', which load_tasks"):
         load("multi_fashion_mnist", "train")
-    with pytest.raises(ValueError, match="split must be 'train' or 'test'. Found split='val'"):
+    with pytest.raises(ValueError, match="split must be one of train, test. Found split='val'"):
         load_tasks("multi_fashion_mnist", "val")
     with pytest.raises(ValueError, match="Found name='pairs'"):
         load_tasks("pairs", "train")
 
 
 def test_the_real_set_is_known_by_size_and_checksum():
-    for file, known in facts.MULTI_FASHION_MNIST_FILES.items():
+    for file, known in form.DATA.files.items():
         number = 120_000 if file.startswith("train") else 20_000
         assert known.size == (16 + number * 36 * 36 if "images" in file else 12 + 2 * number)
         assert len(known.sha256) == 64
-    assert checksums(form.NAME) == {
-        file: known.sha256 for file, known in facts.MULTI_FASHION_MNIST_FILES.items()
+    assert checksums(form.DATA.name) == {
+        file: known.sha256 for file, known in form.DATA.files.items()
     }
 
 
 @pytest.mark.skipif(
-    not all(is_current(name) for name in (form.NAME, "mnist", "fashion_mnist")),
+    not all(is_current(name) for name in (form.DATA.name, "mnist", "fashion_mnist")),
     reason="the real set is not prepared here",
 )
 def test_the_real_test_split_shows_the_article_and_the_digit_of_its_labels():
-    loaded = load_tasks(form.NAME, "test")
+    loaded = load_tasks(form.DATA.name, "test")
     images = loaded.images[:, 0].numpy()
     # The parts that the other image never covers: eight rows at the top and at the bottom.
     for name, part, rows, labels in (

@@ -1,18 +1,31 @@
 """How MultiMNIST and Multi-Fashion are made: one set in both corners, and always the same."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from data_prep import fashion_mnist, is_current, mnist, multi_fashion, multi_mnist, overlaid
-from data_prep.command import run_command
-from data_prep.errors import PrepareError
-from data_prep.overlaid import SEED, build_images
-from data_prep.reading import DataError, checksums, data_root, facts, load, load_tasks
-from data_prep.reading.files import FileFacts
-from data_prep.reading.idx import encode_idx
-from tests.data_prep.small_set import facts_of
+from data_prep import (
+    DataError,
+    checksums,
+    data_root,
+    fashion_mnist,
+    is_current,
+    load,
+    load_tasks,
+    mnist,
+    multi_fashion,
+    multi_fashion_mnist,
+    multi_mnist,
+)
+from data_prep.common import overlaid
+from data_prep.common.command import run_command
+from data_prep.common.errors import PrepareError
+from data_prep.common.files import FileFacts
+from data_prep.common.idx import encode_idx
+from data_prep.common.overlaid import SEED, build_images
+from tests.data_prep.small_set import known_files, write_files
 
 TRAIN, TEST = 50, 60
 # From the set to the module that makes it, and to that of its source.
@@ -109,7 +122,7 @@ def test_too_few_sources_are_told():
 def pinned(request, tmp_path, monkeypatch):
     """A data root with a small source, and the checksums of what must come out known."""
     form, source = FORMS[request.param]
-    made = {source.NAME: {}, form.NAME: {}}
+    made = {source.DATA.name: {}, form.DATA.name: {}}
     for prefix, mark, number, split in (
         ("train", TRAIN, 30, "train"), ("t10k", TEST, 20, "test")
     ):  # fmt: skip
@@ -118,62 +131,61 @@ def pinned(request, tmp_path, monkeypatch):
         for name, arrays in zip(made, (images, out), strict=True):
             for array, kind in zip(arrays, ("images", "labels"), strict=True):
                 made[name][f"{prefix}-{kind}-idx{array.ndim}-ubyte"] = encode_idx(array)
-    for name, files in made.items():
-        known = {file: facts_of(content) for file, content in files.items()}
-        monkeypatch.setitem(facts.IDX_FILES, name, known)
-    monkeypatch.setattr(source, f"{source.NAME.upper()}_FILES", facts.IDX_FILES[source.NAME])
-    (tmp_path / source.NAME).mkdir()
-    for file, content in made[source.NAME].items():
-        (tmp_path / source.NAME / file).write_bytes(content)
+    original = replace(source.DATA, files=known_files(made[source.DATA.name]))
+    write_files(tmp_path / source.DATA.name, made[source.DATA.name])
+    own = known_files(made[form.DATA.name])
+    monkeypatch.setattr(form, "DATA", replace(form.DATA, files=own, originals=(original,)))
     return form, tmp_path
 
 
 def test_a_split_is_made_only_from_files_of_that_split_and_of_that_set(pinned):
     form, root = pinned
-    folder = form.prepare(root)
-    assert is_current(form.NAME, root)
+    folder = form.DATA.prepare(root)
+    assert is_current(form.DATA.name, root)
     files = sorted(path.name for path in folder.iterdir())
-    assert files == sorted(["manifest.json", *facts.IDX_FILES[form.NAME]])
-    source = FORMS[form.NAME][1].NAME
-    assert {path.name for path in root.iterdir() if path.is_dir()} == {source, form.NAME}
+    assert files == sorted(["manifest.json", *form.DATA.files])
+    source = FORMS[form.DATA.name][1].DATA.name
+    assert {path.name for path in root.iterdir() if path.is_dir()} == {source, form.DATA.name}
     for split, mark, number in (("train", TRAIN, 60), ("test", TEST, 40)):
-        loaded = load_tasks(form.NAME, split, root)
+        loaded = load_tasks(form.DATA.name, split, root)
         assert len(loaded) == number
         assert [task.name for task in loaded.tasks] == ["top_left", "bottom_right"]
         for task, numbers in zip(
             loaded.tasks, sources_of(loaded.images[:, 0].numpy(), mark), strict=True
         ):
             assert loaded.targets[task.name].tolist() == (numbers // 3 % 10).tolist()
-            assert task.class_names == facts.CLASS_NAMES[source]
+            assert task.class_names == FORMS[form.DATA.name][1].DATA.class_names
 
 
 def test_a_second_run_builds_nothing_and_a_damaged_file_is_built_again(pinned, monkeypatch):
     form, root = pinned
-    folder = form.prepare(root)
+    folder = form.DATA.prepare(root)
     with monkeypatch.context() as patch:
         patch.delattr(overlaid, "build_images")
-        form.prepare(root)
+        form.DATA.prepare(root)
     path = folder / "t10k-images-idx3-ubyte"
     before, other = path.read_bytes(), (folder / "train-images-idx3-ubyte").stat().st_mtime_ns
     for content, word in ((before[:-1], "damaged"), (before[:-1] + b"\x07", "altered")):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=rf"{word}(.|\n)*python -m data_prep\.{form.NAME}$"):
-            load_tasks(form.NAME, "test", root)
-        assert len(load_tasks(form.NAME, "train", root)) == 60
-        form.prepare(root)
+        with pytest.raises(
+            DataError, match=rf"{word}(.|\n)*python -m data_prep\.{form.DATA.name}$"
+        ):
+            load_tasks(form.DATA.name, "test", root)
+        assert len(load_tasks(form.DATA.name, "train", root)) == 60
+        form.DATA.prepare(root)
         assert path.read_bytes() == before
     assert (folder / "train-images-idx3-ubyte").stat().st_mtime_ns == other
 
 
 def test_another_result_than_the_pinned_one_is_refused_and_not_kept(pinned, monkeypatch, capsys):
     form, root = pinned
-    known = {name: FileFacts(k.size, "0" * 64) for name, k in facts.IDX_FILES[form.NAME].items()}
-    monkeypatch.setitem(facts.IDX_FILES, form.NAME, known)
+    known = {name: FileFacts(k.size, "0" * 64) for name, k in form.DATA.files.items()}
+    monkeypatch.setattr(form, "DATA", replace(form.DATA, files=known))
     with pytest.raises(PrepareError, match=r"images-idx3-ubyte has SHA-256 (.|\n)*of numpy"):
-        form.prepare(root)
-    assert list((root / form.NAME).iterdir()) == []
-    assert run_command(form.NAME, form.prepare, ["--root", str(root)]) == 1
-    assert f"{form.NAME}: The data set cannot be completed" in capsys.readouterr().err
+        form.DATA.prepare(root)
+    assert list((root / form.DATA.name).iterdir()) == []
+    assert run_command(form.DATA, ["--root", str(root)]) == 1
+    assert f"{form.DATA.name}: The data set cannot be completed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -182,26 +194,26 @@ def test_a_set_that_is_not_there_and_wrong_names_are_told(name, tmp_path):
         load_tasks(name, "train", tmp_path)
     with pytest.raises(ValueError, match=f"Found name='{name}', which load_tasks loads"):
         load(name, "train", tmp_path)
-    with pytest.raises(ValueError, match="split must be 'train' or 'test'. Found split='val'"):
+    with pytest.raises(ValueError, match="split must be one of train, test. Found split='val'"):
         load_tasks(name, "val", tmp_path)
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_the_real_sets_are_known_by_size_and_checksum(name):
-    known = facts.IDX_FILES[name]
+    known = FORMS[name][0].DATA.files
     for file, file_facts in known.items():
         number = 120_000 if file.startswith("train") else 20_000
         size = 16 + number * 36 * 36 if "images" in file else 12 + 2 * number
         assert file_facts.size == size
     assert checksums(name) == {file: file_facts.sha256 for file, file_facts in known.items()}
-    overlaid_sets = ("multi_fashion_mnist", *FORMS)
-    every = [one.sha256 for other in overlaid_sets for one in facts.IDX_FILES[other].values()]
+    modules = (multi_fashion_mnist, multi_fashion, multi_mnist)
+    every = [one.sha256 for module in modules for one in module.DATA.files.values()]
     assert len(set(every)) == 12
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_the_real_test_split_shows_what_its_labels_name(name):
-    source_name = FORMS[name][1].NAME
+    source_name = FORMS[name][1].DATA.name
     if not all(is_current(one) for one in (name, source_name)):
         pytest.skip(f"the real set is not prepared in {data_root()}")
     loaded, source = load_tasks(name, "test"), load(source_name, "test")

@@ -2,17 +2,18 @@
 
 import hashlib
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from data_prep import fashion_mnist, is_current, mnist, pairs
-from data_prep.errors import PrepareError
-from data_prep.pairs import build_pairs, overlay
-from data_prep.reading import facts, load
-from data_prep.reading.files import FileFacts
-from data_prep.reading.idx import encode_idx
-from tests.data_prep.small_set import facts_of
+from data_prep import fashion_mnist, is_current, load, mnist, pairs
+from data_prep.common.errors import PrepareError
+from data_prep.common.files import FileFacts
+from data_prep.common.idx import encode_idx
+from data_prep.common.idx_sets import overlay
+from data_prep.pairs import build_pairs
+from tests.data_prep.small_set import known_files, write_files
 
 ARTICLE, DIGIT, TRAIN, TEST = 1, 2, 50, 60
 
@@ -56,9 +57,9 @@ def test_the_class_is_ten_times_the_item_plus_the_digit(built):
     _, article, _, digit = sources_of(images)
     assert (labels == 10 * (article % 10) + digit % 10).all()
     assert labels.tolist() == [label for label in range(100) for _ in range(3)]
-    assert facts.PAIR_NAMES[77] == "Sneaker 7"
-    assert facts.PAIR_NAMES[0] == "T-shirt/top 0"
-    assert len(set(facts.PAIR_NAMES)) == 100
+    assert pairs.DATA.class_names[77] == "Sneaker 7"
+    assert pairs.DATA.class_names[0] == "T-shirt/top 0"
+    assert len(set(pairs.DATA.class_names)) == 100
 
 
 def test_each_source_image_is_used_at_most_once_where_there_are_enough(built):
@@ -113,47 +114,32 @@ def test_too_few_source_images_are_told():
 
 
 @pytest.fixture
-def small_sources(tmp_path, monkeypatch):
-    """Both source sets in a data root, ten train and five test images per kind, marked."""
-    for name, kind, module in (
-        ("mnist", DIGIT, mnist), ("fashion_mnist", ARTICLE, fashion_mnist)
+def pinned(tmp_path, monkeypatch):
+    """A data root with small marked sources, and the checksums of what must come out known."""
+    made = {"fashion_mnist": {}, "mnist": {}, "pairs": {}}
+    for prefix, mark, per_kind, split, per_class in (
+        ("train", TRAIN, 20, "train", 2), ("t10k", TEST, 10, "test", 1)
     ):  # fmt: skip
-        folder = tmp_path / name
-        folder.mkdir()
-        known = {}
-        for prefix, mark, per_kind in (("train", TRAIN, 20), ("t10k", TEST, 10)):
-            for part, values in zip(
-                ("images-idx3", "labels-idx1"), marked(per_kind, kind, mark), strict=True
-            ):
-                content = encode_idx(values)
-                (folder / f"{prefix}-{part}-ubyte").write_bytes(content)
-                known[f"{prefix}-{part}-ubyte"] = facts_of(content)
-        monkeypatch.setattr(module, f"{name.upper()}_FILES", known)
-        monkeypatch.setattr(pairs, f"{name.upper()}_FILES", known)
-    monkeypatch.setattr(pairs, "PER_CLASS", {"train": 2, "test": 1})
+        articles, digits = marked(per_kind, ARTICLE, mark), marked(per_kind, DIGIT, mark)
+        out = build_pairs(articles, digits, per_class, pairs.SEED[split])
+        for files, arrays in zip(made.values(), (articles, digits, out), strict=True):
+            for array, kind in zip(arrays, ("images-idx3", "labels-idx1"), strict=True):
+                files[f"{prefix}-{kind}-ubyte"] = encode_idx(array)
+    originals = []
+    for module in (fashion_mnist, mnist):
+        files = made[module.DATA.name]
+        originals.append(replace(module.DATA, files=known_files(files)))
+        write_files(tmp_path / module.DATA.name, files)
+    own = known_files(made["pairs"])
+    small = replace(
+        pairs.DATA, files=own, originals=tuple(originals), per_class={"train": 2, "test": 1}
+    )
+    monkeypatch.setattr(pairs, "DATA", small)
     return tmp_path
 
 
-@pytest.fixture
-def pinned(small_sources, monkeypatch):
-    """The small pairs with their checksums known, as the real ones are."""
-    known = {}
-    for prefix, mark, per_kind, split in (
-        ("train", TRAIN, 20, "train"), ("t10k", TEST, 10, "test")
-    ):  # fmt: skip
-        images, labels = build_pairs(
-            marked(per_kind, ARTICLE, mark), marked(per_kind, DIGIT, mark),
-            pairs.PER_CLASS[split], pairs.SEED[split],
-        )  # fmt: skip
-        known[f"{prefix}-images-idx3-ubyte"] = facts_of(encode_idx(images))
-        known[f"{prefix}-labels-idx1-ubyte"] = facts_of(encode_idx(labels))
-    monkeypatch.setattr(pairs, "PAIRS_FILES", known)
-    monkeypatch.setitem(facts.IDX_FILES, "pairs", known)
-    return small_sources
-
-
 def test_a_split_is_made_only_from_files_of_that_split(pinned):
-    pairs.prepare(pinned)
+    pairs.DATA.prepare(pinned)
     for split, mark, number in (("train", TRAIN, 200), ("test", TEST, 100)):
         loaded = load("pairs", split, pinned)
         assert len(loaded) == number
@@ -164,23 +150,23 @@ def test_a_split_is_made_only_from_files_of_that_split(pinned):
 
 
 def test_a_second_run_builds_nothing_and_a_damaged_file_is_built_again(pinned, monkeypatch):
-    folder = pairs.prepare(pinned)
+    folder = pairs.DATA.prepare(pinned)
     assert is_current("pairs", pinned)
     with monkeypatch.context() as patch:
         patch.delattr(pairs, "build_pairs")
-        pairs.prepare(pinned)
+        pairs.DATA.prepare(pinned)
     path = folder / "t10k-images-idx3-ubyte"
     before = path.read_bytes()
     path.write_bytes(before[:-1])
-    pairs.prepare(pinned)
+    pairs.DATA.prepare(pinned)
     assert path.read_bytes() == before
 
 
 def test_another_result_than_the_pinned_one_is_refused_and_not_kept(pinned, monkeypatch):
-    known = {name: FileFacts(size, "0" * 64) for name, (size, _) in pairs.PAIRS_FILES.items()}
-    monkeypatch.setattr(pairs, "PAIRS_FILES", known)
-    with pytest.raises(PrepareError, match=r"train-images-idx3-ubyte has SHA-256 .* numpy"):
-        pairs.prepare(pinned)
+    known = {name: FileFacts(size, "0" * 64) for name, (size, _) in pairs.DATA.files.items()}
+    monkeypatch.setattr(pairs, "DATA", replace(pairs.DATA, files=known))
+    with pytest.raises(PrepareError, match=r"train-images-idx3-ubyte has SHA-256 (.|\n)* numpy"):
+        pairs.DATA.prepare(pinned)
     assert list((pinned / "pairs").iterdir()) == []
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from data_prep.errors import SourceError
+from data_prep.common.errors import SourceError
 
 CONNECT_SECONDS = 4.0
 SILENCE_SECONDS = 20.0

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     # Only for the types: reading manifests and checksums must not cost the import of torch.
     from torch import Tensor
@@ -52,6 +55,19 @@ class LabelledImages:
         """The images at ``indices`` (integers or a boolean mask of shape (n,)), in that order."""
         chosen = self.labels.new_tensor(indices) if isinstance(indices, Sequence) else indices
         return LabelledImages(self.images[chosen], self.labels[chosen], self.class_names)
+
+
+def labelled_images(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: tuple[str, ...]
+) -> LabelledImages:
+    """Arrays as tensors; the memory is shared where the array is contiguous."""
+    import torch  # here, so that reading manifests and checksums does not cost this import
+
+    return LabelledImages(
+        torch.from_numpy(np.ascontiguousarray(images)),
+        torch.from_numpy(np.ascontiguousarray(labels)),
+        class_names,
+    )
 
 
 def normalised(

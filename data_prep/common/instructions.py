@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from data_prep.reading.conversations import Conversation, Turn, conversation
-from data_prep.reading.files import DataError
+from data_prep.common.conversations import Conversation, Turn, conversation
+from data_prep.common.files import DataError
 
 FORMS = (
     "messages (No Robots)",

@@ -8,7 +8,6 @@ Arrays of gigabytes are then opened in the time of a checksum, and only what is 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.reading.files import FileFacts, data_error, read_verified
+from data_prep.common.files import SPLITS, FileFacts, data_error, read_verified, sha256
 
 COLUMNS = ("name", "label", "class")
+# From split to its array and the list of its rows.
+FILES = {split: (f"{split}-images.npy", f"{split}.csv") for split in SPLITS}
+ALL_FILES = tuple(file for files in FILES.values() for file in files)
 
 
 class ListingError(ValueError):
@@ -130,8 +132,7 @@ def map_images(path: Path, facts: FileFacts, data_set: str) -> NDArray[np.uint8]
         if size != facts.size:
             found = f"it has {size} bytes and should have {facts.size}"
             raise data_error(data_set, f"Data file {path} is damaged: {found}.")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(path)
         if digest != facts.sha256:
             found = f"its SHA-256 is {digest} and should be {facts.sha256}"
             raise data_error(data_set, f"Data file {path} is altered: {found}.")

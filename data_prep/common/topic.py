@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from data_prep.reading.files import DataError
-from data_prep.reading.loaders import image_names
-from data_prep.reading.root import data_root
+from data_prep import image_names
+from data_prep.common.files import DataError
+from data_prep.common.root import data_root
 
 PLACED = "topic"
 PACKAGED = "topic_lists.csv"
@@ -76,7 +76,7 @@ def topic_lists(name: str, root: Path | None = None) -> TopicLists:
 
     Args:
         name: "cifar100", "mini_imagenet" or "cub200".
-        root: The data root; None stands for :func:`data_prep.reading.data_root`. Where it has a
+        root: The data root; None stands for :func:`data_prep.data_root`. Where it has a
             folder ``topic/<name>``, that must hold ``session_2.txt`` and all later ones, equal to
             the lists in this package; its ``session_1.txt``, if there is one, becomes ``base``.
 
@@ -201,7 +201,7 @@ def _packaged(name: str) -> TopicLists:
     """The few-shot lists in this package."""
     protocol = _protocol(name)
     sessions: list[list[str]] = [[] for _ in range(protocol.sessions)]
-    with files("data_prep.reading").joinpath(PACKAGED).open(encoding="utf-8") as file:
+    with files("data_prep.common").joinpath(PACKAGED).open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["data_set"] == name:
                 images = _expanded(name, row["group"], row["images"].split())

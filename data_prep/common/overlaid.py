@@ -1,7 +1,7 @@
 """Sets whose images show two source images laid over each other, and name both.
 
 One source image (28x28) lies in the top left corner of a canvas of 36x36, the other in the bottom
-right one, and where they overlap the brighter value is kept, as :mod:`data_prep.pairs` does it. The
+right one, and where they overlap the brighter value is kept, as in :mod:`data_prep.pairs`. The
 task is to name both.
 
 A split has two images for each source image and corner. The train split is made from the train
@@ -23,78 +23,45 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_prep import fashion_mnist, mnist
-from data_prep.chain import Source, prepare_files
-from data_prep.checks import sha256_check
-from data_prep.pairs import SIZE, overlay
-from data_prep.reading import load
-from data_prep.reading.facts import IDX_FILES, IDX_PREFIX
-from data_prep.reading.idx import encode_idx
-from data_prep.reading.root import data_root
+from data_prep.common.idx_sets import SIZE, Arrays, BuiltIdxSet, overlay
+from data_prep.common.multi_task import MultiTaskImages, Task, class_images
 
 TIMES = 2
 SEED = {"train": 0, "test": 1}
 BLOCK = 10_000
-SOURCES: dict[str, tuple[str, Callable[[Path | None], Path]]] = {
-    "mnist": ("MNIST", mnist.prepare),
-    "fashion_mnist": ("Fashion-MNIST", fashion_mnist.prepare),
-}
-
-Labelled = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
-def prepare_overlaid(name: str, top_left: str, bottom_right: str, root: Path | None = None) -> Path:
-    """Make ``<root>/<name>`` complete, and the sets it is built from if needed.
+@dataclass(frozen=True, kw_only=True)
+class OverlaidSet(BuiltIdxSet):
+    """A set with a task for each corner.
 
-    Args:
-        name: The set; its four files are listed in :mod:`data_prep.reading.facts`.
-        top_left: The source set of the top left corner, "mnist" or "fashion_mnist".
-        bottom_right: That of the bottom right corner; it may be the same.
-        root: The data root.
+    ``originals`` are the set of the top left corner and that of the bottom right one, or one set
+    that serves both.
 
-    Raises:
-        PrepareError: a source could not be fetched, nothing can be written, or what is built here
-            is not what every other machine gets.
+    Attributes:
+        tasks: That of the top left corner first.
     """
-    root = root or data_root()
-    sources = dict.fromkeys((top_left, bottom_right))
-    files = IDX_FILES[name]
 
-    def build(temporary: Path, missing: Sequence[str]) -> None:
-        for source in sources:
-            SOURCES[source][1](root)
-        for split in SEED:
-            prefix = IDX_PREFIX[split]
-            names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx2-ubyte"
-            if not set(names) & set(missing):
-                continue
-            read = [_read(source, split, root) for source in sources]
-            built = build_images(read[0], read[1] if len(read) > 1 else None, SEED[split])
-            for file, values in zip(names, built, strict=True):
-                if file in missing:
-                    (temporary / file).write_bytes(encode_idx(values))
+    tasks: tuple[Task, ...]
 
-    return prepare_files(
-        name,
-        root,
-        {file: sha256_check(known) for file, known in files.items()},
-        lambda _: [Source(f"the files of {' and '.join(SOURCES[s][0] for s in sources)}", build)],
-        lambda _: (
-            "Building is deterministic. If another SHA-256 comes out, please report it with your "
-            f"version of numpy ({np.__version__})."
-        ),
-        space=2 * sum(known.size for known in files.values()),
-    )
+    def build(self, split: str, originals: Sequence[Arrays]) -> Arrays:
+        """Images and labels; see :func:`build_images`."""
+        return build_images(originals[0], originals[1] if len(originals) > 1 else None, SEED[split])
+
+    def load(self, split: str, root: Path | None = None) -> MultiTaskImages:
+        """One split; arguments and errors as for :func:`data_prep.load_tasks`."""
+        images, labels = self.arrays(split, root)
+        return class_images(images[:, None], labels, self.tasks)
 
 
-def build_images(top_left: Labelled, bottom_right: Labelled | None, seed: int) -> Labelled:
+def build_images(top_left: Arrays, bottom_right: Arrays | None, seed: int) -> Arrays:
     """Lay every source image into two images in each corner.
 
     Args:
@@ -129,9 +96,3 @@ def build_images(top_left: Labelled, bottom_right: Labelled | None, seed: int) -
         rows = slice(begin, begin + BLOCK)
         overlay(top_left[0][left[rows]], partners[0][right[rows]], out=images[rows])
     return images, np.stack([top_left[1][left], partners[1][right]], axis=1)
-
-
-def _read(name: str, split: str, root: Path) -> Labelled:
-    """Images (n, 28, 28) and labels (n,) of one split of a source set."""
-    source = load(name, split, root)
-    return source.images[:, 0].numpy(), source.labels.numpy().astype(np.uint8)

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
-from data_prep.archives import DAMAGED, copy_limited, extract
-from data_prep.errors import SourceError
+from data_prep.common.archives import DAMAGED, copy_limited, extract
+from data_prep.common.errors import SourceError
 
 SECONDS = 600.0
 # One repetition after a second: the default waits for minutes where there is no network.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.chain import Check
-from data_prep.reading.files import DataError, FileFacts, read_manifest
-from data_prep.storage import sha256
+from data_prep.common.files import DataError, FileFacts, read_manifest, sha256
+
+# Says what is wrong with a file, or None: how a file is recognised.
+Check = Callable[[Path], str | None]
 
 
 def sha256_check(known: FileFacts) -> Check:

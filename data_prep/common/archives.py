@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from data_prep.errors import SourceError
+from data_prep.common.errors import SourceError
 
 CHUNK = 1 << 20
 

@@ -1,4 +1,4 @@
-"""Images with several targets each, and the data sets of multi-task learning.
+"""Images with several targets each, as multi-task learning has them.
 
 A target is a class, or a map over the pixels: classes, depth, normals, saliency or edges. Sets of
 one file per image and target are also read image by image, through :class:`MultiTaskFiles`.
@@ -6,7 +6,7 @@ one file per image and target are also read image by image, through :class:`Mult
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,17 +14,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.reading import celeba, facts
-from data_prep.reading.files import data_error, read_verified
-from data_prep.reading.idx import decode_idx
-from data_prep.reading.loaders import manifest_facts
-from data_prep.reading.root import data_root
+from data_prep.common.files import check_split, data_error, manifest_facts, read_verified
+from data_prep.common.root import data_root
 
 if TYPE_CHECKING:
     # Only for the types: reading manifests and checksums must not cost the import of torch.
     from torch import Tensor
 
-    from data_prep.reading.file_sets import FileSet
+    from data_prep.common.file_sets import FileSet
 
 Kind = Literal["classes", "segmentation", "depth", "normals", "saliency", "edges"]
 # The pixels that a loss and a metric leave out, in a segmentation, a saliency or an edge map.
@@ -146,7 +143,7 @@ class MultiTaskFiles:
     Args:
         data: The set.
         split: "train" or "test".
-        root: The data root; None stands for :func:`data_prep.reading.data_root`.
+        root: The data root; None stands for :func:`data_prep.data_root`.
 
     Raises:
         ValueError: an unknown split.
@@ -154,7 +151,7 @@ class MultiTaskFiles:
     """
 
     def __init__(self, data: FileSet, split: str, root: Path | None = None) -> None:
-        _check_split(split)
+        check_split(split)
         self.data, self.tasks = data, data.tasks
         self.folder = (root or data_root()) / data.name
         self._known = manifest_facts(data.name, None, root)
@@ -231,122 +228,7 @@ def _filled(values: Tensor, missing: Sequence[int], empty: int) -> Tensor:
     return pad(values, (0, missing[1], 0, missing[0]), value=empty) if any(missing) else values
 
 
-MULTI_FASHION_MNIST_TASKS = (
-    Task("item", "classes", facts.FASHION_NAMES),
-    Task("digit", "classes", facts.DIGIT_NAMES),
-)
-MULTI_MNIST_TASKS, MULTI_FASHION_TASKS = (
-    (Task("top_left", "classes", names), Task("bottom_right", "classes", names))
-    for names in (facts.DIGIT_NAMES, facts.FASHION_NAMES)
-)
-CELEBA_TASKS = tuple(Task(name, "classes", ("no", "yes")) for name in celeba.ATTRIBUTES)
-
-
-def load_multi_fashion_mnist(split: str, root: Path | None = None) -> MultiTaskImages:
-    """Multi-Fashion+MNIST: one article and one digit on 36x36, 120,000 train and 20,000 test.
-
-    Two tasks of ten classes, "item" and "digit". How the images are made and in which order they
-    stand is described in ``data_prep.overlaid``. Arguments and errors as in :func:`load_tasks`.
-    """
-    return _load_overlaid("multi_fashion_mnist", split, root, MULTI_FASHION_MNIST_TASKS)
-
-
-def load_multi_mnist(split: str, root: Path | None = None) -> MultiTaskImages:
-    """MultiMNIST: two digits on 36x36, 120,000 train and 20,000 test images.
-
-    Two tasks of ten classes, "top_left" and "bottom_right"; both digits may be of the same class.
-    They are made as for :func:`load_multi_fashion_mnist`. Arguments and errors as in
-    :func:`load_tasks`.
-    """
-    return _load_overlaid("multi_mnist", split, root, MULTI_MNIST_TASKS)
-
-
-def load_multi_fashion(split: str, root: Path | None = None) -> MultiTaskImages:
-    """Multi-Fashion: as :func:`load_multi_mnist`, with two articles of clothing."""
-    return _load_overlaid("multi_fashion", split, root, MULTI_FASHION_TASKS)
-
-
-def load_celeba(split: str, root: Path | None = None) -> MultiTaskImages:
-    """CelebA: faces, 64x64, 162,770 train, 19,867 valid and 19,962 test, 40 tasks of two classes.
-
-    The images stay on the disk until they are used; changes to them never reach the file.
-    Arguments and errors as in :func:`load_tasks`; besides its two splits there is "valid".
-    """
-    from data_prep.reading.photographs import map_images  # Pillow, only where it is needed
-
-    name = "celeba"
-    _check_split(split, celeba.SPLITS)
-    folder = (root or data_root()) / name
-    files = celeba.FILES[split]
-    known = manifest_facts(name, files, root)
-    images = map_images(folder / files[0], known[files[0]], name)
-    content = read_verified(folder / files[1], known[files[1]], name)
-    try:
-        return _in_memory(images, decode_idx(content), CELEBA_TASKS)
-    except ValueError as error:
-        problem = f"The files {' and '.join(files)} in {folder} do not fit together: {error}"
-        raise data_error(name, problem) from error
-
-
-def open_tasks(name: str, split: str, root: Path | None = None) -> MultiTaskFiles:
-    """One split of a set that stays in its files: "cityscapes", "nyuv2" or "pascal_context".
-
-    CityScapes (Cordts et al., 2016): street scenes, 128x256, 2,975 train and 500 test, 7 classes
-    and inverse depth. NYUv2 (Silberman et al., 2012): rooms, 288x384, 795 train and 654 test, 13
-    classes, depth and normals. PASCAL-Context (Mottaghi et al., 2014): photographs of many sizes,
-    4,998 train and 5,105 test, five tasks. The test split is what the literature calls ``val`` and
-    reports on. Arguments and errors as in :func:`load_tasks`.
-    """
-    from data_prep.reading.file_sets import CITYSCAPES, NYUV2
-    from data_prep.reading.pascal_context import PASCAL_CONTEXT
-
-    sets = {data.name: data for data in (CITYSCAPES, NYUV2, PASCAL_CONTEXT)}
-    if name not in sets:
-        raise ValueError(f"name must be one of {', '.join(sets)}. Found name={name!r}.")
-    return MultiTaskFiles(sets[name], split, root)
-
-
-def load_tasks(name: str, split: str, root: Path | None = None) -> MultiTaskImages:
-    """One split of a data set with several targets for each image, in memory.
-
-    Args:
-        name: "multi_fashion_mnist", "multi_mnist", "multi_fashion", "celeba", "cityscapes" or
-            "nyuv2"; for "pascal_context", whose images differ in size, use :func:`open_tasks`.
-        split: "train" or "test".
-        root: The data root; None stands for :func:`data_prep.reading.data_root`.
-
-    Raises:
-        ValueError: an unknown name or split.
-        DataError: a file is missing or damaged; the message names the command that repairs it.
-    """
-    loaders: dict[str, Callable[[str, Path | None], MultiTaskImages]] = {
-        "multi_fashion_mnist": load_multi_fashion_mnist,
-        "multi_mnist": load_multi_mnist,
-        "multi_fashion": load_multi_fashion,
-        "celeba": load_celeba,
-        "cityscapes": lambda split, root: open_tasks("cityscapes", split, root).in_memory(),
-        "nyuv2": lambda split, root: open_tasks("nyuv2", split, root).in_memory(),
-    }
-    if name not in loaders:
-        raise ValueError(f"name must be one of {', '.join(loaders)}. Found name={name!r}.")
-    return loaders[name](split, root)
-
-
-def _load_overlaid(
-    name: str, split: str, root: Path | None, tasks: tuple[Task, ...]
-) -> MultiTaskImages:
-    """One split of a set of four idx files, with two labels for each image."""
-    _check_split(split)
-    folder = (root or data_root()) / name
-    prefix = facts.IDX_PREFIX[split]
-    images, labels = (
-        decode_idx(read_verified(folder / file, facts.IDX_FILES[name][file], name))
-        for file in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx2-ubyte")
-    )
-    return _in_memory(images[:, None], labels, tasks)
-
-
-def _in_memory(
+def class_images(
     images: NDArray[np.uint8], labels: NDArray[np.uint8], tasks: tuple[Task, ...]
 ) -> MultiTaskImages:
     """Images and class numbers (n, tasks) as tensors; the images share the array's memory."""
@@ -355,9 +237,3 @@ def _in_memory(
     columns = torch.from_numpy(labels.T.astype(np.int64))
     targets = {task.name: column for task, column in zip(tasks, columns, strict=True)}
     return MultiTaskImages(torch.from_numpy(images), targets, tasks)
-
-
-def _check_split(split: str, splits: tuple[str, ...] = facts.SPLITS) -> None:
-    if split not in splits:
-        known = " or ".join(repr(one) for one in splits)
-        raise ValueError(f"split must be {known}. Found split={split!r}.")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.reading.conversations import Conversation, Turn
+from data_prep.common.conversations import Conversation, Turn
 
 # Small enough that a model of some hundred million weights learns them in part.
 FAMILIES: dict[str, dict[str, int]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -15,19 +14,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data_prep.errors import PrepareError
-from data_prep.reading.files import MANIFEST, read_manifest
-from data_prep.reading.root import VARIABLE
+from data_prep.common.errors import PrepareError
+from data_prep.common.files import MANIFEST, read_manifest, sha256
+from data_prep.common.root import VARIABLE
 
 INCOMING = ".incoming-"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 READ_ONLY = frozenset({errno.EROFS})
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_storage_error(error: OSError) -> bool:
@@ -85,7 +78,7 @@ def exclusive(root: Path, name: str) -> Iterator[Path]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"{name}: another process is preparing it, waiting ...")
+        log(f"{name}: another process is preparing it, waiting ...")
         lock.acquire()
     try:
         for left in folder.glob(f"{INCOMING}*"):
@@ -133,7 +126,7 @@ def place(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line for the person at the terminal; stderr, where progress bars are as well."""
     print(text, file=sys.stderr, flush=True)
 
