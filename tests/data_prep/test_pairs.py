@@ -1,19 +1,13 @@
 """How the pairs are made: which images, which label, which file, and always the same."""
 
 import hashlib
-from collections import defaultdict
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from data_prep import fashion_mnist, is_current, load, mnist, pairs
-from data_prep.common.errors import PrepareError
-from data_prep.common.files import FileFacts
-from data_prep.common.idx import encode_idx
+from data_prep import pairs
 from data_prep.common.idx_sets import overlay
 from data_prep.pairs import build_pairs
-from tests.data_prep.small_set import known_files, write_files
 
 ARTICLE, DIGIT, TRAIN, TEST = 1, 2, 50, 60
 
@@ -111,84 +105,3 @@ def test_the_construction_is_the_same_for_ever_and_follows_the_seed():
 def test_too_few_source_images_are_told():
     with pytest.raises(ValueError, match="at least per_class=4 images of each kind. Found 3"):
         build_pairs(marked(30, ARTICLE, TRAIN), marked(3, DIGIT, TRAIN), per_class=4, seed=0)
-
-
-@pytest.fixture
-def pinned(tmp_path, monkeypatch):
-    """A data root with small marked sources, and the checksums of what must come out known."""
-    made = {"fashion_mnist": {}, "mnist": {}, "pairs": {}}
-    for prefix, mark, per_kind, split, per_class in (
-        ("train", TRAIN, 20, "train", 2), ("t10k", TEST, 10, "test", 1)
-    ):  # fmt: skip
-        articles, digits = marked(per_kind, ARTICLE, mark), marked(per_kind, DIGIT, mark)
-        out = build_pairs(articles, digits, per_class, pairs.SEED[split])
-        for files, arrays in zip(made.values(), (articles, digits, out), strict=True):
-            for array, kind in zip(arrays, ("images-idx3", "labels-idx1"), strict=True):
-                files[f"{prefix}-{kind}-ubyte"] = encode_idx(array)
-    originals = []
-    for module in (fashion_mnist, mnist):
-        files = made[module.DATA.name]
-        originals.append(replace(module.DATA, files=known_files(files)))
-        write_files(tmp_path / module.DATA.name, files)
-    own = known_files(made["pairs"])
-    small = replace(
-        pairs.DATA, files=own, originals=tuple(originals), per_class={"train": 2, "test": 1}
-    )
-    monkeypatch.setattr(pairs, "DATA", small)
-    return tmp_path
-
-
-def test_a_split_is_made_only_from_files_of_that_split(pinned):
-    pairs.DATA.prepare(pinned)
-    for split, mark, number in (("train", TRAIN, 200), ("test", TEST, 100)):
-        loaded = load("pairs", split, pinned)
-        assert len(loaded) == number
-        article_split, article, digit_split, digit = sources_of(loaded.images[:, 0].numpy())
-        assert set(article_split) == {mark}
-        assert set(digit_split) == {mark}
-        assert loaded.labels.tolist() == (10 * (article % 10) + digit % 10).tolist()
-
-
-def test_a_second_run_builds_nothing_and_a_damaged_file_is_built_again(pinned, monkeypatch):
-    folder = pairs.DATA.prepare(pinned)
-    assert is_current("pairs", pinned)
-    with monkeypatch.context() as patch:
-        patch.delattr(pairs, "build_pairs")
-        pairs.DATA.prepare(pinned)
-    path = folder / "t10k-images-idx3-ubyte"
-    before = path.read_bytes()
-    path.write_bytes(before[:-1])
-    pairs.DATA.prepare(pinned)
-    assert path.read_bytes() == before
-
-
-def test_another_result_than_the_pinned_one_is_refused_and_not_kept(pinned, monkeypatch):
-    known = {name: FileFacts(size, "0" * 64) for name, (size, _) in pairs.DATA.files.items()}
-    monkeypatch.setattr(pairs, "DATA", replace(pairs.DATA, files=known))
-    with pytest.raises(PrepareError, match=r"train-images-idx3-ubyte has SHA-256 (.|\n)* numpy"):
-        pairs.DATA.prepare(pinned)
-    assert list((pinned / "pairs").iterdir()) == []
-
-
-@pytest.mark.skipif(
-    not all(is_current(name) for name in ("pairs", "mnist", "fashion_mnist")),
-    reason="the real pairs are not prepared here",
-)
-@pytest.mark.parametrize(("split", "per_class"), [("train", 500), ("test", 100)])
-def test_the_real_pairs_show_the_article_and_the_digit_of_their_class(split, per_class):
-    loaded = load("pairs", split)
-    assert loaded.labels.bincount().tolist() == [per_class] * 100
-    images, labels = loaded.images[:, 0].numpy(), loaded.labels.numpy()
-    # The parts that the other image never covers: eight rows at the top and at the bottom.
-    top, bottom = images[:, :8, :28], images[:, 28:, 8:]
-    for name, part, rows, kind in (
-        ("fashion_mnist", top, slice(0, 8), labels // 10),
-        ("mnist", bottom, slice(20, 28), labels % 10),
-    ):
-        source = load(name, split)
-        kinds = defaultdict(set)
-        for strip, label in zip(
-            source.images[:, 0, rows].numpy(), source.labels.tolist(), strict=True
-        ):
-            kinds[strip.tobytes()].add(label)
-        assert all(k in kinds[strip.tobytes()] for strip, k in zip(part, kind, strict=True))
