@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import transforms
 
-from data_prep import DataError, checksums, image_names, is_current, load, mini_imagenet
+from data_prep import DataError, checksums, image_names, is_current, load
 from data_prep.common import photographs, storage
 from data_prep.common.errors import PrepareError
 from data_prep.common.photographs import ListingError, decode_photograph
@@ -41,24 +40,6 @@ def root(files, tmp_path):
 def decoded(content, transform):
     with Image.open(io.BytesIO(content)) as picture:
         return torch.from_numpy(np.array(transform(picture.convert("RGB")))).permute(2, 0, 1)
-
-
-def test_images_labels_and_names_are_those_of_the_files(root, files):
-    as_cec_tests = transforms.Compose([transforms.Resize([92, 92]), transforms.CenterCrop(84)])
-    for split, number in (("train", 4), ("test", 2)):
-        loaded = load("mini_imagenet", split, root)
-        names = image_names("mini_imagenet", split, root)
-        assert loaded.images.shape == (3 * number, 3, 84, 84)
-        assert loaded.labels.tolist() == [label for label in range(3) for _ in range(number)]
-        assert loaded.class_names == WNIDS
-        lines = files[f"split/{split}.csv"].decode().splitlines()[1:]
-        assert [f"{name},{name[:9]}" for name in names] == lines
-        for image, name in zip(loaded.images, names, strict=True):
-            content = files[f"images/{name}"]
-            with Image.open(io.BytesIO(content)) as picture:
-                small = picture.size == (84, 84)
-            unchanged = transforms.Compose([])
-            assert torch.equal(image, decoded(content, unchanged if small else as_cec_tests))
 
 
 @pytest.mark.parametrize(("archive", "mode"), [("miniimagenet.tar", "w"),
@@ -93,20 +74,6 @@ def test_loaded_images_are_mapped_and_changes_do_not_reach_the_file(root):
     assert images.any()
     images.zero_()
     assert load("mini_imagenet", "train", root).images.any()
-
-
-def test_without_a_source_the_way_by_hand_is_told(tmp_path):
-    with pytest.raises(PrepareError) as caught:
-        prepare(tmp_path)
-    message = str(caught.value)
-    folder = tmp_path / "mini_imagenet"
-    for part in (f"the archive {folder / 'miniimagenet.tar'}: there is none",
-                 f"the unpacked folder {tmp_path / 'miniimagenet'}: there is no such folder",
-                 f"put it into {folder}", "split/train.csv, split/test.csv and images/*.jpg",
-                 "github.com/icoz69/CEC-CVPR2021", "python -m data_prep.mini_imagenet",
-                 "12 for train and 6 for test of 3 classes"):  # fmt: skip
-        assert part in message
-    assert list(folder.iterdir()) == []
 
 
 def damaged(files, case):
@@ -338,9 +305,3 @@ def test_only_sets_of_photographs_have_names(tmp_path):
         image_names("mnist", "train", tmp_path)
     with pytest.raises(ValueError, match="split must be one of train, test"):
         image_names("cub200", "val", tmp_path)
-
-
-def test_the_real_sizes_are_those_of_the_protocol():
-    real = mini_imagenet.DATA
-    assert real.numbers == {"train": 50_000, "test": 10_000}
-    assert (real.classes, real.side, real.resize) == (100, 84, (92, 92))
