@@ -76,67 +76,6 @@ def test_loaded_images_are_mapped_and_changes_do_not_reach_the_file(root):
     assert load("mini_imagenet", "train", root).images.any()
 
 
-def damaged(files, case):
-    train = files["split/train.csv"].decode().splitlines()
-    name = f"images/{WNIDS[1]}00000010.jpg"
-    if case == "cut photograph":
-        files[name] = files[name][:-200]
-    elif case == "no photograph":
-        files[name] = b"<html>not found</html>"
-    elif case == "missing photograph":
-        del files[name]
-    elif case == "missing list":
-        del files["split/train.csv"]
-    elif case == "cut list":
-        files["split/train.csv"] = "\n".join(train[:-1]).encode()
-    elif case == "cut line":
-        files["split/train.csv"] = "\n".join([*train[:-1], train[-1][:12]]).encode()
-    elif case == "other header":
-        files["split/train.csv"] = "\n".join(["name,label", *train[1:]]).encode()
-    elif case == "unbalanced":
-        lines = [*train[:4], train[4].split(",")[0] + "," + WNIDS[1], *train[5:]]
-        files["split/train.csv"] = "\n".join(lines).encode()
-    elif case == "twice":
-        files["split/train.csv"] = "\n".join([*train[:-1], train[-2]]).encode()
-    elif case == "in both":
-        lines = [*train[:1], f"{WNIDS[0]}00000007.jpg,{WNIDS[0]}", *train[2:]]
-        files["split/train.csv"] = "\n".join(lines).encode()
-    elif case == "other order":
-        lines = [train[0], *train[5:9], *train[1:5], *train[9:]]
-        files["split/train.csv"] = "\n".join(lines).encode()
-    elif case == "way out":
-        files["split/train.csv"] = "\n".join([*train[:-1], f"../x.jpg,{WNIDS[2]}"]).encode()
-    return files
-
-
-DAMAGES = {
-    "cut photograph": r"its images/n01558993\d+\.jpg is damaged: it cannot be decoded \(.*trunc",
-    "no photograph": r"its images/n01558993\d+\.jpg is damaged: it cannot be decoded \(cannot",
-    "missing photograph": r"1 of 12 train photographs are missing, the first one is images/n0155",
-    "missing list": r"its split/train\.csv is missing",
-    "cut list": r"its train split lists 11 photographs instead of 12",
-    "cut line": r"its line 13 must hold the name of a file and a class\. Found 'n01704323000'",
-    "other header": r"its first line must be filename,label",
-    "unbalanced": r"its train split has 3 photographs of n01532829 instead of 4",
-    "twice": r"the image n0170432300000010\.jpg is listed twice",
-    "in both": r"the photograph n0153282900000007\.jpg is in both splits",
-    "other order": r"its two splits do not name the same classes in the same order",
-    "way out": r"its line 13 must hold the name of a file and a class\. Found '../x\.jpg",
-}
-
-
-@pytest.mark.parametrize("case", DAMAGES)
-def test_a_damaged_source_is_told_and_leaves_nothing_half_made(files, tmp_path, case):
-    unpack(damaged(files, case), tmp_path / "miniimagenet")
-    with pytest.raises(PrepareError, match=rf"{tmp_path / 'miniimagenet'}: .*{DAMAGES[case]}"):
-        prepare(tmp_path)
-    left = {path.name for path in (tmp_path / "mini_imagenet").iterdir()}
-    assert not left & {"manifest.json", "train-images.npy", "train.csv"}
-    assert not any(name.startswith(".incoming") for name in left)
-    with pytest.raises(DataError, match="not prepared"):
-        load("mini_imagenet", "train", tmp_path)
-
-
 def test_a_damaged_archive_is_told_and_the_folder_beside_it_taken(files, tmp_path, capsys):
     unpack(files, tmp_path / "miniimagenet")
     (tmp_path / "mini_imagenet").mkdir()

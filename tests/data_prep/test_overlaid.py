@@ -36,14 +36,6 @@ def built():
     return build_images(marked(30, ARTICLE, TRAIN), marked(30, DIGIT, TRAIN), seed=0)
 
 
-def test_each_image_has_the_labels_of_its_article_and_its_digit(built):
-    images, labels = built
-    assert (images.shape, labels.shape) == ((60, 36, 36), (60, 2))
-    article, digit = sources_of(images, TRAIN)
-    assert (labels[:, 0] == article % 10).all()
-    assert (labels[:, 1] == digit // 3 % 10).all()
-
-
 def test_each_source_image_is_in_two_images_with_two_partners(built):
     article, digit = sources_of(built[0], TRAIN)
     assert np.bincount(article, minlength=30).tolist() == [2] * 30
@@ -66,17 +58,6 @@ def test_the_partners_are_drawn_without_a_look_at_the_labels(built):
     assert (other[0] == built[0]).all()
     assert article[::2].tolist() != sorted(article[::2])
     assert digit[::2].tolist() != sorted(digit[::2])
-
-
-def test_the_brighter_value_wins_where_the_two_overlap():
-    articles, digits = marked(2, ARTICLE, TRAIN), marked(2, DIGIT, TRAIN)
-    articles[0][:, 10, 10], digits[0][:, 2, 2] = 9, 7
-    articles[0][:, 20, 20], digits[0][:, 12, 12] = 7, 9
-    images, _ = build_images(articles, digits, seed=0)
-    assert (images[:, 10, 10] == 9).all()
-    assert (images[:, 20, 20] == 9).all()
-    assert (images[:, :8, 28:] == 0).all()
-    assert (images[:, 28:, :8] == 0).all()
 
 
 def test_the_construction_is_the_same_for_ever_and_follows_the_seed():
@@ -116,13 +97,6 @@ def corners_of(images):
 @pytest.fixture
 def built_alone():
     return build_images(twice_marked(30), None, seed=0)
-
-
-def test_each_image_has_the_labels_of_its_corners(built_alone):
-    images, labels = built_alone
-    assert (images.shape, labels.shape) == ((60, 36, 36), (60, 2))
-    for column, source in zip(labels.T, corners_of(images), strict=True):
-        assert column.tolist() == (source // 3 % 10).tolist()
 
 
 def test_order_and_partners_by_hand(built_alone):

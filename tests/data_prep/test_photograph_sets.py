@@ -173,10 +173,68 @@ def test_every_failure_is_listed_and_the_way_by_hand_told(name, web, tmp_path):
             replace(data, url=closed).prepare(tmp_path)
 
 
+def lines_changed(change):
+    """What a change of its lines makes of a text."""
+    return lambda content: "\n".join(change(content.decode().splitlines())).encode()
+
+
+PHOTOGRAPH = f"images/{WNIDS[1]}00000010.jpg"
 BIRD = "images/002.Laysan_Albatross/Laysan_Albatross_0006_222.jpg"
 RENDITION = f"{RENDERED[0]}/art_0.jpg"
 # The set, which paths are changed, how (None: removed), and what is told.
 DAMAGES = {
+    "cut photograph": (
+        "mini_imagenet", PHOTOGRAPH, lambda content: content[:-200],
+        rf"its {PHOTOGRAPH} is damaged: it cannot be decoded \(.*trunc",
+    ),
+    "no photograph": (
+        "mini_imagenet", PHOTOGRAPH, lambda _: b"<html>not found</html>",
+        rf"its {PHOTOGRAPH} is damaged: it cannot be decoded \(cannot",
+    ),
+    "missing photograph": (
+        "mini_imagenet", PHOTOGRAPH, None,
+        "1 of 12 train photographs are missing, the first one is images/n0155",
+    ),
+    "missing csv": ("mini_imagenet", "split/train.csv", None, r"its split/train\.csv is missing"),
+    "cut csv": (
+        "mini_imagenet", "split/train.csv", lines_changed(lambda lines: lines[:-1]),
+        "its train split lists 11 photographs instead of 12",
+    ),
+    "cut line": (
+        "mini_imagenet", "split/train.csv",
+        lines_changed(lambda lines: [*lines[:-1], lines[-1][:12]]),
+        r"its line 13 must hold the name of a file and a class\. Found 'n01704323000'",
+    ),
+    "other header": (
+        "mini_imagenet", "split/train.csv", lines_changed(lambda lines: ["name,label", *lines[1:]]),
+        "its first line must be filename,label",
+    ),
+    "unbalanced": (
+        "mini_imagenet", "split/train.csv",
+        lines_changed(lambda lines: [*lines[:4], lines[4][:-9] + WNIDS[1], *lines[5:]]),
+        "its train split has 3 photographs of n01532829 instead of 4",
+    ),
+    "twice": (
+        "mini_imagenet", "split/train.csv", lines_changed(lambda lines: [*lines[:-1], lines[-2]]),
+        r"the image n0170432300000010\.jpg is listed twice",
+    ),
+    "in both csv": (
+        "mini_imagenet", "split/train.csv",
+        lines_changed(
+            lambda lines: [lines[0], f"{WNIDS[0]}00000007.jpg,{WNIDS[0]}", *lines[2:]]
+        ),
+        r"the photograph n0153282900000007\.jpg is in both splits",
+    ),
+    "other order": (
+        "mini_imagenet", "split/train.csv",
+        lines_changed(lambda lines: [lines[0], *lines[5:9], *lines[1:5], *lines[9:]]),
+        "its two splits do not name the same classes in the same order",
+    ),
+    "way out": (
+        "mini_imagenet", "split/train.csv",
+        lines_changed(lambda lines: [*lines[:-1], f"../x.jpg,{WNIDS[2]}"]),
+        r"its line 13 must hold the name of a file and a class\. Found '../x\.jpg",
+    ),
     "cut bird": ("cub200", BIRD, lambda content: content[:300], f"its {BIRD} is damaged: it"),
     "missing bird": (
         "cub200", BIRD, None, f"test photographs are missing, the first one is {BIRD}",
