@@ -7,8 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from data_prep import DATA_SETS, MANIFEST
-from data_prep.reading.root import data_root
+from data_prep import DATA_SETS, MANIFEST, data_root
 from experiments.run.provenance import run_digest
 from workflow.project import (
     MAIN_RUN, PROFILES, RUN_NAME, chapter_source, chapters, data_sets, parameter_file,

@@ -113,7 +113,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data_prep.reading.image_sets import image_checksums
+from data_prep import checksums
 from experiments.run.plotting import band, save_figure, style_for, use_style
 from experiments.run.results import RunRecord
 from ktlib.device import choose_device
@@ -121,7 +121,7 @@ from ktlib.seeding import deterministic
 
 use_style()
 deterministic()
-record = RunRecord.start("continual_peft", P, data=image_checksums(P.dataset))
+record = RunRecord.start("continual_peft", P, data=checksums(P.dataset))
 
 # %% [markdown]
 # `ContinualExperiment` holds what must be the same for all methods: the pre-trained model, the tasks, the images that are tested on. A seed puts the

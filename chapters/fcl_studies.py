@@ -102,7 +102,7 @@ from IPython.display import display
 from myst_nb import glue
 from tqdm import tqdm
 
-from data_prep import reading as data
+import data_prep as data
 from experiments.run.plotting import save_figure, style_for, use_style
 from experiments.run.results import RunRecord
 from ktlib.device import choose_device

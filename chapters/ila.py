@@ -105,7 +105,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from data_prep.reading.conversations import REASONING, load_conversations, text_checksums
+from data_prep import REASONING, checksums
+from data_prep.common.conversations import load_conversations
 from experiments.models.language import language_model_checksums
 from experiments.run.plotting import save_figure, use_style
 from experiments.run.results import RunRecord
@@ -116,7 +117,7 @@ use_style()
 deterministic()
 sums = {f"{P.model}/{file}": value for file, value in language_model_checksums(P.model).items()}
 for name in (*P.datasets, P.general_text):
-    sums |= {f"{name}/{file}": value for file, value in text_checksums(name).items()}
+    sums |= {f"{name}/{file}": value for file, value in checksums(name).items()}
 
 record = RunRecord.start("ila", P, data=sums)
 

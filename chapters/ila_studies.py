@@ -94,7 +94,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from data_prep.reading.conversations import text_checksums
+from data_prep import checksums
 from experiments.models.language import language_model_checksums
 from experiments.run.plotting import save_figure, use_style
 from experiments.run.results import RunRecord
@@ -105,7 +105,7 @@ use_style()
 deterministic()
 sums = {f"{P.model}/{file}": value for file, value in language_model_checksums(P.model).items()}
 for name in (*P.datasets, P.general_text):
-    sums |= {f"{name}/{file}": value for file, value in text_checksums(name).items()}
+    sums |= {f"{name}/{file}": value for file, value in checksums(name).items()}
 
 record = RunRecord.start("ila_studies", P, data=sums)
 
@@ -477,7 +477,7 @@ finetune_table(results)
 # Here the tasks are generated, so that an exact verifier can judge every answer: sums, greatest common divisors, letters to count, words to spell backwards.
 
 # %%
-from data_prep.reading.reasoning import reasoning_tasks
+from data_prep.reasoning import reasoning_tasks
 from experiments.ila.reasoning import accuracy
 
 held_out = reasoning_tasks("test", size=P.tasks)

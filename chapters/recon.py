@@ -117,7 +117,7 @@ import torch
 from IPython.display import display
 from myst_nb import glue
 
-from data_prep import reading as data
+import data_prep as data
 from experiments.run.plotting import save_figure, use_style
 from experiments.run.results import RunRecord
 from ktlib.device import choose_device

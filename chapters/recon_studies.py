@@ -99,7 +99,7 @@ import torch
 from IPython.display import display
 from tqdm import tqdm
 
-from data_prep import reading as data
+import data_prep as data
 from experiments.run.plotting import save_figure, use_style
 from experiments.run.results import RunRecord
 from ktlib.device import choose_device

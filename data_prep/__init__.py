@@ -1,22 +1,154 @@
-"""Fetching, verifying and building the data sets: ``python -m data_prep.<name>``.
+"""Data sets: fetched, verified and built by ``python -m data_prep.<name>``, loaded by name.
 
-Every module has ``prepare(root=None) -> Path``, which leaves the data set complete in
-``<root>/<name>`` or raises :class:`data_prep.errors.PrepareError`. Running it again costs a check.
+Each set is a module with ``prepare(root=None) -> Path``, which leaves it complete in
+``<root>/<name>`` or raises :class:`data_prep.common.errors.PrepareError` (running it again costs a
+check), and ``load(split, root=None)``, which compares checksums on every read and never downloads.
+A module is imported when its name is asked for, so that who uses one set depends on no other.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from data_prep.reading import facts
-from data_prep.reading.files import MANIFEST, read_manifest
-from data_prep.reading.image_sets import LARGE_SETS
-from data_prep.reading.root import data_root
-from data_prep.reading.text_facts import TEXT_SETS
+from data_prep.common.files import MANIFEST, DataError, is_unchanged
+from data_prep.common.labelled import LabelledImages, normalised
+from data_prep.common.root import data_root
 
-DATA_SETS = (*facts.DATA_SETS, *LARGE_SETS, *TEXT_SETS)
+if TYPE_CHECKING:
+    from data_prep.common.conversations import load_conversations, load_text
+    from data_prep.common.multi_task import MultiTaskFiles, MultiTaskImages, Task
 
-__all__ = ["DATA_SETS", "MANIFEST", "is_current"]
+PHOTOGRAPH_SETS = ("mini_imagenet", "cub200", "imagenet_r", "domainnet")
+LABELLED_SETS = ("mnist", "fashion_mnist", "pairs", "digits", "cifar100", *PHOTOGRAPH_SETS)
+# One file per image and target, which :func:`open_tasks` reads one by one.
+FILE_SETS = ("cityscapes", "nyuv2", "pascal_context")
+MULTI_TASK_SETS = ("multi_fashion_mnist", "multi_mnist", "multi_fashion", "celeba", *FILE_SETS)
+# Instructions with answers, in one file of a common form.
+INSTRUCTION_SETS = ("lima", "no_robots", "alpaca_gpt4", "limo", "s1k")
+TEXT_SETS = ("chatterbot", "human_eval", "moby_dick", "smollm2", *INSTRUCTION_SETS)
+DATA_SETS = (*LABELLED_SETS, *MULTI_TASK_SETS, *TEXT_SETS)
+# Conversations that are generated, and those in a file of one's own: nothing is prepared.
+REASONING = "reasoning"
+FILE_TYPES = (".jsonl", ".json")
+
+# What is imported from elsewhere only when it is asked for.
+_LAZY = {
+    "load_conversations": "conversations",
+    "load_text": "conversations",
+    "MultiTaskFiles": "multi_task",
+    "MultiTaskImages": "multi_task",
+    "Task": "multi_task",
+}
+
+__all__ = [
+    "DATA_SETS",
+    "MANIFEST",
+    "DataError",
+    "LabelledImages",
+    "MultiTaskFiles",
+    "MultiTaskImages",
+    "Task",
+    "checksums",
+    "data_root",
+    "image_names",
+    "is_current",
+    "load",
+    "load_conversations",
+    "load_tasks",
+    "load_text",
+    "normalised",
+    "open_tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"data_prep.common.{_LAZY[name]}"), name)
+
+
+def load(name: str, split: str, root: Path | None = None) -> LabelledImages:
+    """One split of a set with one label for each image.
+
+    Args:
+        name: One of :data:`LABELLED_SETS`.
+        split: "train" or "test".
+        root: The data root; None stands for :func:`data_root`.
+
+    Raises:
+        ValueError: an unknown name or split, or a set with several targets for each image.
+        DataError: a file is missing or damaged; the message names the command that repairs it.
+    """
+    if name in MULTI_TASK_SETS:
+        rule = f"name must be a set with one label for each image: {', '.join(LABELLED_SETS)}"
+        raise ValueError(f"{rule}. Found name={name!r}, which load_tasks loads.")
+    images: LabelledImages = _data_set(name, LABELLED_SETS).load(split, root)
+    return images
+
+
+def load_tasks(name: str, split: str, root: Path | None = None) -> MultiTaskImages:
+    """One split of a data set with several targets for each image, in memory.
+
+    Args:
+        name: One of :data:`MULTI_TASK_SETS` but "pascal_context", whose images differ in size: use
+            :func:`open_tasks`.
+        split: "train" or "test"; "celeba" has "valid" as well.
+        root: The data root; None stands for :func:`data_root`.
+
+    Raises:
+        ValueError: an unknown name or split.
+        DataError: a file is missing or damaged; the message names the command that repairs it.
+    """
+    known = tuple(one for one in MULTI_TASK_SETS if one != "pascal_context")
+    images: MultiTaskImages = _data_set(name, known).load(split, root)
+    return images
+
+
+def open_tasks(name: str, split: str, root: Path | None = None) -> MultiTaskFiles:
+    """One split of a set that stays in its files, one of :data:`FILE_SETS`.
+
+    CityScapes (Cordts et al., 2016): street scenes, 128x256, 2,975 train and 500 test, 7 classes
+    and inverse depth. NYUv2 (Silberman et al., 2012): rooms, 288x384, 795 train and 654 test, 13
+    classes, depth and normals. PASCAL-Context (Mottaghi et al., 2014): photographs of many sizes,
+    4,998 train and 5,105 test, five tasks. The test split is what the literature calls ``val`` and
+    reports on. Arguments and errors as in :func:`load_tasks`.
+    """
+    files: MultiTaskFiles = _data_set(name, FILE_SETS).open(split, root)
+    return files
+
+
+def image_names(name: str, split: str, root: Path | None = None) -> tuple[str, ...]:
+    """What the authors of a set of photographs call each image, in the order of :func:`load`.
+
+    Raises:
+        ValueError: another data set, or an unknown split.
+        DataError: the set has not been prepared, or its list is damaged.
+    """
+    names: tuple[str, ...] = _data_set(name, PHOTOGRAPH_SETS).listing(split, root).names
+    return names
+
+
+def checksums(name: str, root: Path | None = None) -> dict[str, str]:
+    """SHA-256 of each file of a data set, for run records; none for generated conversations.
+
+    The loaders accept only files with these checksums, so what was loaded had them. Reads no data
+    file, but for the path of a file of conversations. For "digits" it is the checksum of the arrays
+    that scikit-learn brings along, and sets of thousands of files have one for all.
+
+    Raises:
+        ValueError: an unknown name.
+        DataError: a set whose checksums its manifest records has not been prepared.
+    """
+    if name == REASONING:
+        return {}
+    if name.endswith(FILE_TYPES):
+        path = Path(name).expanduser()
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+    found: dict[str, str] = _data_set(name).checksums(root)
+    return found
 
 
 def is_current(name: str, root: Path | None = None) -> bool:
@@ -28,21 +160,16 @@ def is_current(name: str, root: Path | None = None) -> bool:
     Raises:
         ValueError: an unknown name.
     """
-    if name not in DATA_SETS:
-        raise ValueError(f"name must be one of {', '.join(DATA_SETS)}. Found name={name!r}.")
-    folder = (root or data_root()) / name
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return False
-    return all(_unchanged(folder / file, entry) for file, entry in manifest["files"].items())
+    _require(name)
+    return is_unchanged((root or data_root()) / name)
 
 
-def _unchanged(path: Path, entry: object) -> bool:
-    """Whether size and modification time of ``path`` are those in its manifest entry."""
-    if not isinstance(entry, dict):
-        return False
-    try:
-        found = path.stat()
-    except OSError:
-        return False
-    return (found.st_size, found.st_mtime_ns) == (entry.get("bytes"), entry.get("mtime_ns"))
+def _data_set(name: str, known: tuple[str, ...] = DATA_SETS) -> Any:
+    """The set of that name, out of its module."""
+    _require(name, known)
+    return importlib.import_module(f"data_prep.{name}").DATA
+
+
+def _require(name: str, known: tuple[str, ...] = DATA_SETS) -> None:
+    if name not in known:
+        raise ValueError(f"name must be one of {', '.join(known)}. Found name={name!r}.")

@@ -5,29 +5,16 @@ The licence is CC BY-NC 4.0.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from data_prep.common.command import main
+from data_prep.common.instruction_sets import InstructionSet
 
-from data_prep.command import run_command
-from data_prep.instruction_sets import InstructionSet, prepare_instruction_set
-from data_prep.reading.root import data_root
-
-ALPACA_GPT4 = InstructionSet(
+DATA = InstructionSet(
     name="alpaca_gpt4",
     hub="vicgalle/alpaca-gpt4",
     file="alpaca_gpt4_data.json",
     rows=52_002,
 )
-
-
-def prepare(root: Path | None = None) -> Path:
-    """Make ``<root>/alpaca_gpt4`` complete; ``root`` None stands for the data root.
-
-    Raises:
-        PrepareError: with what was tried, or why nothing can be written.
-    """
-    return prepare_instruction_set(ALPACA_GPT4, root or data_root())
-
+prepare, load = DATA.prepare, DATA.load
 
 if __name__ == "__main__":
-    sys.exit(run_command(ALPACA_GPT4.name, prepare))
+    main(DATA)

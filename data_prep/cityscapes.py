@@ -6,31 +6,31 @@ forbids handing it on. A person places the folder; here it is checked file by fi
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from data_prep.common.command import main
+from data_prep.common.file_sets import numpy_set
+from data_prep.common.multi_task import Task
 
-from data_prep.command import run_command
-from data_prep.file_sets import prepare_in_place
-from data_prep.reading.file_sets import CITYSCAPES
-from data_prep.reading.root import data_root
+# The seven categories of CityScapes in the order of their numbers there; its "void" is -1. The
+# files come without a list: that they keep this order is assumed. No loss or score depends on it.
+CLASSES = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
 
-BY_HAND = (
-    "To place it by hand, get the version of 128x256 (651 MB) through the README of "
-    "github.com/lorenmt/mtan and unpack it so that {folder} holds train (2,975 images) and val "
-    "(500), each with image/0.npy (128, 256, 3), label_7/0.npy (128, 256) and depth/0.npy "
-    "(128, 256, 1), and so on. LibMTL's copy calls label_7 just label: rename that folder. No "
-    "checksums are published, so any copy in this form will do."
+# The version of 128x256; depth is inverse depth.
+DATA = numpy_set(
+    "cityscapes",
+    (Task("segmentation", "segmentation", CLASSES), Task("depth", "depth")),
+    {"segmentation": "label_7", "depth": "depth"},
+    {"train": 2975, "test": 500},
+    (128, 256),
+    by_hand=(
+        "To place it by hand, get the version of 128x256 (651 MB) through the README of "
+        "github.com/lorenmt/mtan and unpack it so that {folder} holds train (2,975 images) and val "
+        "(500), each with image/0.npy (128, 256, 3), label_7/0.npy (128, 256) and depth/0.npy "
+        "(128, 256, 1), and so on. LibMTL's copy calls label_7 just label: rename that folder. No "
+        "checksums are published, so any copy in this form will do."
+    ),
 )
-
-
-def prepare(root: Path | None = None) -> Path:
-    """Check ``<root>/cityscapes`` and record it; ``root`` None stands for the data root.
-
-    Raises:
-        PrepareError: with the first files that are wrong, and where to get them.
-    """
-    return prepare_in_place(CITYSCAPES, root or data_root(), BY_HAND)
+prepare, load = DATA.prepare, DATA.load
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(CITYSCAPES.name, prepare))
+    main(DATA)

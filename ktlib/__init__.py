@@ -1,7 +1,7 @@
 """Knowledge transfer without forgetting or conflict: the package behind the book.
 
 Nothing is imported here, so that ``import ktlib`` costs nothing and changes nothing. Take names
-from the modules: ``ktlib.fcl`` (few-shot continual learning), ``data_prep.reading``,
+from the modules: ``ktlib.fcl`` (few-shot continual learning), ``data_prep``,
 ``experiments.models``, and the shared tools ``device``, ``seeding``, ``parameters``, ``results``,
 ``provenance``, ``plotting``, ``progress`` and ``testing``.
 """

@@ -79,8 +79,7 @@ def snakemake(
 
 def forget_touched_data(names: list[str], profile: str, runs: Sequence[str]) -> None:
     """Let data sets be prepared again whose files are missing or were touched since."""
-    from data_prep import MANIFEST, is_current
-    from data_prep.reading.root import data_root
+    from data_prep import MANIFEST, data_root, is_current
 
     needed = {d for name in names for run in runs for d in data_sets(name, profile, run=run)}
     for name in needed:

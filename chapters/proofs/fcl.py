@@ -75,7 +75,7 @@ import sympy as sp
 import torch
 from myst_nb import glue
 
-from data_prep import reading as data
+import data_prep as data
 from experiments.run.plotting import save_figure, use_style
 from experiments.run.results import RunRecord
 from ktlib.device import choose_device

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import ViT_B_16_Weights
 
-from data_prep.reading.image_sets import image_checksums, load_images
-from data_prep.reading.root import data_root
+from data_prep import checksums, data_root, load
 from experiments.cpeft import pretraining
 from experiments.cpeft.expert_outputs import ExpertAnswers
 from experiments.cpeft.joint_analyses import LossRise, loss_rise, rank_for_task, task_heads
@@ -105,7 +104,7 @@ class ContinualExperiment(Generic[Parameters]):
         self.parameters = parameters
         self.device = torch.device(device)
         self.validation = validation
-        self.train = load_images(parameters.dataset, "train")
+        self.train = load(parameters.dataset, "train")
 
     def changed(self, **values: Any) -> Self:
         """The same experiment with other values of some parameters, on the same images.
@@ -204,7 +203,7 @@ class ContinualExperiment(Generic[Parameters]):
 
     @cached_property
     def _test_pool(self) -> tuple[ResizedImages, Tensor]:
-        test = load_images(self.parameters.dataset, "test")
+        test = load(self.parameters.dataset, "test")
         count = self.parameters.test_images or len(test)
         source = generator(self.parameters.class_seed, "test images")
         order = torch.randperm(len(test), generator=source)
@@ -266,7 +265,7 @@ class ContinualExperiment(Generic[Parameters]):
 
     def checksums(self) -> dict[str, str]:
         """Of the files of the data set."""
-        return image_checksums(self.parameters.dataset)
+        return checksums(self.parameters.dataset)
 
     def _pretrain(self, sam_radius: float) -> dict[str, Tensor]:
         p = self.parameters

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_prep import reading as data
+import data_prep as data
+from data_prep.common.topic import topic_keys, topic_lists
 from experiments.fcl import baselines as methods
 from experiments.fcl.baselines import Learner, SessionResults, run_learner
 from experiments.fcl.parameters import METHODS, FewShotParameters
@@ -100,9 +101,9 @@ class FewShotExperiment(Generic[Parameters]):
         p = self.parameters
         if p.split == "topic":
             return topic_sessions(
-                data.topic_lists(p.dataset),
+                topic_lists(p.dataset),
                 self.train.labels,
-                data.topic_keys(p.dataset),
+                topic_keys(p.dataset),
                 validation_images=self.validation_images,
                 seed=seed,
             )

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_prep.reading.topic import PROTOCOLS
+from data_prep.common.topic import PROTOCOLS
 from experiments.run.parameters import ChapterParameters
 
 CLASSES = {"pairs": 100, "cifar100": 100, "digits": 10, "mini_imagenet": 100, "cub200": 200}

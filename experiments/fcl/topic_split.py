@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.reading.topic import TopicLists
+from data_prep.common.topic import TopicLists
 from ktlib.fcl.protocol import Session
 
 
@@ -30,7 +30,7 @@ def topic_sessions(
         sessions = topic_sessions(topic_lists("cub200"), train.labels, topic_keys("cub200"))
 
     Args:
-        lists: from :func:`data_prep.reading.topic_lists`.
+        lists: from :func:`data_prep.common.topic.topic_lists`.
         labels: ``(n,)`` class of every training image.
         keys: ``n`` names by which the lists call the images; None where they hold positions.
         validation_images: images per class held out: of a base class they are taken out of its

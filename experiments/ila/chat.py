@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from data_prep.reading.conversations import Conversation
+from data_prep.common.conversations import Conversation
 from ktlib.seeding import generator
 
 if TYPE_CHECKING:

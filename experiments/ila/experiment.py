@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from data_prep.reading.conversations import load_conversations, load_text
+from data_prep.common.conversations import load_conversations, load_text
 from experiments.ila.adapters import (
     layer_names,
     with_adalora,
@@ -352,6 +352,6 @@ def _pristine(name: str, device: str, quantized: bool) -> PreTrainedModel:
 
 def _generated(dataset: str, wanted: int) -> int | None:
     """How many conversations to ask for: generated tasks have no number of their own."""
-    from data_prep.reading.conversations import REASONING
+    from data_prep import REASONING
 
     return (wanted or None) if dataset == REASONING else None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from data_prep.reading.reasoning import ReasoningTask
+from data_prep.reasoning import ReasoningTask
 from experiments.ila.chat import context_length, encode_prompt
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def accuracy(
     Args:
         model: A causal language model, with or without adapters; left in the mode it was in.
         tokenizer: Its tokenizer.
-        tasks: From :func:`data_prep.reading.reasoning.reasoning_tasks`.
+        tasks: From :func:`data_prep.reasoning.reasoning_tasks`.
         batch_size: Tasks that are answered at once.
         max_new_tokens: The longest answer.
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_prep.reading.files import FileFacts, data_error
-from data_prep.reading.loaders import manifest_facts
-from data_prep.reading.root import data_root
-from data_prep.reading.text_facts import SMOLLM2_FILES
+from data_prep.common.files import FileFacts, data_error, manifest_facts
+from data_prep.common.root import data_root
+from data_prep.smollm2 import FILES as SMOLLM2_FILES
 from ktlib.device import choose_device
 from ktlib.seeding import generator
 
@@ -52,7 +51,7 @@ def load_language_model(
         quantized: Keep the linear projections in 4 bits (NF4 with double quantisation, as QLoRA,
             Dettmers et al., 2023) and the rest in float32, frozen and ready for adapters of peft.
         seed: Of the weights of "tiny"; no other model looks at it.
-        root: The data root; None stands for :func:`data_prep.reading.data_root`.
+        root: The data root; None stands for :func:`data_prep.data_root`.
 
     Raises:
         ValueError: an unknown device, or ``quantized`` without a CUDA device or bitsandbytes.

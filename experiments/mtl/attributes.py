@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from data_prep.reading import MultiTaskImages, Task
+from data_prep.common.multi_task import MultiTaskImages, Task
 from ktlib.seeding import generator
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data_prep.reading import Task
+from data_prep.common.multi_task import Task
 
 SCALES = (1.0, 1.2, 1.5)
 
@@ -34,7 +34,7 @@ def scale_crop_flip(
     Args:
         images: ``(n, channels, h, w)``.
         targets: task -> maps with the same height and width, in the form of
-            :class:`data_prep.reading.Task`.
+            :class:`data_prep.common.multi_task.Task`.
         tasks: what the targets are; none of the kind ``classes``.
         generator: draws scale, place and mirror, on the CPU.
         scales: one is drawn for every image; at least 1.

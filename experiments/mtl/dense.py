@@ -1,6 +1,6 @@
 """Losses of tasks that ask for a value at every pixel; their scores are in :mod:`.scores`.
 
-Maps have the forms of :class:`data_prep.reading.Task`. A target says itself where it has no value:
+Maps have the forms of :class:`data_prep.Task`. A target says itself where it has no value:
 -1 in segmentation, saliency and edges, 0 in depth, the zero vector in normals. Such pixels count
 nowhere: every loss is a mean over the pixels that have a value.
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_prep.reading.multi_task import IGNORE
+from data_prep.common.multi_task import IGNORE
 
 
 def segmentation_loss(scores: Tensor, target: Tensor, ignore: int = IGNORE) -> Tensor:

@@ -17,8 +17,8 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from data_prep import reading as data
-from data_prep.reading import MultiTaskFiles, MultiTaskImages, Task
+import data_prep as data
+from data_prep.common.multi_task import MultiTaskFiles, MultiTaskImages, Task
 from experiments.models.backbones import SETTINGS, backbone_for
 from experiments.mtl.augment import scale_crop_flip
 from experiments.mtl.network import MultiTaskModule, MultiTaskNetwork

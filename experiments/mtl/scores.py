@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_prep.reading.multi_task import IGNORE
+from data_prep.common.multi_task import IGNORE
 from experiments.mtl.dense import cosine, has_normal, require_shape
 
 ANGLES = (11.25, 22.5, 30.0)

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_prep.reading.celeba import ATTRIBUTES
-from data_prep.reading.multi_task import CHANNELS, Task
+from data_prep.celeba import ATTRIBUTES
+from data_prep.common.multi_task import CHANNELS, Task
 from experiments.models.mobilenet import Decoder
 from experiments.models.segnet import dense_head
 from experiments.mtl import dense, scores
@@ -79,7 +79,7 @@ def task_loss(task: Task, output: Tensor, target: Tensor) -> Tensor:
         task: what the target is; an attribute of CelebA is a task of two classes.
         output: what the head gives: ``(n, classes)`` scores of classes, else maps ``(n, channels,
             h, w)``.
-        target: as :class:`data_prep.reading.Task` describes it, with the dimension n.
+        target: as :class:`data_prep.common.multi_task.Task` describes it, with the dimension n.
 
     Returns:
         A scalar; 0 with zero gradient if no pixel of the batch has a value.

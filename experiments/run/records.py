@@ -91,7 +91,7 @@ class RunRecord(BaseModel):
         Args:
             chapter: name of the chapter, such as ``"fcl"``.
             parameters: the checked parameters of the run.
-            data: SHA-256 by data file, as ``data_prep.reading.checksums`` gives them.
+            data: SHA-256 by data file, as ``data_prep.checksums`` gives them.
         """
         # Reading records, as the pipeline does at every start, must not wait for PyTorch.
         import torch

@@ -30,7 +30,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from data_prep import reading as data
+import data_prep as data
 from experiments.fcl.baselines import SessionResults
 from experiments.fcl.experiment import FewShotExperiment, Trained
 from experiments.fcl.parameters import FclParameters

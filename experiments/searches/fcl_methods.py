@@ -33,7 +33,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from data_prep import reading as data
+import data_prep as data
 from experiments.fcl.baselines import SessionResults
 from experiments.fcl.experiment import STARTS_FROM, Trained
 from experiments.fcl.parameters import FclParameters

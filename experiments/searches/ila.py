@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from data_prep.reading.conversations import text_checksums
+from data_prep import checksums
 from experiments.ila.evaluation import held_out_loss
 from experiments.ila.experiment import LayerExperiment, TunedRun
 from experiments.ila.parameters import IlaParameters
@@ -135,7 +135,7 @@ def main() -> None:
     parameters = parameters_of(SEEDS)
     sums = dict(language_model_checksums(parameters.model))
     for name in parameters.datasets:
-        sums |= {f"{name}/{file}": value for file, value in text_checksums(name).items()}
+        sums |= {f"{name}/{file}": value for file, value in checksums(name).items()}
     record = RunRecord.start("ila", parameters, data=sums)
     known = load_record(OUT).tables if OUT.exists() else {"search": [], "agreement": []}
     done = {(r["name"], r["rate"], r["dataset"], r["seed"]) for r in known["search"]}

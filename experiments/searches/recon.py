@@ -29,7 +29,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from data_prep import reading as data
+import data_prep as data
 from experiments.mtl.comparison import train_architecture
 from experiments.mtl.experiment import MultiTaskExperiment, Scores
 from experiments.mtl.parameters import ARCHITECTURES, METHODS, ReconParameters

@@ -8,25 +8,30 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from data_prep.celeba import CelebaFacts
-from data_prep.reading.celeba import ATTRIBUTES
-from data_prep.reading.file_sets import CITYSCAPES, NYUV2, numpy_set
-from data_prep.reading.pascal_context import PASCAL_CONTEXT
+from data_prep import celeba, cityscapes, nyuv2, pascal_context
+from data_prep.celeba import ATTRIBUTES
+from data_prep.common.file_sets import numpy_set
 from tests.data_prep.small_photographs import jpeg
 
 NUMBERS = {"train": 3, "test": 2}
 SMALL_CITYSCAPES = numpy_set(
-    "cityscapes", CITYSCAPES.tasks, {"segmentation": "label_7", "depth": "depth"}, NUMBERS, (4, 6)
+    "cityscapes",
+    cityscapes.DATA.tasks,
+    {"segmentation": "label_7", "depth": "depth"},
+    NUMBERS,
+    (4, 6),
+    cityscapes.DATA.by_hand,
 )
 SMALL_NYUV2 = numpy_set(
     "nyuv2",
-    NYUV2.tasks,
+    nyuv2.DATA.tasks,
     {"segmentation": "label", "depth": "depth", "normals": "normal"},
     NUMBERS,
     (4, 6),
+    nyuv2.DATA.by_hand,
 )
-SMALL_PASCAL = replace(PASCAL_CONTEXT, numbers={"train": 2, "test": 1})
-CELEBA = CelebaFacts(numbers={"train": 4, "valid": 2, "test": 1})
+SMALL_PASCAL = replace(pascal_context.DATA, numbers={"train": 2, "test": 1})
+CELEBA = replace(celeba.DATA, numbers={"train": 4, "valid": 2, "test": 1}, md5={}, space=1 << 20)
 
 
 def npy(values):

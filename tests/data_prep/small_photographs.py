@@ -1,21 +1,39 @@
-"""Small sets of JPEG photographs in the exact layouts of miniImageNet and CUB-200-2011."""
+"""Small sets of photographs in the exact layouts of miniImageNet, CUB-200-2011 and two others."""
 
 import io
 import tarfile
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
-from data_prep.cub200 import CUB200
-from data_prep.mini_imagenet import MINI_IMAGENET
+from data_prep import cub200, domainnet, imagenet_r, mini_imagenet
+from data_prep.domainnet import DOMAINS
 
 WNIDS = ("n01532829", "n01558993", "n01704323")
+SPACE = 1 << 20
 MINI = replace(
-    MINI_IMAGENET, numbers={"train": 12, "test": 6}, classes=3, per_class={"train": 4, "test": 2}
+    mini_imagenet.DATA,
+    numbers={"train": 12, "test": 6},
+    classes=3,
+    per_class={"train": 4, "test": 2},
+    space=SPACE,
 )
 SPECIES = ("001.Black_footed_Albatross", "002.Laysan_Albatross")
-CUB = replace(CUB200, numbers={"train": 5, "test": 4}, classes=2)
+CUB = replace(cub200.DATA, numbers={"train": 5, "test": 4}, classes=2, space=SPACE)
+
+RENDERED = imagenet_r.WNIDS[:3]
+KINDS = ("art", "cartoon", "embroidery", "graffiti", "misc", "origami", "sketch")
+IMAGENET_R = replace(
+    imagenet_r.DATA,
+    numbers={"train": 12, "test": 3},
+    classes=3,
+    parse=partial(imagenet_r.parse, wnids=RENDERED),
+    space=SPACE,
+)
+DRAWN = ("aircraft_carrier", "airplane")
+DOMAINNET = replace(domainnet.DATA, numbers={"train": 18, "test": 12}, classes=2, space=SPACE)
 
 
 def jpeg(height, width, seed, mode="RGB"):
@@ -64,6 +82,46 @@ def cub_files():
     }
     files.update({name: ("\n".join(lines) + "\n").encode() for name, lines in texts.items()})
     return files
+
+
+def imagenet_r_files():
+    """7, 5 and 3 images of three classes."""
+    made = {"README.txt": b"not needed"}
+    for label, number in enumerate((7, 5, 3)):
+        for image, kind in enumerate(KINDS[:number]):
+            made[f"{RENDERED[label]}/{kind}_{image}.jpg"] = jpeg(
+                230 + 10 * image, 224 + 30 * label, 10 * label + image, "L" if image == 2 else "RGB"
+            )
+    return made
+
+
+def drawing(seed):
+    """A drawing in black and white as a PNG file, like those of quickdraw."""
+    random = np.random.RandomState(seed)
+    content = io.BytesIO()
+    Image.fromarray(random.randint(0, 2, (225, 240)).astype(bool)).save(content, "PNG")
+    return content.getvalue()
+
+
+def domainnet_files():
+    """Of each domain and class two train images, or one in the second class, and one to test."""
+    made = {}
+    for place, domain in enumerate(DOMAINS):
+        lines = {"train": [], "test": []}
+        for label, name in enumerate(DRAWN):
+            for number, split in ((1, "train"), (2, "test"), (3, "train")):
+                if (label, number) == (1, 3):
+                    continue
+                if domain == "quickdraw":
+                    path, content = f"{domain}/{name}/46{number}.png", drawing(number)
+                else:
+                    path = f"{domain}/{name}/{domain}_{label:03d}_{number:06d}.jpg"
+                    content = jpeg(230 + 20 * number, 260, 10 * place + number)
+                made[path] = content
+                lines[split].append(f"{path} {label}")
+        for split, listed in lines.items():
+            made[f"{domain}_{split}.txt"] = ("\n".join(listed) + "\n").encode()
+    return made
 
 
 def unpack(files, folder):

@@ -6,8 +6,8 @@ import tarfile
 
 import pytest
 
-from data_prep.archives import extract, gunzip
-from data_prep.errors import SourceError
+from data_prep.common.archives import extract, gunzip
+from data_prep.common.errors import SourceError
 
 
 def archive_of(*members):

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from data_prep.checks import manifest_check
-from data_prep.reading.files import MANIFEST, DataError
-from data_prep.storage import sha256
+from data_prep.common.checks import manifest_check
+from data_prep.common.files import MANIFEST, DataError, sha256
 
 FILE = "rows.txt"
 

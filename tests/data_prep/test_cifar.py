@@ -5,15 +5,15 @@ import io
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from data_prep import cifar100, is_current
-from data_prep.errors import PrepareError
-from data_prep.reading import DataError, checksums, load
-from data_prep.reading.cifar import CifarFormatError, cifar_class_names, cifar_split, unpickle
+from data_prep import DataError, checksums, cifar100, is_current, load
+from data_prep.cifar100 import CifarFormatError, cifar_class_names, cifar_split, unpickle
+from data_prep.common.errors import PrepareError
 from tests.data_prep.python2_pickle import cifar_files, dumps
 
 SPACE = 1 << 20
@@ -37,7 +37,7 @@ def md5_of(files):
 
 
 def prepare(root, files, url="http://127.0.0.1:9/small.tar.gz"):
-    return cifar100.prepare_cifar(root, url, md5_of(files), SPACE)
+    return replace(cifar100.DATA, url=url, md5=md5_of(files), space=SPACE).prepare(root)
 
 
 @pytest.fixture
@@ -83,18 +83,11 @@ def test_torchvision_reads_the_same_from_the_same_folder(root, files):
     assert tuple(theirs.classes) == ours.class_names
 
 
-def test_the_files_asked_for_are_torchvisions(monkeypatch, tmp_path):
-    asked = {}
-
-    def record(root, url, md5, space):
-        asked.update(root=root, url=url, md5=md5, space=space)
-        return root
-
-    monkeypatch.setattr(cifar100, "prepare_cifar", record)
-    cifar100.prepare(tmp_path)
-    assert set(asked["md5"]) == {f"cifar-100-python/{name}" for name in ("train", "test", "meta")}
-    assert all(len(digest) == 32 for digest in asked["md5"].values())
-    assert asked["url"].endswith("cifar-100-python.tar.gz")
+def test_the_files_asked_for_are_torchvisions():
+    md5 = cifar100.DATA.known_md5()
+    assert set(md5) == {f"cifar-100-python/{name}" for name in ("train", "test", "meta")}
+    assert all(len(digest) == 32 for digest in md5.values())
+    assert cifar100.DATA.address().endswith("cifar-100-python.tar.gz")
 
 
 def test_the_archive_is_downloaded_where_none_is_there(files, web, tmp_path):

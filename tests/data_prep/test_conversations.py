@@ -2,13 +2,13 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
-from data_prep import is_current
-from data_prep.reading import conversations as module
-from data_prep.reading import reasoning
-from data_prep.reading.conversations import (
+from data_prep import chatterbot, checksums, human_eval, is_current, moby_dick, reasoning
+from data_prep.common import conversations as module
+from data_prep.common.conversations import (
     CONVERSATION_SETS,
     SPLITS,
     Conversation,
@@ -18,12 +18,11 @@ from data_prep.reading.conversations import (
     load_conversations,
     load_text,
     split_conversations,
-    text_checksums,
 )
-from data_prep.reading.files import DataError
-from data_prep.reading.instructions import parse_row, read_rows
-from data_prep.reading.reasoning import FAMILIES, reasoning_tasks
-from tests.data_prep.small_set import facts_of
+from data_prep.common.files import DataError
+from data_prep.common.instructions import parse_row, read_rows
+from data_prep.reasoning import FAMILIES, reasoning_tasks
+from tests.data_prep.small_set import known_files, write_files
 
 
 def pair(question, answer, source="made"):
@@ -159,7 +158,7 @@ def test_a_file_is_read_line_by_line_or_as_a_list(tmp_path):
         found = load_conversations(str(lines), split)
         assert found == load_conversations(str(tmp_path / "own.json"), split)
         assert {one.source for one in found} == {"own"}
-    assert list(text_checksums(str(lines))) == ["own.jsonl"]
+    assert list(checksums(str(lines))) == ["own.jsonl"]
     assert len(load_conversations(str(lines), "train", size=2)) == 2
     with pytest.raises(ValueError, match="size must be at most 6, the train .* Found size=7"):
         load_conversations(str(lines), "train", size=7)
@@ -184,8 +183,6 @@ def test_a_damaged_file_is_told(content, message):
 def test_unknown_names_and_splits_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"name must be one of chatterbot, .*Found name='lma'"):
         load_conversations("lma", "train")
-    with pytest.raises(ValueError, match="Found name='mnist'"):
-        text_checksums("mnist")
     with pytest.raises(ValueError, match="name must be 'moby_dick'. Found name='lima'"):
         load_text("lima")
     with pytest.raises(DataError, match=r"There is no file .*none\.jsonl"):
@@ -216,16 +213,13 @@ def small_files(monkeypatch, tmp_path):
     packed = gzip.compress("".join(json.dumps(p) + "\n" for p in programs).encode(), mtime=0)
     paragraphs = ["CHAPTER 1.", "Call me\nIshmael. " * 20, "short", "whale " * 50]
     text = "\n\n".join(paragraphs).encode()
-    for name, file, content in (
-        ("chatterbot", "talk.yml", talk.encode()),
-        ("human_eval", "HumanEval.jsonl.gz", packed),
-        ("moby_dick", "moby_dick.txt", text),
+    for form, files in (
+        (chatterbot, {"talk.yml": talk.encode()}),
+        (human_eval, {"HumanEval.jsonl.gz": packed}),
+        (moby_dick, {"moby_dick.txt": text}),
     ):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / file).write_bytes(content)
-        known = {file: facts_of(content)}
-        monkeypatch.setattr(module.facts, f"{name.upper()}_FILES", known)
-        monkeypatch.setitem(module.facts.TEXT_FILES, name, known)
+        write_files(tmp_path / form.DATA.name, files)
+        monkeypatch.setattr(form, "DATA", replace(form.DATA, files=known_files(files)))
     return tmp_path
 
 

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from data_prep import download as module
-from data_prep.download import download
-from data_prep.errors import SourceError
+from data_prep.common import download as module
+from data_prep.common.download import download
+from data_prep.common.errors import SourceError
 
 
 def test_a_file_arrives_whole(web, tmp_path):

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_prep import chain, idx_sets, is_current, storage
-from data_prep.command import run_command
-from data_prep.errors import PrepareError
-from data_prep.idx_sets import local_source, prepare_idx_set
+from data_prep import is_current
+from data_prep.common import chain, idx_sets, storage
+from data_prep.common.command import run_command
+from data_prep.common.errors import PrepareError
+from data_prep.common.idx_sets import local_source
+from tests.data_prep.small_set import with_sources
 
 IMAGES = "train-images-idx3-ubyte"
 
@@ -126,11 +128,9 @@ def test_when_every_source_fails_each_is_listed_and_how_to_do_it_by_hand(small_s
 
 
 def from_local(small_set, root, *folders):
-    return prepare_idx_set(
-        "mnist", root, small_set.facts, lambda folder: [
-            local_source([folder, *folders], small_set.facts)
-        ]
-    )  # fmt: skip
+    return with_sources(
+        small_set.facts, lambda folder: [local_source([folder, *folders], small_set.facts)]
+    ).prepare(root)
 
 
 def test_files_placed_by_hand_are_taken_packed_unpacked_and_from_torchvisions_folder(
@@ -175,7 +175,7 @@ def test_a_complete_set_needs_no_permission_to_write(small_set, web, tmp_path, m
 
 
 def status_and_message(capsys, prepare):
-    status = run_command("mnist", lambda _: prepare(), [])
+    status = run_command(SimpleNamespace(name="mnist", prepare=lambda _: prepare()), [])
     return status, capsys.readouterr().err.strip()
 
 

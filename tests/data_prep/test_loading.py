@@ -3,25 +3,28 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from data_prep import digits as prepare_digits
-from data_prep import is_current
-from data_prep.reading import (
+from data_prep import (
+    LABELLED_SETS,
     DataError,
     LabelledImages,
     checksums,
     data_root,
-    facts,
+    digits,
+    fashion_mnist,
+    is_current,
     load,
+    mnist,
     normalised,
+    pairs,
 )
-from data_prep.reading import digits as sklearn_digits
-from data_prep.reading.idx import decode_idx, encode_idx
+from data_prep.common.idx import decode_idx, encode_idx
 from tests.paths import ROOT
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -30,7 +33,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 @pytest.fixture
 def root(small_set, tmp_path, monkeypatch):
     """A data root with a small MNIST."""
-    monkeypatch.setitem(facts.IDX_FILES, "mnist", small_set.facts)
+    monkeypatch.setattr(mnist, "DATA", replace(mnist.DATA, files=small_set.facts))
     (tmp_path / "mnist").mkdir()
     for name, content in small_set.content.items():
         (tmp_path / "mnist" / name).write_bytes(content)
@@ -88,27 +91,28 @@ def test_unknown_names_and_splits_are_refused(tmp_path):
         load("imagenet", "train")
     with pytest.raises(ValueError, match="Found name='imagenet'"):
         checksums("imagenet")
-    for name in facts.DATA_SETS:
-        with pytest.raises(ValueError, match="split must be 'train' or 'test'. Found split='val'"):
+    for name in LABELLED_SETS:
+        with pytest.raises(ValueError, match="split must be one of train, test. Found split='val'"):
             load(name, "val", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "pairs"])
-def test_the_real_sets_are_known_by_size_and_checksum(name):
-    for file, known in facts.IDX_FILES[name].items():
+@pytest.mark.parametrize("data", [mnist.DATA, fashion_mnist.DATA, pairs.DATA])
+def test_the_real_sets_are_known_by_size_and_checksum(data):
+    name = data.name
+    for file, known in data.files.items():
         number = {"train": {"pairs": 50_000}.get(name, 60_000), "t10k": 10_000}[file.split("-")[0]]
         pixels = {"pairs": 36 * 36}.get(name, 28 * 28)
         assert known.size == (16 + number * pixels if "images" in file else 8 + number)
         assert len(known.sha256) == 64
-    assert checksums(name) == {file: f.sha256 for file, f in facts.IDX_FILES[name].items()}
+    assert checksums(name) == {file: f.sha256 for file, f in data.files.items()}
 
 
 def test_torchvision_offers_the_files_that_are_expected():
     from torchvision.datasets import MNIST, FashionMNIST
 
     for offered, expected, names in (
-        (MNIST, facts.MNIST_FILES, None),
-        (FashionMNIST, facts.FASHION_MNIST_FILES, facts.FASHION_NAMES),
+        (MNIST, mnist.DATA.files, None),
+        (FashionMNIST, fashion_mnist.DATA.files, fashion_mnist.DATA.class_names),
     ):
         assert [archive for archive, _ in offered.resources] == [f"{name}.gz" for name in expected]
         assert offered.mirrors
@@ -142,21 +146,21 @@ def test_the_split_of_the_digits_never_changes():
 
 
 def test_other_digits_than_expected_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(sklearn_digits, "SHA256", "0" * 64)
+    monkeypatch.setattr(digits, "DATA", digits.Digits(sha256="0" * 64))
     with pytest.raises(DataError, match="not the expected ones"):
         load("digits", "train")
     with pytest.raises(DataError, match="not the expected ones"):
-        prepare_digits.prepare(tmp_path)
+        digits.DATA.prepare(tmp_path)
 
 
 def test_preparing_the_digits_leaves_a_manifest(tmp_path):
     assert not is_current("digits", tmp_path)
-    assert prepare_digits.prepare(tmp_path) == tmp_path / "digits"
+    assert digits.prepare(tmp_path) == tmp_path / "digits"
     assert is_current("digits", tmp_path)
     before = (tmp_path / "digits" / "manifest.json").stat().st_mtime_ns
-    prepare_digits.prepare(tmp_path)
+    digits.prepare(tmp_path)
     assert (tmp_path / "digits" / "manifest.json").stat().st_mtime_ns == before
-    assert list(checksums("digits").values()) == [sklearn_digits.SHA256]
+    assert list(checksums("digits").values()) == [digits.SHA256]
 
 
 def test_idx_files_survive_a_round_and_keep_their_header():
@@ -260,8 +264,9 @@ def test_the_data_root_follows_the_environment_then_the_project_then_the_folder(
 def test_asking_whether_data_is_current_does_not_import_torch():
     program = (
         "import sys, data_prep; data_prep.is_current('pairs');"
-        "from data_prep.reading import checksums; checksums('pairs');"
-        "sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+        "readers = [m for m in sys.modules if m.startswith('data_prep.') and 'common' not in m];"
+        "data_prep.checksums('pairs'); data_prep.checksums('digits');"
+        "sys.exit(bool(readers) or 'torch' in sys.modules or 'sklearn' in sys.modules)"
     )
     root = ROOT
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0

@@ -9,21 +9,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import transforms
 
-from data_prep import is_current, mini_imagenet, storage
-from data_prep.errors import PrepareError
-from data_prep.reading import DataError, checksums, image_names, load, photographs
-from data_prep.reading.mini_imagenet import parse_split
-from data_prep.reading.photographs import ListingError, decode_photograph
+from data_prep import DataError, checksums, image_names, is_current, load
+from data_prep.common import photographs, storage
+from data_prep.common.errors import PrepareError
+from data_prep.common.photographs import ListingError, decode_photograph
+from data_prep.mini_imagenet import parse_split
 from tests.data_prep.small_photographs import MINI, WNIDS, mini_files, packed, unpack
 
-SPACE = 1 << 20
 FILES = ["test-images.npy", "test.csv", "train-images.npy", "train.csv"]
 
 
 def prepare(root, data=MINI):
-    return mini_imagenet.prepare_mini_imagenet(root, data, SPACE)
+    return data.prepare(root)
 
 
 @pytest.fixture
@@ -42,24 +40,6 @@ def root(files, tmp_path):
 def decoded(content, transform):
     with Image.open(io.BytesIO(content)) as picture:
         return torch.from_numpy(np.array(transform(picture.convert("RGB")))).permute(2, 0, 1)
-
-
-def test_images_labels_and_names_are_those_of_the_files(root, files):
-    as_cec_tests = transforms.Compose([transforms.Resize([92, 92]), transforms.CenterCrop(84)])
-    for split, number in (("train", 4), ("test", 2)):
-        loaded = load("mini_imagenet", split, root)
-        names = image_names("mini_imagenet", split, root)
-        assert loaded.images.shape == (3 * number, 3, 84, 84)
-        assert loaded.labels.tolist() == [label for label in range(3) for _ in range(number)]
-        assert loaded.class_names == WNIDS
-        lines = files[f"split/{split}.csv"].decode().splitlines()[1:]
-        assert [f"{name},{name[:9]}" for name in names] == lines
-        for image, name in zip(loaded.images, names, strict=True):
-            content = files[f"images/{name}"]
-            with Image.open(io.BytesIO(content)) as picture:
-                small = picture.size == (84, 84)
-            unchanged = transforms.Compose([])
-            assert torch.equal(image, decoded(content, unchanged if small else as_cec_tests))
 
 
 @pytest.mark.parametrize(("archive", "mode"), [("miniimagenet.tar", "w"),
@@ -96,81 +76,6 @@ def test_loaded_images_are_mapped_and_changes_do_not_reach_the_file(root):
     assert load("mini_imagenet", "train", root).images.any()
 
 
-def test_without_a_source_the_way_by_hand_is_told(tmp_path):
-    with pytest.raises(PrepareError) as caught:
-        prepare(tmp_path)
-    message = str(caught.value)
-    folder = tmp_path / "mini_imagenet"
-    for part in (f"the archive {folder / 'miniimagenet.tar'}: there is none",
-                 f"the unpacked folder {tmp_path / 'miniimagenet'}: there is no such folder",
-                 f"put it into {folder}", "split/train.csv, split/test.csv and images/*.jpg",
-                 "github.com/icoz69/CEC-CVPR2021", "python -m data_prep.mini_imagenet",
-                 "12 photographs for training and 6 for testing, of 3 classes"):  # fmt: skip
-        assert part in message
-    assert list(folder.iterdir()) == []
-
-
-def damaged(files, case):
-    train = files["split/train.csv"].decode().splitlines()
-    name = f"images/{WNIDS[1]}00000010.jpg"
-    if case == "cut photograph":
-        files[name] = files[name][:-200]
-    elif case == "no photograph":
-        files[name] = b"<html>not found</html>"
-    elif case == "missing photograph":
-        del files[name]
-    elif case == "missing list":
-        del files["split/train.csv"]
-    elif case == "cut list":
-        files["split/train.csv"] = "\n".join(train[:-1]).encode()
-    elif case == "cut line":
-        files["split/train.csv"] = "\n".join([*train[:-1], train[-1][:12]]).encode()
-    elif case == "other header":
-        files["split/train.csv"] = "\n".join(["name,label", *train[1:]]).encode()
-    elif case == "unbalanced":
-        lines = [*train[:4], train[4].split(",")[0] + "," + WNIDS[1], *train[5:]]
-        files["split/train.csv"] = "\n".join(lines).encode()
-    elif case == "twice":
-        files["split/train.csv"] = "\n".join([*train[:-1], train[-2]]).encode()
-    elif case == "in both":
-        lines = [*train[:1], f"{WNIDS[0]}00000007.jpg,{WNIDS[0]}", *train[2:]]
-        files["split/train.csv"] = "\n".join(lines).encode()
-    elif case == "other order":
-        lines = [train[0], *train[5:9], *train[1:5], *train[9:]]
-        files["split/train.csv"] = "\n".join(lines).encode()
-    elif case == "way out":
-        files["split/train.csv"] = "\n".join([*train[:-1], f"../x.jpg,{WNIDS[2]}"]).encode()
-    return files
-
-
-DAMAGES = {
-    "cut photograph": r"its images/n01558993\d+\.jpg is damaged: it cannot be decoded \(.*trunc",
-    "no photograph": r"its images/n01558993\d+\.jpg is damaged: it cannot be decoded \(cannot",
-    "missing photograph": r"1 of 12 train photographs are missing, the first one is images/n0155",
-    "missing list": r"its split/train\.csv is missing",
-    "cut list": r"its train split lists 11 photographs instead of 12",
-    "cut line": r"its line 13 must hold the name of a file and a class\. Found 'n01704323000'",
-    "other header": r"its first line must be filename,label",
-    "unbalanced": r"its train split has 3 photographs of n01532829 instead of 4",
-    "twice": r"the image n0170432300000010\.jpg is listed twice",
-    "in both": r"the photograph n0153282900000007\.jpg is in both splits",
-    "other order": r"its two splits do not name the same classes in the same order",
-    "way out": r"its line 13 must hold the name of a file and a class\. Found '../x\.jpg",
-}
-
-
-@pytest.mark.parametrize("case", DAMAGES)
-def test_a_damaged_source_is_told_and_leaves_nothing_half_made(files, tmp_path, case):
-    unpack(damaged(files, case), tmp_path / "miniimagenet")
-    with pytest.raises(PrepareError, match=rf"{tmp_path / 'miniimagenet'}: .*{DAMAGES[case]}"):
-        prepare(tmp_path)
-    left = {path.name for path in (tmp_path / "mini_imagenet").iterdir()}
-    assert not left & {"manifest.json", "train-images.npy", "train.csv"}
-    assert not any(name.startswith(".incoming") for name in left)
-    with pytest.raises(DataError, match="not prepared"):
-        load("mini_imagenet", "train", tmp_path)
-
-
 def test_a_damaged_archive_is_told_and_the_folder_beside_it_taken(files, tmp_path, capsys):
     unpack(files, tmp_path / "miniimagenet")
     (tmp_path / "mini_imagenet").mkdir()
@@ -187,12 +92,12 @@ def test_a_damaged_archive_is_told_and_the_folder_beside_it_taken(files, tmp_pat
 def test_a_full_disk_is_told_and_leaves_nothing(files, tmp_path, monkeypatch):
     unpack(files, tmp_path / "miniimagenet")
     with pytest.raises(PrepareError, match="No space left"):
-        mini_imagenet.prepare_mini_imagenet(tmp_path, MINI, 1 << 60)
+        prepare(tmp_path, replace(MINI, space=1 << 60))
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data_prep.photographs.write_images", full)
+    monkeypatch.setattr("data_prep.common.photograph_sets.write_images", full)
     with pytest.raises(PrepareError, match="No space left"):
         prepare(tmp_path)
     assert list((tmp_path / "mini_imagenet").iterdir()) == []
@@ -335,13 +240,7 @@ def test_a_resize_that_is_too_small_is_refused(tmp_path):
 
 
 def test_only_sets_of_photographs_have_names(tmp_path):
-    with pytest.raises(ValueError, match="name must be one of mini_imagenet, cub200. Found"):
+    with pytest.raises(ValueError, match="name must be one of mini_imagenet, cub200, .* Found"):
         image_names("mnist", "train", tmp_path)
-    with pytest.raises(ValueError, match="split must be 'train' or 'test'"):
+    with pytest.raises(ValueError, match="split must be one of train, test"):
         image_names("cub200", "val", tmp_path)
-
-
-def test_the_real_sizes_are_those_of_the_protocol():
-    real = mini_imagenet.MINI_IMAGENET
-    assert real.numbers == {"train": 50_000, "test": 10_000}
-    assert (real.classes, real.side, real.resize) == (100, 84, (92, 92))

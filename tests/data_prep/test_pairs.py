@@ -1,18 +1,13 @@
 """How the pairs are made: which images, which label, which file, and always the same."""
 
 import hashlib
-from collections import defaultdict
 
 import numpy as np
 import pytest
 
-from data_prep import fashion_mnist, is_current, mnist, pairs
-from data_prep.errors import PrepareError
-from data_prep.pairs import build_pairs, overlay
-from data_prep.reading import facts, load
-from data_prep.reading.files import FileFacts
-from data_prep.reading.idx import encode_idx
-from tests.data_prep.small_set import facts_of
+from data_prep import pairs
+from data_prep.common.idx_sets import overlay
+from data_prep.pairs import build_pairs
 
 ARTICLE, DIGIT, TRAIN, TEST = 1, 2, 50, 60
 
@@ -56,9 +51,9 @@ def test_the_class_is_ten_times_the_item_plus_the_digit(built):
     _, article, _, digit = sources_of(images)
     assert (labels == 10 * (article % 10) + digit % 10).all()
     assert labels.tolist() == [label for label in range(100) for _ in range(3)]
-    assert facts.PAIR_NAMES[77] == "Sneaker 7"
-    assert facts.PAIR_NAMES[0] == "T-shirt/top 0"
-    assert len(set(facts.PAIR_NAMES)) == 100
+    assert pairs.DATA.class_names[77] == "Sneaker 7"
+    assert pairs.DATA.class_names[0] == "T-shirt/top 0"
+    assert len(set(pairs.DATA.class_names)) == 100
 
 
 def test_each_source_image_is_used_at_most_once_where_there_are_enough(built):
@@ -110,99 +105,3 @@ def test_the_construction_is_the_same_for_ever_and_follows_the_seed():
 def test_too_few_source_images_are_told():
     with pytest.raises(ValueError, match="at least per_class=4 images of each kind. Found 3"):
         build_pairs(marked(30, ARTICLE, TRAIN), marked(3, DIGIT, TRAIN), per_class=4, seed=0)
-
-
-@pytest.fixture
-def small_sources(tmp_path, monkeypatch):
-    """Both source sets in a data root, ten train and five test images per kind, marked."""
-    for name, kind, module in (
-        ("mnist", DIGIT, mnist), ("fashion_mnist", ARTICLE, fashion_mnist)
-    ):  # fmt: skip
-        folder = tmp_path / name
-        folder.mkdir()
-        known = {}
-        for prefix, mark, per_kind in (("train", TRAIN, 20), ("t10k", TEST, 10)):
-            for part, values in zip(
-                ("images-idx3", "labels-idx1"), marked(per_kind, kind, mark), strict=True
-            ):
-                content = encode_idx(values)
-                (folder / f"{prefix}-{part}-ubyte").write_bytes(content)
-                known[f"{prefix}-{part}-ubyte"] = facts_of(content)
-        monkeypatch.setattr(module, f"{name.upper()}_FILES", known)
-        monkeypatch.setattr(pairs, f"{name.upper()}_FILES", known)
-    monkeypatch.setattr(pairs, "PER_CLASS", {"train": 2, "test": 1})
-    return tmp_path
-
-
-@pytest.fixture
-def pinned(small_sources, monkeypatch):
-    """The small pairs with their checksums known, as the real ones are."""
-    known = {}
-    for prefix, mark, per_kind, split in (
-        ("train", TRAIN, 20, "train"), ("t10k", TEST, 10, "test")
-    ):  # fmt: skip
-        images, labels = build_pairs(
-            marked(per_kind, ARTICLE, mark), marked(per_kind, DIGIT, mark),
-            pairs.PER_CLASS[split], pairs.SEED[split],
-        )  # fmt: skip
-        known[f"{prefix}-images-idx3-ubyte"] = facts_of(encode_idx(images))
-        known[f"{prefix}-labels-idx1-ubyte"] = facts_of(encode_idx(labels))
-    monkeypatch.setattr(pairs, "PAIRS_FILES", known)
-    monkeypatch.setitem(facts.IDX_FILES, "pairs", known)
-    return small_sources
-
-
-def test_a_split_is_made_only_from_files_of_that_split(pinned):
-    pairs.prepare(pinned)
-    for split, mark, number in (("train", TRAIN, 200), ("test", TEST, 100)):
-        loaded = load("pairs", split, pinned)
-        assert len(loaded) == number
-        article_split, article, digit_split, digit = sources_of(loaded.images[:, 0].numpy())
-        assert set(article_split) == {mark}
-        assert set(digit_split) == {mark}
-        assert loaded.labels.tolist() == (10 * (article % 10) + digit % 10).tolist()
-
-
-def test_a_second_run_builds_nothing_and_a_damaged_file_is_built_again(pinned, monkeypatch):
-    folder = pairs.prepare(pinned)
-    assert is_current("pairs", pinned)
-    with monkeypatch.context() as patch:
-        patch.delattr(pairs, "build_pairs")
-        pairs.prepare(pinned)
-    path = folder / "t10k-images-idx3-ubyte"
-    before = path.read_bytes()
-    path.write_bytes(before[:-1])
-    pairs.prepare(pinned)
-    assert path.read_bytes() == before
-
-
-def test_another_result_than_the_pinned_one_is_refused_and_not_kept(pinned, monkeypatch):
-    known = {name: FileFacts(size, "0" * 64) for name, (size, _) in pairs.PAIRS_FILES.items()}
-    monkeypatch.setattr(pairs, "PAIRS_FILES", known)
-    with pytest.raises(PrepareError, match=r"train-images-idx3-ubyte has SHA-256 .* numpy"):
-        pairs.prepare(pinned)
-    assert list((pinned / "pairs").iterdir()) == []
-
-
-@pytest.mark.skipif(
-    not all(is_current(name) for name in ("pairs", "mnist", "fashion_mnist")),
-    reason="the real pairs are not prepared here",
-)
-@pytest.mark.parametrize(("split", "per_class"), [("train", 500), ("test", 100)])
-def test_the_real_pairs_show_the_article_and_the_digit_of_their_class(split, per_class):
-    loaded = load("pairs", split)
-    assert loaded.labels.bincount().tolist() == [per_class] * 100
-    images, labels = loaded.images[:, 0].numpy(), loaded.labels.numpy()
-    # The parts that the other image never covers: eight rows at the top and at the bottom.
-    top, bottom = images[:, :8, :28], images[:, 28:, 8:]
-    for name, part, rows, kind in (
-        ("fashion_mnist", top, slice(0, 8), labels // 10),
-        ("mnist", bottom, slice(20, 28), labels % 10),
-    ):
-        source = load(name, split)
-        kinds = defaultdict(set)
-        for strip, label in zip(
-            source.images[:, 0, rows].numpy(), source.labels.tolist(), strict=True
-        ):
-            kinds[strip.tobytes()].add(label)
-        assert all(k in kinds[strip.tobytes()] for strip, k in zip(part, kind, strict=True))

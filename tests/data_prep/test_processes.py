@@ -11,14 +11,15 @@ from tests.paths import ROOT
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from data_prep.idx_sets import mirror_sources, prepare_idx_set
-from data_prep.reading.files import FileFacts
+from data_prep.common.files import FileFacts
+from data_prep.common.idx_sets import mirror_sources
+from tests.data_prep.small_set import with_sources
 
 root, mirror, facts = sys.argv[1:]
 expected = {name: FileFacts(*known) for name, known in json.loads(facts).items()}
 archives = [name + ".gz" for name in expected]
-prepare_idx_set("mnist", Path(root), expected, lambda _: mirror_sources([mirror], archives, expected))
-"""  # noqa: E501
+with_sources(expected, lambda _: mirror_sources([mirror], archives, expected)).prepare(Path(root))
+"""
 HELD = "t10k-images-idx3-ubyte"
 
 

@@ -4,9 +4,14 @@ import shutil
 
 import pytest
 
-from data_prep import cub200, mini_imagenet
-from data_prep.reading import DataError, read_topic_lists, topic_keys, topic_lists
-from data_prep.reading.topic import PROTOCOLS, image_key
+from data_prep import DataError
+from data_prep.common.topic import (
+    PROTOCOLS,
+    image_key,
+    read_topic_lists,
+    topic_keys,
+    topic_lists,
+)
 from tests.data_prep.small_photographs import CUB, MINI, cub_files, mini_files, unpack
 
 # A line as the files of the repository have it, from a key.
@@ -123,9 +128,9 @@ def test_lists_of_another_choice_are_read_where_asked_for(tmp_path):
 
 def test_keys_are_in_the_order_of_the_images(tmp_path):
     unpack(mini_files(), tmp_path / "miniimagenet")
-    mini_imagenet.prepare_mini_imagenet(tmp_path, MINI, 1 << 20)
+    MINI.prepare(tmp_path)
     unpack(cub_files(), tmp_path / "CUB_200_2011")
-    cub200.prepare_cub200(tmp_path, CUB, "http://127.0.0.1:9/CUB_200_2011.tgz", "0", 1 << 20)
+    CUB.prepare(tmp_path)
     assert topic_keys("mini_imagenet", tmp_path)[3:5] == [
         "n0153282900000014.jpg",
         "n0155899300000005.jpg",

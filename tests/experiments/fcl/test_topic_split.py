@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data_prep.reading.topic import PROTOCOLS, TopicLists, TopicProtocol, topic_lists
+from data_prep.common.topic import PROTOCOLS, TopicLists, TopicProtocol, topic_lists
 from experiments.fcl.topic_split import topic_sessions
 
 # Two base classes of three images, two sessions of two classes with two of their four images.

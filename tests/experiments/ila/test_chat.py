@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.reading.conversations import Conversation, Turn
+from data_prep.common.conversations import Conversation, Turn
 from experiments.ila.chat import (
     IGNORED,
     PLAIN_TEMPLATE,

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data_prep.reading.reasoning import reasoning_tasks
+from data_prep.reasoning import reasoning_tasks
 from experiments.ila.chat import encode_prompt
 from experiments.ila.reasoning import accuracy, judged
 from experiments.models.language import byte_tokenizer, tiny_language_model

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.reading import DataError
+from data_prep import DataError
 from experiments.ila.evaluation import held_out_loss
 from experiments.ila.experiment import GENERAL_TEXT, LayerExperiment
 from experiments.ila.parameters import IlaParameters, IlaStudyParameters

@@ -3,24 +3,28 @@
 import pytest
 import torch
 
-from data_prep.reading.file_sets import CITYSCAPES, NYUV2
-from data_prep.reading.multi_task import CELEBA_TASKS, MULTI_FASHION_MNIST_TASKS
-from data_prep.reading.pascal_context import TASKS as PASCAL_TASKS
+from data_prep import celeba, cityscapes, multi_fashion_mnist, nyuv2, pascal_context
 from experiments.models.backbones import BACKBONES, SETTINGS, backbone, backbone_for
 from experiments.models.resnet import resnet18_features
 from experiments.mtl.tasks import task_heads
 from ktlib.mtl import layers_of
 
-PASCAL_FOUR = PASCAL_TASKS[:4]
+PASCAL_FOUR = pascal_context.TASKS[:4]
 # Data set, network, tasks; shared and single-task size in the thesis, MB of 2^20 bytes.
 PRINTED = [
-    ("multi_fashion_mnist", "resnet18", MULTI_FASHION_MNIST_TASKS, 42.81, 85.62),  # table 4.1
-    ("celeba", "resnet18", CELEBA_TASKS, 43.26, 1706.03),  # table 4.2
-    ("cityscapes", "segnet", CITYSCAPES.tasks, 95.43, 190.59),  # table 4.3
+    ("multi_fashion_mnist", "resnet18", multi_fashion_mnist.DATA.tasks, 42.81, 85.62),  # table 4.1
+    ("celeba", "resnet18", celeba.TASKS, 43.26, 1706.03),  # table 4.2
+    ("cityscapes", "segnet", cityscapes.DATA.tasks, 95.43, 190.59),  # table 4.3
     ("pascal_context", "mobilenet_v2", PASCAL_FOUR, 8.04, 30.09),  # table 4.4
-    ("nyuv2", "segnet", NYUV2.tasks, 95.58, 285.88),  # table 4.9
-    ("nyuv2", "mtan", NYUV2.tasks, 168.72, None),  # table 4.5, whose single-task row is SegNet's
-    ("cityscapes", "mtan", CITYSCAPES.tasks, 157.19, None),  # table 4.10, the same
+    ("nyuv2", "segnet", nyuv2.DATA.tasks, 95.58, 285.88),  # table 4.9
+    (
+        "nyuv2",
+        "mtan",
+        nyuv2.DATA.tasks,
+        168.72,
+        None,
+    ),  # table 4.5, whose single-task row is SegNet's
+    ("cityscapes", "mtan", cityscapes.DATA.tasks, 157.19, None),  # table 4.10, the same
 ]
 
 

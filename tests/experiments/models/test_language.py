@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data_prep.reading.files import DataError
-from data_prep.storage import write_manifest
+from data_prep.common.files import DataError
+from data_prep.common.storage import write_manifest
 from experiments.models import language
 from experiments.models.language import (
     byte_tokenizer,

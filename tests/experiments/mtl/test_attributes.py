@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_prep.reading import MultiTaskImages, Task
+from data_prep import MultiTaskImages, Task
 from experiments.mtl.attributes import attribute_tasks
 
 NAMES = ("a", "b", "c", "d")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_prep.reading import Task
+from data_prep import Task
 from experiments.mtl.augment import scale_crop_flip
 from ktlib.seeding import generator
 

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from data_prep import celeba, cityscapes, nyuv2, pascal_context
-from data_prep.reading import file_sets, load_celeba, load_tasks, open_tasks
-from data_prep.reading import pascal_context as pascal_form
+from data_prep import celeba, cityscapes, load_tasks, nyuv2, open_tasks, pascal_context
+from data_prep.common.file_sets import numpy_set
 from experiments.models.backbones import backbone_for
 from experiments.mtl.tasks import (
     TABLE_COLUMNS,
@@ -41,29 +40,26 @@ def root(tmp_path_factory):
             ("cityscapes", cityscapes, "label_7"),
             ("nyuv2", nyuv2, "label"),
         ):
-            whole = getattr(file_sets, name.upper())
+            whole = module.DATA
             folders = {task.name: task.name for task in whole.tasks} | {"segmentation": folder}
             if name == "nyuv2":
                 folders["normals"] = "normal"
-            small = file_sets.numpy_set(name, whole.tasks, folders, NUMBERS, (SIDE, SIDE))
-            for place in (file_sets, module):
-                patch.setattr(place, name.upper(), small)
+            small = numpy_set(name, whole.tasks, folders, NUMBERS, (SIDE, SIDE))
+            patch.setattr(module, "DATA", small)
             unpack(numpy_files(name, (SIDE, SIDE)), root / name)
-            module.prepare(root)
-        for place in (pascal_form, pascal_context):
-            patch.setattr(place, "PASCAL_CONTEXT", SMALL_PASCAL)
+            small.prepare(root)
+        patch.setattr(pascal_context, "DATA", SMALL_PASCAL)
         unpack(pascal_files(), root / "pascal_context")
-        pascal_context.prepare(root)
+        SMALL_PASCAL.prepare(root)
         unpack(celeba_files(), root / "celeba")
-        celeba.prepare_celeba(root, CELEBA, 1 << 20)
+        patch.setattr(celeba, "DATA", CELEBA)
+        CELEBA.prepare(root)
         yield root
 
 
 def loaded(data, split, root):
     """Images as numbers from 0 to 1, and targets."""
-    if data == "celeba":
-        both = load_celeba(split, root)
-    elif data == "pascal_context":
+    if data == "pascal_context":
         both = open_tasks(data, split, root).in_memory(size=(SIDE, SIDE))
     else:
         both = load_tasks(data, split, root)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from data_prep import reading as data
-from data_prep.reading import MultiTaskImages, Task
+import data_prep as data
+from data_prep import MultiTaskImages, Task
 from experiments.mtl.comparison import train_architecture
 from experiments.mtl.experiment import QUARTERS, MultiTaskExperiment, TrainedRun
 from experiments.mtl.parameters import ARCHITECTURES, GRADIENT_METHODS, ReconParameters

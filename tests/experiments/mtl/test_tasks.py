@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from data_prep.reading.file_sets import CITYSCAPES, NYUV2
-from data_prep.reading.multi_task import CELEBA_TASKS, CHANNELS, MULTI_FASHION_MNIST_TASKS, Task
-from data_prep.reading.pascal_context import TASKS as PASCAL_TASKS
+from data_prep import celeba, cityscapes, multi_fashion_mnist, nyuv2, pascal_context
+from data_prep.common.multi_task import CHANNELS, Task
 from experiments.models.mobilenet import Decoder
 from experiments.models.mtan import MTAN
 from experiments.models.segnet import SegNet
@@ -27,11 +26,11 @@ from experiments.run.tables import thesis_table
 from ktlib.mtl import split
 
 TASKS = {
-    "multi_fashion_mnist": MULTI_FASHION_MNIST_TASKS,
-    "celeba": CELEBA_TASKS,
-    "cityscapes": CITYSCAPES.tasks,
-    "nyuv2": NYUV2.tasks,
-    "pascal_context": PASCAL_TASKS,
+    "multi_fashion_mnist": multi_fashion_mnist.DATA.tasks,
+    "celeba": celeba.TASKS,
+    "cityscapes": cityscapes.DATA.tasks,
+    "nyuv2": nyuv2.DATA.tasks,
+    "pascal_context": pascal_context.TASKS,
 }
 KINDS = {
     "classes": Task("c", "classes", ("no", "yes")),
@@ -169,7 +168,7 @@ def test_heads_fit_their_kinds():
 
 
 def test_heads_for_all_tasks_take_their_sizes_from_the_trunk():
-    heads = task_heads(CITYSCAPES.tasks, SegNet(3, 2))
+    heads = task_heads(cityscapes.DATA.tasks, SegNet(3, 2))
     assert list(heads) == ["segmentation", "depth"]
     assert heads["segmentation"][1].weight.shape == (7, 2, 1, 1)
     assert heads["depth"][1].weight.shape == (1, 2, 1, 1)
