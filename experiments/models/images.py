@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data_prep import reading as data
+import data_prep as data
 
 
 class NormalisedImages:
