@@ -60,7 +60,7 @@ recheck: env ## compute one seed of a kept record again with the present code: C
 	@$(BUILD) recheck $(BUILD_OPTIONS) --chapter '$(CHAPTER)'
 
 lock: env ## renew requirements.txt from the ranges in pyproject.toml
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra book --extra test \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group book --group test \
 		--custom-compile-command 'make lock' --output-file requirements.txt pyproject.toml
 
 clean: ## remove runs, the rendered book and caches; data and environment stay

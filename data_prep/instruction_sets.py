@@ -98,7 +98,7 @@ def _read(path: Path) -> list[Any]:
 def _from_hub(data: InstructionSet, temporary: Path, missing: Sequence[str]) -> None:
     del missing
     if importlib.util.find_spec("datasets") is None:
-        raise SourceError("the package datasets is missing: pip install 'ktlib[llm]'")
+        raise SourceError("the package datasets is missing: make env")
     datasets: Any = importlib.import_module("datasets")
     options: dict[str, Any] = {"split": "train", "cache_dir": str(temporary / "cache")}
     try:

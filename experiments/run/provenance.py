@@ -34,7 +34,7 @@ __all__ = [
     "system_name",
 ]
 
-PROJECT = "ktlib"
+PROJECT = "knowledge-transfer-lib"
 PACKAGES = ("ktlib", "data_prep", "experiments")
 # Modules that show, check or describe, so that no number depends on them.
 NUMBERLESS = (
@@ -69,7 +69,7 @@ def project_root(start: Path | str | None = None) -> Path | None:
             name = tomllib.loads(text).get("project", {}).get("name")
         except (OSError, tomllib.TOMLDecodeError):
             continue
-        if name == PROJECT:
+        if name == "ktlib":
             return candidate
     return None
 
@@ -177,7 +177,7 @@ def package_versions(names: Iterable[str] = RECORDED_PACKAGES) -> dict[str, str]
     """Versions of the installed packages among ``names``; the project need not be installed."""
     versions = {}
     for name in names:
-        if name == PROJECT:
+        if name == "ktlib":
             import ktlib
 
             versions[name] = ktlib.__version__
