@@ -68,8 +68,8 @@ def signature_of_model(
         return None
     signature, types = inspect.signature(thing), get_type_hints(thing)
     fields = [field.replace(annotation=types[name]) for name, field in signature.parameters.items()]
-    short = stringify_signature(signature.replace(parameters=fields), unqualified_typehints=True)
-    return short, *found[1:]
+    plain = inspect.Signature(fields)  # without the "None" that it returns
+    return stringify_signature(plain, unqualified_typehints=True), *found[1:]
 
 
 def lead(
