@@ -33,9 +33,12 @@ test: export OMP_WAIT_POLICY = PASSIVE
 test: lint types data browser ## run every test
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
 
-lint: env ## check style, and that chapters stay readable
+lint: env ## check style, spelling, what imports what, and that chapters stay readable
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell .
+	@$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/python -m workflow.draw_architecture --check
 	@$(BIN)/python -m workflow.check_chapters
 
 types: env ## check types
