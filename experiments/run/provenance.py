@@ -69,7 +69,7 @@ def project_root(start: Path | str | None = None) -> Path | None:
             name = tomllib.loads(text).get("project", {}).get("name")
         except (OSError, tomllib.TOMLDecodeError):
             continue
-        if name == "ktlib":
+        if name == PROJECT:
             return candidate
     return None
 
