@@ -33,9 +33,12 @@ test: export OMP_WAIT_POLICY = PASSIVE
 test: lint types data browser ## run every test
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
 
-lint: env ## check style, and that chapters stay readable
+lint: env ## check style, spelling, what imports what, and that chapters stay readable
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell .
+	@$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/python -m workflow.draw_architecture --check
 	@$(BIN)/python -m workflow.check_chapters
 
 types: env ## check types
@@ -60,7 +63,7 @@ recheck: env ## compute a part of a kept record again with the present code: CHA
 	@$(BUILD) recheck $(BUILD_OPTIONS) --chapter '$(CHAPTER)' --against '$(AGAINST)'
 
 lock: env ## renew requirements.txt from the ranges in pyproject.toml
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra book --extra test \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group book --group test \
 		--custom-compile-command 'make lock' --output-file requirements.txt pyproject.toml
 
 clean: ## remove runs, the rendered book and caches; data and environment stay

@@ -149,7 +149,7 @@ rule render:
         "book/_generated/execution.md",
         "book/_generated/parameters.md",
         "book/_generated/claims.md",
-        tracked("book/*.*", "book/_static/**/*", "book/_ext/*.py"),
+        tracked("book/*.*", "book/api/*", "book/_static/**/*", "book/_ext/*.py", "ktlib/**/*.py"),
         "workflow/render.py",
     output:
         "book/_build/html/.rendered",

@@ -88,7 +88,7 @@ def _from_packed(folder: Path, temporary: Path, missing: Sequence[str]) -> None:
     try:
         model, tokenizer = read_packed(folder / PACKED)
     except ImportError as error:
-        raise SourceError(f"a package is missing ({error}): pip install 'ktlib[llm]'") from error
+        raise SourceError(f"a package is missing ({error}): make env") from error
     model.save_pretrained(temporary, max_shard_size="10GB")
     # Inside tokenizer_config.json, so that the files are the same ones in every version.
     tokenizer.save_pretrained(temporary, save_jinja_files=False)

@@ -99,7 +99,7 @@ class InstructionSet(DataSet):
 
     def _from_hub(self, temporary: Path, missing: Sequence[str]) -> None:  # noqa: ARG002
         if importlib.util.find_spec("datasets") is None:
-            raise SourceError("the package datasets is missing: pip install 'ktlib[llm]'")
+            raise SourceError("the package datasets is missing: `make env` installs it")
         datasets: Any = importlib.import_module("datasets")
         options: dict[str, Any] = {"split": "train", "cache_dir": str(temporary / "cache")}
         try:

@@ -33,4 +33,4 @@ def _is_project(folder: Path) -> bool:
         project = tomllib.loads(text).get("project")
     except (OSError, ValueError):  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         return False
-    return isinstance(project, dict) and project.get("name") == "ktlib"
+    return isinstance(project, dict) and project.get("name") == "knowledge-transfer-lib"

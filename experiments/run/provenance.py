@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments.run.chapter_source import code_cells
 
-PROJECT = "ktlib"
+PROJECT = "knowledge-transfer-lib"
 # What every number follows from, beside the parts that a chapter names.
 MACHINERY = (
     "experiments/run/parallel.py",
@@ -169,7 +169,7 @@ def package_versions(names: Iterable[str] = RECORDED_PACKAGES) -> dict[str, str]
     """Versions of the installed packages among ``names``; the project need not be installed."""
     versions = {}
     for name in names:
-        if name == PROJECT:
+        if name == "ktlib":
             import ktlib
 
             versions[name] = ktlib.__version__

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ktlib.checks import require_at_least
+from ktlib.checks import require_at_least, require_extra
 from ktlib.cpeft.heads import feature_dim
 from ktlib.ila.layers import some_of
 from ktlib.seeding import generator
@@ -56,19 +56,18 @@ class LoraBackbone(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        from peft import LoraConfig, inject_adapter_in_model
-
+        peft = require_extra("peft", "lora")
         require_at_least("rank", rank, 1)
         self.layers = _layer_names(backbone, layers)
         self.rank, self.scale = rank, scale
-        config = LoraConfig(
+        config = peft.LoraConfig(
             r=rank,
             lora_alpha=scale * rank,
             # As an expression: peft compares a list with the ends of names.
             target_modules="|".join(map(re.escape, self.layers)),
         )
         with torch.random.fork_rng(devices=[]):  # peft draws A, which start() draws anew
-            self.backbone: nn.Module = inject_adapter_in_model(config, copy.deepcopy(backbone))
+            self.backbone: nn.Module = peft.inject_adapter_in_model(config, copy.deepcopy(backbone))
         self.eval()
         self.start(seed)
 

@@ -10,11 +10,10 @@ the shrinkage, the optimiser and the numbers here are our reconstruction.
 from __future__ import annotations
 
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 from torch.nn import functional as F
 
-from ktlib.checks import require_at_least, require_finite, require_positive
+from ktlib.checks import require_at_least, require_extra, require_finite, require_positive
 from ktlib.cpeft.heads import JoinedHead
 from ktlib.seeding import generator as stream
 
@@ -176,7 +175,8 @@ def align_head(
 def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean ``(dim,)`` and symmetric root ``(dim, dim)`` of the covariance of ``(n, dim)``."""
     images = len(features)
-    shrunk = torch.from_numpy(ledoit_wolf(features.numpy())[0])
+    covariance = require_extra("sklearn.covariance", "lora")
+    shrunk = torch.from_numpy(covariance.ledoit_wolf(features.numpy())[0])
     # The mean was estimated from the same images, which Ledoit and Wolf leave out of account.
     values, vectors = torch.linalg.eigh(shrunk * (images / (images - 1)))
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T

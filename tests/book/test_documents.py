@@ -15,8 +15,9 @@ from experiments.ila.adapters import with_lora
 from experiments.models.language import tiny_language_model
 from tests.paths import ROOT
 
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-PAGES = sorted((ROOT / "book").glob("*.md"))
+NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ARCHITECTURE.md")
+DOCUMENTS = [ROOT / name for name in NAMES]
+PAGES = [*sorted((ROOT / "book").glob("*.md")), *sorted((ROOT / "book" / "api").glob("*.md"))]
 
 
 def blocks(path, language):
@@ -138,10 +139,14 @@ def test_use_on_your_own_model(tmp_path, monkeypatch):
     assert len(last["rows"]) == 15
 
 
-def test_versions_agree():
+def test_names_and_versions_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["dynamic"] == ["version"]  # it stands in ktlib/__init__.py
+    assert project["name"] == ktlib.DISTRIBUTION
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert ktlib.__version__ == project["version"] == citation["version"]
+    assert citation["version"] == ktlib.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## \[(\d.*?)\]", changes, re.MULTILINE)[1] == ktlib.__version__
 
 
 def test_hooks_come_from_the_project_alone():

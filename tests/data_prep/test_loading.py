@@ -253,7 +253,9 @@ def test_the_data_root_follows_the_environment_then_the_project_then_the_folder(
     monkeypatch.chdir(inside)
     (inside / "pyproject.toml").write_text('[project]\nname = "other"\n')
     (inside.parent / "pyproject.toml").write_text("not toml")
-    (tmp_path / "project" / "pyproject.toml").write_text('[project]\nname = "ktlib"\n')
+    (tmp_path / "project" / "pyproject.toml").write_text(
+        '[project]\nname = "knowledge-transfer-lib"\n'
+    )
     assert data_root() == tmp_path / "project" / "data"
     monkeypatch.setenv("KTLIB_DATA", "relative")
     assert data_root() == inside / "relative"

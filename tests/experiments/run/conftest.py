@@ -110,7 +110,7 @@ def toy_parameters(values):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project folder with a chapter and a package ``toykit``; it is the current folder."""
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "ktlib"\n')
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "knowledge-transfer-lib"\n')
     (tmp_path / "results").mkdir()
     (tmp_path / "chapters").mkdir()
     (tmp_path / "chapters" / "toy.py").write_text(CHAPTER)
