@@ -105,8 +105,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from data_prep import REASONING, checksums
-from data_prep.common.conversations import load_conversations
+from data_prep import REASONING, checksums, load_conversations
 from experiments.models.language import language_model_checksums
 from experiments.run.plotting import save_figure, use_style
 from experiments.run.results import RunRecord

@@ -18,8 +18,8 @@ from data_prep.common.labelled import LabelledImages, normalised
 from data_prep.common.root import data_root
 
 if TYPE_CHECKING:
-    from data_prep.common.conversations import load_conversations, load_text
     from data_prep.common.multi_task import MultiTaskFiles, MultiTaskImages, Task
+    from data_prep.texts import load_conversations, load_text
 
 PHOTOGRAPH_SETS = ("mini_imagenet", "cub200", "imagenet_r", "domainnet")
 LABELLED_SETS = ("mnist", "fashion_mnist", "pairs", "digits", "cifar100", *PHOTOGRAPH_SETS)
@@ -36,11 +36,11 @@ FILE_TYPES = (".jsonl", ".json")
 
 # What is imported from elsewhere only when it is asked for.
 _LAZY = {
-    "load_conversations": "conversations",
-    "load_text": "conversations",
-    "MultiTaskFiles": "multi_task",
-    "MultiTaskImages": "multi_task",
-    "Task": "multi_task",
+    "load_conversations": "texts",
+    "load_text": "texts",
+    "MultiTaskFiles": "common.multi_task",
+    "MultiTaskImages": "common.multi_task",
+    "Task": "common.multi_task",
 }
 
 __all__ = [
@@ -67,7 +67,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"data_prep.common.{_LAZY[name]}"), name)
+    return getattr(importlib.import_module(f"data_prep.{_LAZY[name]}"), name)
 
 
 def load(name: str, split: str, root: Path | None = None) -> LabelledImages:

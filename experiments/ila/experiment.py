@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from data_prep.common.conversations import load_conversations, load_text
+from data_prep import load_conversations, load_text
 from experiments.ila.adapters import (
     layer_names,
     with_adalora,

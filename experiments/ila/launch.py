@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> LayerRanking:
     """
     from accelerate import Accelerator
 
-    from data_prep.common.conversations import load_conversations
+    from data_prep import load_conversations
     from experiments.ila.chat import batches, context_length, encode_conversations
     from experiments.models.language import load_language_model
 

@@ -9,19 +9,17 @@ import pytest
 from data_prep import chatterbot, checksums, human_eval, is_current, moby_dick, reasoning
 from data_prep.common import conversations as module
 from data_prep.common.conversations import (
-    CONVERSATION_SETS,
     SPLITS,
     Conversation,
     Turn,
     conversation,
     digest,
-    load_conversations,
-    load_text,
     split_conversations,
 )
 from data_prep.common.files import DataError
 from data_prep.common.instructions import parse_row, read_rows
 from data_prep.reasoning import FAMILIES, reasoning_tasks
+from data_prep.texts import CONVERSATION_SETS, load_conversations, load_text
 from tests.data_prep.small_set import known_files, write_files
 
 
