@@ -45,7 +45,7 @@ def copy(tmp_path_factory):
     [
         ("ktlib/seeding.py", "import experiments.run.tables", "ktlib imports nothing"),
         ("ktlib/seeding.py", "import benchmarks.fcl", "ktlib imports nothing"),
-        ("data_prep/storage.py", "import ktlib.device", "data_prep imports nothing"),
+        ("data_prep/common/storage.py", "import ktlib.device", "data_prep imports nothing"),
         ("experiments/run/tables.py", "import workflow.project", "experiments do not know"),
         ("workflow/project.py", "from ktlib.fcl import f2m_loss", "workflow uses the records"),
         ("ktlib/mtl/layers.py", "import ktlib.ila.layers", "Layers of ktlib"),
