@@ -201,13 +201,13 @@ import textwrap
 from IPython.display import Code
 
 
-def shown(function):
+def show_body(function):
     """The lines of a function below its description."""
     lines = inspect.getsource(function).split('"""')[2].strip("\n")
     return Code(textwrap.dedent(lines), language="python")
 
 
-shown(MultiTaskExperiment.train_network)
+show_body(MultiTaskExperiment.train_network)
 
 # %% [markdown]
 # `compare` trains networks, several at once, and notes scores and conflicts of each. `split_layers` says which layers each task has
@@ -469,13 +469,12 @@ save_figure(fig, P.run_dir, "after")
 # has more of them.
 
 # %%
-from experiments.mtl.selection import control_layers
+from experiments.mtl.controls import control_layers
 from ktlib.seeding import generator
 
-sources = {seed: generator(seed, "control", "random_layers") for seed in P.seeds}
+rngs = {seed: generator(seed, "control", "random_layers") for seed in P.seeds}
 split_layers["random_layers"] = {
-    seed: control_layers("random_layers", trunk_layers, layers, source)
-    for seed, source in sources.items()
+    seed: control_layers("random_layers", trunk_layers, layers, rng) for seed, rng in rngs.items()
 }
 compare(["joint"], "random_layers")
 
@@ -815,7 +814,9 @@ claims_table(claims).style.hide(axis="index")
 # meter = ConflictMeter(trunk)
 # for images, targets in batches:
 #     losses = {name: loss(head[name](trunk(images)), targets[name]) for name in tasks}
-#     gradients = meter.observe(losses, own={name: head[name].parameters() for name in tasks})
+#     gradients = meter.observe(
+#         losses, task_parameters={name: head[name].parameters() for name in tasks}
+#     )
 #     apply_gradients(trunk, gradients, aggregator("joint"))
 #     optimizer.step()
 # trunk = split(trunk, meter.ranking(severity=-0.1)[:25], tasks)

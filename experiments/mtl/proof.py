@@ -134,7 +134,7 @@ class SharedPoint:
             ``(tasks,)``.
 
         Raises:
-            ValueError: ``split`` names a layer that there is not, or the number of weights or
+            ValueError: ``split`` names an unknown layer, or the number of weights or
                 losses is wrong.
         """
         unknown = sorted(set(split) - set(self.layers))

@@ -57,7 +57,7 @@ def rows_of(rows: Rows, study: str) -> pd.DataFrame:
     """The rows of one study.
 
     Raises:
-        ValueError: there are none; those that there are are named.
+        ValueError: the study has no rows; the message lists the known studies.
     """
     table = pd.DataFrame(list(rows))
     known = list(dict.fromkeys(table["study"])) if len(table) else []

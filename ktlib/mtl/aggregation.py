@@ -122,7 +122,7 @@ class SumScale(Aggregator):
         """
         if not self.from_gramian or not isinstance(self.inner, WeightedAggregator):
             raise ValueError(
-                f"{self.inner} needs the gradients themselves: their inner products do not do."
+                f"{self.inner} needs the gradients: their inner products are not enough."
             )
         products = products.detach().to("cpu", torch.float64)
         size = products.diagonal().sum()

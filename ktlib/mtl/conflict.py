@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ktlib.mtl import backward_stretches
 from ktlib.mtl.gradients import (
     OwnGradients,
     TaskGradients,
@@ -27,6 +26,7 @@ from ktlib.mtl.gradients import (
     parameters_of,
     task_gradients,
 )
+from ktlib.mtl.graph_segments import segment_backward_graph
 from ktlib.mtl.layers import layers_of
 from ktlib.mtl.split import SplitTrunk
 
@@ -103,15 +103,14 @@ class ConflictMeter:
         self,
         losses: Mapping[str, Tensor],
         *,
-        own: Mapping[str, Iterable[nn.Parameter]] | None = None,
+        task_parameters: Mapping[str, Iterable[nn.Parameter]] | None = None,
         retain_graph: bool = False,
     ) -> TaskGradients:
         """Count the conflicts of one iteration; the gradients are for its update.
 
         Args:
             losses: task -> its scalar loss; all from one forward pass of the trunk.
-            own: task -> parameters of its own, such as those of its head; see
-                :func:`ktlib.mtl.gradients.task_gradients`.
+            task_parameters: task -> parameters of this task alone, such as those of its head.
             retain_graph: keep the graph for another backward pass.
 
         Raises:
@@ -119,7 +118,9 @@ class ConflictMeter:
             FloatingPointError: a gradient is not finite; task and layer are named, and nothing of
                 the iteration is counted.
         """
-        gradients = task_gradients(losses, self._parameters, own=own, retain_graph=retain_graph)
+        gradients = task_gradients(
+            losses, self._parameters, task_parameters=task_parameters, retain_graph=retain_graph
+        )
         self.count(self._products(gradients.tasks, self._parameters, gradients.matrix))
         return gradients
 
@@ -127,40 +128,40 @@ class ConflictMeter:
         self,
         losses: Mapping[str, Tensor],
         *,
-        own: Mapping[str, Iterable[nn.Parameter]] | None = None,
+        task_parameters: Mapping[str, Iterable[nn.Parameter]] | None = None,
         retain_graph: bool = False,
     ) -> TaskGramians:
         """As :meth:`observe`, the gradients dropped as soon as they are not needed.
 
-        The backward passes go through the graph in stretches, all tasks through one stretch before
-        the first enters the next. Of a stretch only inner products of the gradients are kept, and
-        between two stretches the gradients of the one tensor that everything passes. The numbers
-        are the same, and so is the work; the memory is that of the largest stretch. Where no tensor
+        The backward passes go through the graph in segments, all tasks through one segment before
+        the first enters the next. Of a segment only inner products of the gradients are kept, and
+        between two segments the gradients of the one tensor that everything passes. The numbers
+        are the same, and so is the work; the memory is that of the largest segment. Where no tensor
         separates the graph (as with skip connections over the whole network), nothing is saved.
 
         :func:`ktlib.mtl.gradients.apply_gramians` makes an update of the result; it needs
         ``retain_graph=True``.
         """
-        mine = check_tasks(losses, self._parameters, own)
+        mine = check_tasks(losses, self._parameters, task_parameters)
         tasks = tuple(losses)
         found = OwnGradients()
         products: dict[str, Tensor] = {}
-        stretches = backward_stretches.cut(losses, self._parameters)
-        # What flows into a stretch: first the losses themselves, then one tensor per task.
+        segments = segment_backward_graph(losses, self._parameters)
+        # What flows into a segment: first the losses themselves, then one tensor per task.
         entries: list[tuple[Any, Tensor | None]] = [(loss, None) for loss in losses.values()]
         with no_autocast(self._parameters[0].device):
-            for stretch in stretches:
-                first, last = stretch is stretches[0], stretch is stretches[-1]
-                sizes = [parameter.numel() for parameter in stretch.parameters]
-                rows = empty_rows(len(tasks), stretch.parameters, self._parameters)
+            for segment in segments:
+                first, last = segment is segments[0], segment is segments[-1]
+                sizes = [parameter.numel() for parameter in segment.parameters]
+                rows = empty_rows(len(tasks), segment.parameters, self._parameters)
                 for row, task in enumerate(tasks):
                     output, flow = entries[row]
                     if not first and flow is None:  # nothing of this task comes so far down
                         rows[row].zero_()
                         continue
                     private = mine[task] if first else []
-                    exits = [] if stretch.exit is None else [stretch.exit]
-                    targets: list[Any] = [*stretch.parameters, *private, *exits]
+                    exits = [] if segment.exit is None else [segment.exit]
+                    targets: list[Any] = [*segment.parameters, *private, *exits]
                     gradients = torch.autograd.grad(
                         [output],
                         targets,
@@ -174,9 +175,9 @@ class ConflictMeter:
                     onward = None if last else gradients[-1]
                     if first and onward is None and all(value is None for value in shared):
                         raise independent(task)
-                    entries[row] = (stretch.exit, onward)
+                    entries[row] = (segment.exit, onward)
                     del gradients, shared, flow
-                for name, part in self._products(tasks, stretch.parameters, rows).items():
+                for name, part in self._products(tasks, segment.parameters, rows).items():
                     products[name] = products[name] + part if name in products else part
                 del rows
         self.count(products)

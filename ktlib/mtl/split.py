@@ -14,8 +14,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from ktlib.mtl.layers import check_layers, layers_of
-from ktlib.mtl.sharing import copy_with_own, trees
-from ktlib.mtl.tracing import cut, norms_behind, trace
+from ktlib.mtl.sharing import copy_with_own, shared_and_task_modules
+from ktlib.mtl.tracing import norms_behind, split_at_first_task_layer, trace
 
 
 def split(
@@ -92,14 +92,20 @@ class SplitTrunk(nn.Module):
         whole = copy.deepcopy(trunk)
         graph = trace(whole) if self.layers and share_prefix else None
         self.shares_prefix = graph is not None or not self.layers
-        apart = set(self.layers)
+        task_specific = set(self.layers)
         if self.layers and own_statistics:
-            apart |= norms_behind(whole, graph, apart)
-        self._views = {task: copy_with_own(whole, set(self.layers), apart) for task in self.tasks}
-        self.shared, self.own = trees(whole, self._views, set(self.layers), apart)
+            task_specific |= norms_behind(whole, graph, task_specific)
+        self._views = {
+            task: copy_with_own(whole, set(self.layers), task_specific) for task in self.tasks
+        }
+        self.shared, self.own = shared_and_task_modules(
+            whole, self._views, set(self.layers), task_specific
+        )
         self.training = trunk.training
-        self._apart = apart
-        self._programs = None if graph is None else cut(graph, self._views, apart)
+        self._apart = task_specific
+        self._programs = (
+            None if graph is None else split_at_first_task_layer(graph, self._views, task_specific)
+        )
 
     def forward(self, images: Tensor) -> dict[str, Any]:
         """Compute every task's features.
@@ -169,7 +175,9 @@ class SplitTrunk(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         traced = self.layers and self.shares_prefix
         graph = trace(self._views[self.tasks[0]]) if traced else None
-        self._programs = None if graph is None else cut(graph, self._views, self._apart)
+        self._programs = (
+            None if graph is None else split_at_first_task_layer(graph, self._views, self._apart)
+        )
 
 
 def _checked_tasks(tasks: Collection[str]) -> tuple[str, ...]:

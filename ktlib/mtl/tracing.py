@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
-from ktlib.mtl.sharing import holds, is_single
+from ktlib.mtl.sharing import is_inside, is_leaf
 
 # Tracing replaces methods of nn.Module for its length: two at once would trace each other.
 _TRACING = threading.Lock()
@@ -70,17 +70,19 @@ def trace(trunk: nn.Module) -> fx.Graph | None:
     return None
 
 
-def cut(graph: fx.Graph, views: Mapping[str, nn.Module], apart: Collection[str]) -> Programs:
+def split_at_first_task_layer(
+    graph: fx.Graph, views: Mapping[str, nn.Module], task_specific: Collection[str]
+) -> Programs:
     """What is computed once and what per task.
 
     Args:
         graph: of :func:`trace`.
         views: task -> its whole trunk.
-        apart: names of the modules that tasks have for themselves; the first use of one is where
-            the tasks part.
+        task_specific: names of the modules of which each task has its own; the trunk is split at
+            the first use of one.
     """
     nodes = list(graph.nodes)
-    first = first_of(nodes, apart)
+    first = first_of(nodes, task_specific)
     before, after = nodes[:first], dict.fromkeys(nodes[first:])
     # Values from before the cut that are used behind it: with skip connections several.
     crossing = [node for node in before if any(user in after for user in node.users)]
@@ -117,19 +119,19 @@ def norms_behind(whole: nn.Module, graph: fx.Graph | None, layers: Collection[st
     if graph is None:
         return norms
     nodes = list(graph.nodes)
-    apart: set[str] = set()
+    task_specific: set[str] = set()
     while True:
-        first = first_of(nodes, {*layers, *apart})
+        first = first_of(nodes, {*layers, *task_specific})
         before, after = _called(nodes[:first]), _called(nodes[first:])
         found = {
             name
             for name in norms
-            if any(holds(step, name) for step in after)
-            or not any(holds(step, name) for step in before)
+            if any(is_inside(name, step) for step in after)
+            or not any(is_inside(name, step) for step in before)
         }
-        if found == apart:
+        if found == task_specific:
             return found
-        apart = found
+        task_specific = found
 
 
 def first_of(nodes: Sequence[fx.Node], layers: Collection[str]) -> int:
@@ -139,7 +141,7 @@ def first_of(nodes: Sequence[fx.Node], layers: Collection[str]) -> int:
     """
     for i, node in enumerate(nodes):
         target = str(node.target)
-        if node.op == "call_module" and any(holds(target, layer) for layer in layers):
+        if node.op == "call_module" and any(is_inside(layer, target) for layer in layers):
             return i
         if node.op == "get_attr" and target.rpartition(".")[0] in layers:
             return i
@@ -210,7 +212,7 @@ class _Tracer(fx.Tracer):
     """Looks into blocks only: a module without children is one step, whatever it does."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_single(m) or super().is_leaf_module(m, module_qualified_name)
+        return is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
