@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ktlib.tracing import is_leaf
+
 
 def copy_with_own(whole: nn.Module, layers: set[str], task_specific: set[str]) -> nn.Module:
     """A copy of the trunk that shares all its modules and tensors but the named ones.
@@ -72,11 +74,6 @@ def shared_and_task_modules(
 def is_inside(layer: str, module: str) -> bool:
     """Whether the layer of that name is the module or a part of it."""
     return module in ("", layer) or layer.startswith(f"{module}.")
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """Whether a module has no children."""
-    return next(module.children(), None) is None
 
 
 def _node(tree: nn.Module, name: str) -> nn.Module:

@@ -14,8 +14,11 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from ktlib.mtl.layers import check_layers, layers_of
+from ktlib.mtl.programs import norms_behind, split_at_first_task_layer
 from ktlib.mtl.sharing import copy_with_own, shared_and_task_modules
-from ktlib.mtl.tracing import norms_behind, split_at_first_task_layer, trace
+from ktlib.tracing import trace
+
+_CONSEQUENCE = "every task computes its whole trunk"
 
 
 def split(
@@ -90,7 +93,7 @@ class SplitTrunk(nn.Module):
         self.tasks = _checked_tasks(tasks)
         self.layers = check_layers(trunk, layers)
         whole = copy.deepcopy(trunk)
-        graph = trace(whole) if self.layers and share_prefix else None
+        graph = trace(whole, _CONSEQUENCE, 3) if self.layers and share_prefix else None
         self.shares_prefix = graph is not None or not self.layers
         task_specific = set(self.layers)
         if self.layers and own_statistics:
@@ -174,7 +177,7 @@ class SplitTrunk(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         traced = self.layers and self.shares_prefix
-        graph = trace(self._views[self.tasks[0]]) if traced else None
+        graph = trace(self._views[self.tasks[0]], _CONSEQUENCE, 2) if traced else None
         self._programs = (
             None if graph is None else split_at_first_task_layer(graph, self._views, self._apart)
         )

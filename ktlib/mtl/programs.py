@@ -1,12 +1,9 @@
-"""The steps of a network's forward pass, cut in two where its tasks part."""
+"""The forward pass of a trunk, split where its tasks part."""
 
 from __future__ import annotations
 
-import copy
 import operator
-import threading
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
-from ktlib.mtl.sharing import is_inside, is_leaf
-
-# Tracing replaces methods of nn.Module for its length: two at once would trace each other.
-_TRACING = threading.Lock()
+from ktlib.mtl.sharing import is_inside
+from ktlib.tracing import WRITERS, program, split_graph
 
 _WITH_STATISTICS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
@@ -29,9 +24,6 @@ _READERS: set[Any] = {
     operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul,
     torch.add, torch.sub, torch.mul, torch.div, torch.matmul, torch.cat, torch.stack, getattr,
 }  # fmt: skip
-
-# `x += y` would be traced as `x = x + y`, which differs where x has a second name.
-_WRITERS = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 
 
 @dataclass(frozen=True)
@@ -50,26 +42,6 @@ class Programs:
         ]
 
 
-def trace(trunk: nn.Module) -> fx.Graph | None:
-    """The steps of a trunk's forward pass; None, with a warning, if they cannot be told."""
-    # A copy, as forward may store what it computes: here these are no tensors.
-    probe = copy.deepcopy(trunk)
-    try:
-        with _TRACING, torch.random.fork_rng(devices=[]):
-            graph, other = (_Tracer().trace(probe.train(mode)) for mode in (True, False))
-        reason = _not_exact(probe, graph, other)
-    except Exception as error:  # noqa: BLE001 - fx raises many kinds, from TraceError to TypeError
-        reason = str(error)
-    if not reason:
-        return graph
-    warnings.warn(
-        f"{type(trunk).__name__} cannot be traced ({reason}); every task computes its whole "
-        "trunk: exact, but slower.",
-        stacklevel=4,
-    )
-    return None
-
-
 def split_at_first_task_layer(
     graph: fx.Graph, views: Mapping[str, nn.Module], task_specific: Collection[str]
 ) -> Programs:
@@ -83,21 +55,11 @@ def split_at_first_task_layer(
     """
     nodes = list(graph.nodes)
     first = first_of(nodes, task_specific)
-    before, after = nodes[:first], dict.fromkeys(nodes[first:])
-    # Values from before the cut that are used behind it: with skip connections several.
-    crossing = [node for node in before if any(user in after for user in node.users)]
-    prefix, tail = fx.Graph(), fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    for node in before:
-        copied[node] = prefix.node_copy(node, copied.__getitem__)
-    prefix.output(tuple(copied[node] for node in crossing))
-    copied = {node: tail.placeholder(f"value_{i}") for i, node in enumerate(crossing)}
-    for node in after:
-        copied[node] = tail.node_copy(node, copied.__getitem__)
-    some = next(iter(views.values()))
+    prefix, tail, crossing = split_graph(graph, first)
+    after, some = set(nodes[first:]), next(iter(views.values()))
     return Programs(
-        _program(some, prefix),
-        {task: _program(view, tail) for task, view in views.items()},
+        program(some, prefix),
+        {task: program(view, tail) for task, view in views.items()},
         [
             not all(_only_reads(some, user, node) for user in node.users if user in after)
             for node in crossing
@@ -148,37 +110,9 @@ def first_of(nodes: Sequence[fx.Node], layers: Collection[str]) -> int:
     return len(nodes) - 1
 
 
-def _not_exact(trunk: nn.Module, train: fx.Graph, evaluation: fx.Graph) -> str:
-    """Why the traced steps would not be what the trunk computes; empty if they are."""
-    steps = [
-        [(node.op, node.target, repr(node.args), repr(node.kwargs)) for node in graph.nodes]
-        for graph in (train, evaluation)
-    ]
-    if steps[0] != steps[1]:
-        return "a block works differently in training and evaluation mode, or at random"
-    known = {name for name, _ in trunk.named_parameters(remove_duplicate=False)}
-    known |= {name for name, _ in trunk.named_buffers(remove_duplicate=False)}
-    for node in train.nodes:
-        if node.op == "get_attr" and node.target not in known:
-            return "a block makes a tensor in its forward pass or keeps one that is no buffer"
-    return ""
-
-
 def _called(nodes: Sequence[fx.Node]) -> list[str]:
     """Names of the modules that these steps call."""
     return [str(node.target) for node in nodes if node.op == "call_module"]
-
-
-def _program(view: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """The steps, with the modules and parameters of a view."""
-    program = fx.GraphModule(view, graph)
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            block = str(node.target).rpartition(".")[0]
-            mine, theirs = program.get_submodule(block), view.get_submodule(block)
-            for kind in ("_parameters", "_buffers"):
-                mine.__dict__[kind] = theirs.__dict__[kind]
-    return program
 
 
 def _only_reads(view: nn.Module, user: fx.Node, value: fx.Node) -> bool:
@@ -189,30 +123,6 @@ def _only_reads(view: nn.Module, user: fx.Node, value: fx.Node) -> bool:
         return known and next(module.parameters(recurse=False), None) is not None
     if user.op != "call_function":
         return False
-    if getattr(user.target, "__name__", "") in _WRITERS:
+    if getattr(user.target, "__name__", "") in WRITERS:
         return user.args[0] is not value
     return user.target in _READERS and "out" not in user.kwargs
-
-
-class _Proxy(fx.Proxy):
-    """Records ``x += y`` as what it is."""
-
-
-def _recorded(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
-    return lambda self, other: self.tracer.create_proxy(
-        "call_function", function, (self, other), {}
-    )
-
-
-for _name in _WRITERS:
-    setattr(_Proxy, f"__{_name}__", _recorded(getattr(operator, _name)))
-
-
-class _Tracer(fx.Tracer):
-    """Looks into blocks only: a module without children is one step, whatever it does."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
