@@ -500,7 +500,9 @@ study_table(studies, "transfer")
 # %%
 from experiments.mtl.attributes import attribute_tasks
 
-some = experiment.train_data.subset(torch.arange(max(1000, P.timed_steps * P.batch_size)))
+some = experiment.train_data.subset(
+    torch.arange(min(len(experiment.train_data), max(1000, P.timed_steps * P.batch_size)))
+)
 
 # %%
 times = []

@@ -26,7 +26,7 @@ from experiments.mtl.parameters import GRADIENT_METHODS, MultiTaskParameters
 from experiments.mtl.tasks import TABLE_COLUMNS, split_trunk, task_heads, task_loss, task_metric
 from ktlib.device import autocast
 from ktlib.mtl.aggregation import aggregator
-from ktlib.mtl.conflict import ConflictMeter
+from ktlib.mtl.conflict import SEVERITIES, ConflictMeter
 from ktlib.mtl.gradients import apply_gradients
 from ktlib.seeding import generator
 
@@ -96,6 +96,12 @@ class MultiTaskExperiment(Generic[Parameters]):
         self.validation_images = validation_images
         self.train_data = _opened(parameters.dataset, "train")
         self.tasks: dict[str, Task] = {task.name: task for task in self.train_data.tasks}
+        available = len(self.train_data) - validation_images
+        if available < QUARTERS * parameters.batch_size:
+            raise ValueError(
+                f"batch_size must be at most a quarter of the {available} training images. "
+                f"Found batch_size={parameters.batch_size}."
+            )
 
     def with_parameters(self, **values: Any) -> Self:
         """The same experiment with other values of some parameters, on the same images.
@@ -252,7 +258,8 @@ class MultiTaskExperiment(Generic[Parameters]):
         shared, own = network.shared_layers(), network.own_parameters()
         if not shared:  # nothing to count and nothing to combine: every task goes its own way
             return self.optimise(network, seed, lr=lr, groups=groups)
-        meters = [ConflictMeter(shared) for _ in range(QUARTERS)]
+        severities = (*SEVERITIES, *self.parameters.severities)
+        meters = [ConflictMeter(shared, severities) for _ in range(QUARTERS)]
         update_rule = aggregator(method, seed=seed, **self.aggregator_options(method))
 
         def backward(losses: Mapping[str, Tensor], quarter: int) -> None:

@@ -89,7 +89,7 @@ def _dominators(
         The nodes, and for each parameter that the losses reach, how many of them lie on every path
         to it.
     """
-    import networkx as nx  # a dependency of torch; half a second to import
+    import networkx as nx  # type: ignore[import-untyped]  # a dependency of torch, slow to import
 
     start = object()  # stands above all losses
     graph = nx.DiGraph()
@@ -109,11 +109,11 @@ def _dominators(
     leaf_of = {id(getattr(node, "variable", None)): node for node in seen}
     paths: dict[nn.Parameter, list[Node]] = {}
     for parameter in parameters:
-        if (node := leaf_of.get(id(parameter))) is not None:
-            path = []
-            while (node := dominator[node]) is not start:
-                path.append(node)
-            paths[parameter] = path[::-1]
+        if id(parameter) in leaf_of:
+            path = [dominator[leaf_of[id(parameter)]]]
+            while path[-1] is not start:
+                path.append(dominator[path[-1]])
+            paths[parameter] = path[-2::-1]
     longest = max(paths.values(), key=len, default=[])
     # Where a node hands over several tensors, the gradient of one of them is not all there is.
     chain = [node for node in longest if len(node._input_metadata) == 1]  # noqa: SLF001

@@ -242,3 +242,15 @@ def test_other_targets_are_trained_on_with_the_same_images():
     run = asked.train("joint", 0)
     assert len(run.losses) == 4
     assert set(e.tasks) == {"item", "digit"}
+
+
+def test_any_severity_that_is_asked_for_is_counted():
+    e = experiment(severity=-0.05)
+    run = e.train("joint", 0)
+    assert sorted(e.ranking(run)) == sorted(experiment().ranking(run))
+    assert len(e.recon_layers(run)) == 3
+
+
+def test_a_batch_is_at_most_a_quarter_of_the_images():
+    with pytest.raises(ValueError, match="batch_size .* 60 training images.*batch_size=16"):
+        experiment(train_images=0, batch_size=16)
