@@ -61,6 +61,15 @@ class ConflictMeter:
     Raises:
         ValueError: a severity lies elsewhere, the edges do not rise from -1 to 1, or the trunk has
             no parameters to train.
+
+    Example:
+        >>> layers = {name: [nn.Parameter(torch.ones(2))] for name in ("first", "second")}
+        >>> first, second = layers["first"][0], layers["second"][0]
+        >>> losses = {"a": first.sum() + second.sum(), "b": first.sum() - second.sum()}
+        >>> meter = ConflictMeter(layers)
+        >>> gradients = meter.observe(losses)
+        >>> meter.scores(-0.1), meter.ranking(-0.1)
+        ({'first': 0, 'second': 1}, ['second', 'first'])
     """
 
     def __init__(
@@ -232,7 +241,7 @@ class ConflictMeter:
         return counts
 
     def merge(self, other: ConflictMeter) -> None:
-        """Add the counts of another meter, such as of another quarter of the search.
+        """Add the counts of another meter, such as those of another quarter of the search.
 
         Raises:
             ValueError: it counts other layers, severities or bins.
@@ -240,7 +249,7 @@ class ConflictMeter:
         self._add(other.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """All counts, with what they are counts of."""
+        """All counts, with layers, severities and edges of bins."""
         return {
             "layers": list(self.layers),
             "severities": list(self.severities),
@@ -251,7 +260,7 @@ class ConflictMeter:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the counts of :meth:`state_dict`, in place of those there are.
+        """Replace the counts by those of :meth:`state_dict`.
 
         Raises:
             ValueError: they are of other layers, severities or bins; nothing is changed.

@@ -72,6 +72,13 @@ def task_gradients(
     Raises:
         ValueError: there are fewer than two tasks; a loss is not a scalar or does not depend on
             the shared parameters; a parameter is frozen, or both shared and a task's own.
+
+    Example:
+        >>> shared = nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> losses = {"sum": shared.sum(), "square": shared.square().sum()}
+        >>> task_gradients(losses, [shared]).matrix
+        tensor([[1., 1.],
+                [2., 4.]])
     """
     shared = tuple(dict.fromkeys(parameters))
     mine = check_tasks(losses, shared, task_parameters)
@@ -108,6 +115,14 @@ def apply_gradients(
 
     Raises:
         ValueError: the gradients belong to other parameters than the trunk's.
+
+    Example:
+        >>> shared = nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> losses = {"sum": shared.sum(), "square": shared.square().sum()}
+        >>> gradients = task_gradients(losses, [shared])
+        >>> apply_gradients({"layer": [shared]}, gradients, lambda matrix: matrix.mean(dim=0))
+        >>> shared.grad
+        tensor([1.5000, 2.5000])
     """
     _check_same(parameters_of(trunk), gradients.parameters)
     combined: Tensor = aggregator(gradients.matrix)
@@ -136,6 +151,16 @@ def apply_gramians(
 
     Raises:
         ValueError: the method needs the gradients, or the tasks are others.
+
+    Example:
+        >>> from ktlib.mtl import ConflictMeter, aggregator
+        >>> shared = nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> losses = {"sum": shared.sum(), "square": shared.square().sum()}
+        >>> layers = {"layer": [shared]}
+        >>> gramians = ConflictMeter(layers).observe_gramians(losses, retain_graph=True)
+        >>> apply_gramians(layers, losses, gramians, aggregator("joint"))
+        >>> shared.grad
+        tensor([3., 5.])
     """
     if tuple(losses) != gramians.tasks:
         raise ValueError(f"losses must be of {gramians.tasks}. Found {tuple(losses)}.")

@@ -49,6 +49,15 @@ def split(
     Raises:
         ValueError: a layer is unknown or has two names (see :func:`layers_of`), or a task has no
             name, a name with a dot, one that another task has, or one that ``nn.Module`` uses.
+
+    Example:
+        >>> trunk = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> network = split(trunk, ["2"], ["left", "right"])
+        >>> import torch
+        >>> {task: tuple(out.shape) for task, out in network(torch.zeros(5, 4)).items()}
+        {'left': (5, 2), 'right': (5, 2)}
+        >>> list(network.shared_layers()), [tuple(p.shape) for p in network.task_parameters("left")]
+        (['0'], [(2, 8), (2,)])
     """
     return SplitTrunk(
         trunk, layers, tasks, share_prefix=share_prefix, own_statistics=own_statistics
@@ -78,6 +87,13 @@ class SplitTrunk(nn.Module):
         shares_prefix: whether what comes before the first task-specific layer is computed once.
         shared: the shared layers, under their names in the trunk.
         own: for every task its own layers, under their names in the trunk.
+
+    Example:
+        >>> network = SplitTrunk(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), ["1"], ["a", "b"])
+        >>> network.trunk_of("a")[0] is network.trunk_of("b")[0]
+        True
+        >>> sorted(network.state_dict())[:3]
+        ['own.a.1.bias', 'own.a.1.weight', 'own.b.1.bias']
     """
 
     def __init__(

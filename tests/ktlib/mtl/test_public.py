@@ -77,4 +77,4 @@ def test_a_split_network_is_searched_and_trained_by_the_same_calls():
 
 def test_every_public_name_is_there_and_documented():
     for name in mtl.__all__:
-        assert getattr(mtl, name).__doc__, name
+        assert ">>>" in getattr(mtl, name).__doc__, name
