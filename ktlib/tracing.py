@@ -105,7 +105,7 @@ def _not_exact(network: nn.Module, train: fx.Graph, evaluation: fx.Graph) -> str
     known |= {name for name, _ in network.named_buffers(remove_duplicate=False)}
     for node in train.nodes:
         if node.op == "get_attr" and node.target not in known:
-            return "a block makes a tensor in its forward pass or keeps one that is no buffer"
+            return "a block makes a tensor in its forward pass or keeps one that is not a buffer"
     return ""
 
 

@@ -129,7 +129,7 @@ class NormalsMetric:
 
     @torch.no_grad()
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count a batch: both (n, 3, h, w), the target the zero vector where there is none."""
+        """Count a batch: both (n, 3, h, w), the target the zero vector where there is no normal."""
         valid = has_normal(target).expand_as(target[:, :1])
         cosines = cosine(prediction.double(), target.double())[valid]
         self.angles.append(torch.rad2deg(cosines.clamp(-1, 1).acos()).float().cpu())

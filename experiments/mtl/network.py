@@ -36,7 +36,7 @@ class MultiTaskModule(nn.Module, ABC):
     Raises:
         ValueError: there is no head, a name is not valid as a module name, or two heads have a
             parameter or a module with parameters in common.
-        TypeError: a head is no module.
+        TypeError: a head is not a module.
     """
 
     def __init__(self, heads: Mapping[str, nn.Module]) -> None:

@@ -23,7 +23,7 @@ ARCHITECTURE_BACKBONES = {
     "cross_stitch": ("resnet18", "segnet"),
     "bmtas": ("resnet18",),
 }
-"""Architectures, and the networks that they are there for."""
+"""Architectures, and the networks that they can be used with."""
 
 WITHOUT_RECON = ("single", "cross_stitch", "bmtas")
 """Methods whose networks have no layers that all tasks share, or learn which to share."""

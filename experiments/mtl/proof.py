@@ -25,7 +25,7 @@ TaskLoss = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 class ReconProofParameters(ChapterParameters):
-    """What ``chapters/proofs/recon.py`` can be told."""
+    """Parameters of ``chapters/proofs/recon.py``."""
 
     images: int = Field(ge=2, le=50_000, description="training images of the network")
     width: int = Field(ge=1, description="channels of the first ResNet stage")

@@ -301,7 +301,7 @@ def layer_kinds(
 
     Args:
         layers: of the trunk, in the order of the network.
-        without_norms: names of those that are no batch norms.
+        without_norms: names of those that are not batch norms.
         chosen: names.
     """
     names = list(layers)

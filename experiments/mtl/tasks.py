@@ -30,7 +30,7 @@ from ktlib.mtl.split import SplitTrunk, split
 # Weight of an edge against none, fixed in the multi-task literature (Maninis et al., CVPR 2019).
 EDGE_WEIGHT = 0.95
 
-# Metrics that are no shares: errors in units of the depth, and degrees.
+# Metrics that are not shares: errors in units of the depth, and degrees.
 _NO_SHARES = {"absolute_error", "relative_error", "mean", "median"}
 
 LOWER_IS_BETTER = frozenset({"error", *_NO_SHARES})

@@ -192,7 +192,7 @@ def aggregator(name: str, *, seed: int = 0, scale: float = 1.0, **options: Any) 
         A callable: ``(T, n)`` gradients of the tasks -> ``(n,)`` direction of the update.
 
     Raises:
-        ValueError: there is no such method, or it does not take these options.
+        ValueError: the method is unknown, or it does not take these options.
         ImportError: the method needs a package that is not installed; the message names it.
 
     Example:

@@ -232,7 +232,7 @@ class ConflictMeter:
         """How many cosines fell in each of the bins, on one layer or on all shared parameters.
 
         Raises:
-            ValueError: there is no such layer.
+            ValueError: the layer is unknown.
         """
         if layer is not None and layer not in self.layers:
             raise ValueError(f"layer must be one of {list(self.layers)}. Found layer={layer!r}.")

@@ -27,7 +27,7 @@ def relative_improvement(
 
     Raises:
         ValueError: there are no tasks, the two sides differ in tasks or metrics, a value is not
-            finite, a value of ``single_task`` is 0, or a name in ``lower_is_better`` is no metric.
+            finite, a value of ``single_task`` is 0, or ``lower_is_better`` names no metric.
 
     Example:
         >>> single = {"seg": {"miou": 50.0}, "depth": {"error": 2.0}}

@@ -152,7 +152,7 @@ class SplitTrunk(nn.Module):
         It is a view: its layers are those of this object, not copies.
 
         Raises:
-            ValueError: there is no such task.
+            ValueError: the task is unknown.
         """
         self._check(task)
         return self._views[task]
@@ -170,7 +170,7 @@ class SplitTrunk(nn.Module):
         """Parameters of one task alone, frozen ones included, each once.
 
         Raises:
-            ValueError: there is no such task.
+            ValueError: the task is unknown.
         """
         self._check(task)
         return list(self.own.get_submodule(task).parameters())

@@ -61,7 +61,7 @@ class BMTAS(MultiTaskModule):
     Raises:
         ValueError: the number of tasks, a block or ``cost`` is not valid; also as
             :class:`~experiments.mtl.network.MultiTaskModule`.
-        TypeError: the trunk is no ``nn.Sequential``.
+        TypeError: the trunk is not an ``nn.Sequential``.
     """
 
     costs: Tensor

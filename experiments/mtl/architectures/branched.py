@@ -44,7 +44,7 @@ class BranchedNetwork(MultiTaskModule):
     Raises:
         ValueError: a block or a layer is unknown, or groups are not of every task once or join
             tasks that parted before; also as :class:`~experiments.mtl.network.MultiTaskModule`.
-        TypeError: the trunk is no ``nn.Sequential``.
+        TypeError: the trunk is not an ``nn.Sequential``.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ def split_into_blocks(
         the trunk under their names in the trunk.
 
     Raises:
-        TypeError: the trunk is no ``nn.Sequential``.
+        TypeError: the trunk is not an ``nn.Sequential``.
         ValueError: there is no block, one is unknown, or they are in another order.
     """
     if not _is_chain(trunk):
