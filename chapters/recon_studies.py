@@ -200,13 +200,13 @@ print(f"{len(chosen)} of {len(trunk_layers)} layers; the first: {', '.join(chose
 # *first* has most of them in common with Recon and should come closest.
 
 # %%
-from experiments.mtl.selection import control_layers
+from experiments.mtl.controls import control_layers
 
 
 def unseen(name, seed):
     """Layers that are chosen without looking."""
-    source = generator(seed, "control", name)
-    return tuple(control_layers(name, trunk_layers, chosen, source))
+    rng = generator(seed, "control", name)
+    return tuple(control_layers(name, trunk_layers, chosen, rng))
 
 
 # %%
@@ -297,7 +297,7 @@ def note_variant(study, name, words, layers):
 
 
 # %%
-def shown(study):
+def table_if_run(study):
     """The table of a study, if this run has it."""
     known = {row["study"] for row in studies}
     return study_table(studies, study) if study in known else "not part of this run"
@@ -305,7 +305,7 @@ def shown(study):
 
 for name in P.statistics_studied:
     note_variant("statistics", name, ("shared statistics", "own statistics"), selections[name])
-shown("statistics")
+table_if_run("statistics")
 
 # %% [markdown]
 # (sec-recon-skip)=
@@ -324,8 +324,8 @@ behind = {name: own for name, own in trunk_layers.items() if name not in ("conv1
 whole = experiment.new_network(P.seeds[0]).trunk
 selections["behind_stem"] = {}
 for seed in P.seeds:
-    source, kept = generator(seed, "control", "behind_stem"), [n for n in chosen if n in behind]
-    selections["behind_stem"][seed] = tuple(control_layers("random_layers", behind, kept, source))
+    rng, kept = generator(seed, "control", "behind_stem"), [n for n in chosen if n in behind]
+    selections["behind_stem"][seed] = tuple(control_layers("random_layers", behind, kept, rng))
 
 touched = {
     name: block_losing_skips(whole, layers[P.seeds[0]]) or "none"
@@ -337,7 +337,7 @@ pd.Series(touched, name="block that loses its skip").to_frame().T
 for name in P.skips_studied:
     hit = {seed: own for seed, own in selections[name].items() if block_losing_skips(whole, own)}
     note_variant("skip", name, ("every task", "one task"), hit)
-shown("skip")
+table_if_run("skip")
 
 # %% [markdown]
 # *Behind stem* is a random choice among the layers behind the stem. *One task* is the released code's way: the digits keep the skip connection, the garments do
@@ -501,14 +501,16 @@ study_table(studies, "transfer")
 # %%
 from experiments.mtl.attributes import attribute_tasks
 
-some = experiment.train_data.subset(torch.arange(max(1000, P.timed_steps * P.batch_size)))
+some = experiment.train_data.subset(
+    torch.arange(min(len(experiment.train_data), max(1000, P.timed_steps * P.batch_size)))
+)
 
 # %%
 times = []
 for number in tqdm(P.task_counts, desc="numbers of tasks", leave=False):
-    asked = experiment.changed(epochs=1, train_images=P.timed_steps * P.batch_size).on(
-        attribute_tasks(some, number)
-    )
+    asked = experiment.with_parameters(
+        epochs=1, train_images=P.timed_steps * P.batch_size
+    ).with_data(attribute_tasks(some, number))
     plain = asked.optimise(asked.new_network(P.seeds[0]), P.seeds[0]).seconds
     times.append({"tasks": number, "method": "joint, not counted", "ms": 1000 * plain})
     for method in P.timed_methods:
@@ -716,7 +718,7 @@ claims_table(claims).style.hide(axis="index")
 # ```
 
 # %%
-from experiments.mtl.selection import parameter_count
+from experiments.mtl.controls import parameter_count
 
 sizes = pd.Series({name: parameter_count(layer) for name, layer in trunk_layers.items()})
 pd.Series({"chosen": sizes[list(chosen)].mean(), "all": sizes.mean()}).round(0)

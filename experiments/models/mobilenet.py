@@ -40,7 +40,7 @@ class MobileNetV2(nn.Module):
         feature_dim: channels of the features, ``19 / 4 * width``.
 
     Raises:
-        ValueError: an argument is below 1, ``width`` is no multiple of 4, or the weights do not
+        ValueError: an argument is below 1, ``width`` is not a multiple of 4, or the weights do not
             fit. Besides, as :func:`experiments.models.imagenet_resnet18_features` for ``weights``.
     """
 
@@ -75,7 +75,7 @@ class MobileNetV2(nn.Module):
         """Features ``(batch, feature_dim, h / 4, w / 4)`` of images ``(batch, in_channels, h, w)``.
 
         Raises:
-            ValueError: a side of the images is no multiple of 4.
+            ValueError: a side of the images is not a multiple of 4.
         """
         x = low = self.sides(images)
         for index, part in enumerate(self.features):

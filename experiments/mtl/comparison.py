@@ -63,12 +63,12 @@ def train_architecture(
         inner = experiment.new_network(seed, layers)
         width = int(experiment.new_trunk().feature_dim)
         rotated = RotoGrad(inner, feature_dim=width).to(experiment.device)
-        turns = torch.optim.Adam(rotated.rotation_parameters(), lr=ROTATION_LR)
+        rotation_optimizer = torch.optim.Adam(rotated.rotation_parameters(), lr=ROTATION_LR)
 
         def backward(losses: Mapping[str, Tensor], _quarter: int) -> None:
-            turns.zero_grad()
+            rotation_optimizer.zero_grad()
             rotated.backward(losses)
-            turns.step()
+            rotation_optimizer.step()
 
         groups: list[dict[str, Any]] = [{"params": rotated.network_parameters()}]
         return experiment.optimise(rotated, seed, backward, lr=lr, groups=groups)
@@ -114,7 +114,7 @@ def search_branches(
     ).to(experiment.device)  # fmt: skip
     weights = torch.optim.Adam(graph.weight_parameters(), lr=1e-3, weight_decay=1e-4)
     logits = torch.optim.Adam([graph.logits], lr=1e-2, weight_decay=5e-5)
-    rows, source = experiment.training_rows(seed), generator(seed, "branch batches")
+    rows, rng = experiment.training_rows(seed), generator(seed, "branch batches")
     fifth = len(rows) // 5
     epochs = max(1, p.epochs // 2)
     graph.train()
@@ -123,7 +123,7 @@ def search_branches(
         for optimizer, part, price in (
             (logits, rows[:fifth], RESOURCE_WEIGHT), (weights, rows[fifth:], 0.0)
         ):  # fmt: skip
-            shuffled = part[torch.randperm(len(part), generator=source)]
+            shuffled = part[torch.randperm(len(part), generator=rng)]
             for chosen in shuffled.split(p.batch_size):
                 if len(chosen) < 2:
                     continue  # batch norm needs two

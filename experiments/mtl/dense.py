@@ -1,4 +1,4 @@
-"""Losses of tasks that ask for a value at every pixel; their scores are in :mod:`.scores`.
+"""Losses of tasks that ask for a value at every pixel; their scores are in :mod:`.metrics`.
 
 Maps have the forms of :class:`data_prep.Task`. A target says itself where it has no value:
 -1 in segmentation, saliency and edges, 0 in depth, the zero vector in normals. Such pixels count

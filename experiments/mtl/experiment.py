@@ -23,10 +23,10 @@ from experiments.models.backbones import SETTINGS, backbone_for
 from experiments.mtl.augment import scale_crop_flip
 from experiments.mtl.network import MultiTaskModule, MultiTaskNetwork
 from experiments.mtl.parameters import GRADIENT_METHODS, MultiTaskParameters
-from experiments.mtl.tasks import TABLE_COLUMNS, split_trunk, task_heads, task_loss, task_score
+from experiments.mtl.tasks import TABLE_COLUMNS, split_trunk, task_heads, task_loss, task_metric
 from ktlib.device import autocast
 from ktlib.mtl.aggregation import aggregator
-from ktlib.mtl.conflict import ConflictMeter
+from ktlib.mtl.conflict import SEVERITIES, ConflictMeter
 from ktlib.mtl.gradients import apply_gradients
 from ktlib.seeding import generator
 
@@ -96,8 +96,14 @@ class MultiTaskExperiment(Generic[Parameters]):
         self.validation_images = validation_images
         self.train_data = _opened(parameters.dataset, "train")
         self.tasks: dict[str, Task] = {task.name: task for task in self.train_data.tasks}
+        available = len(self.train_data) - validation_images
+        if available < QUARTERS * parameters.batch_size:
+            raise ValueError(
+                f"batch_size must be at most a quarter of the {available} training images. "
+                f"Found batch_size={parameters.batch_size}."
+            )
 
-    def changed(self, **values: Any) -> Self:
+    def with_parameters(self, **values: Any) -> Self:
         """The same experiment with other values of some parameters, on the same images.
 
         Raises:
@@ -114,7 +120,7 @@ class MultiTaskExperiment(Generic[Parameters]):
             other.__dict__.pop("test_data", None)
         return other
 
-    def on(self, train_data: MultiTaskImages) -> Self:
+    def with_data(self, train_data: MultiTaskImages) -> Self:
         """The same networks and training on other images or targets; there are no test images.
 
         Args:
@@ -252,17 +258,18 @@ class MultiTaskExperiment(Generic[Parameters]):
         shared, own = network.shared_layers(), network.own_parameters()
         if not shared:  # nothing to count and nothing to combine: every task goes its own way
             return self.optimise(network, seed, lr=lr, groups=groups)
-        meters = [ConflictMeter(shared) for _ in range(QUARTERS)]
-        combine = aggregator(method, seed=seed, **self.options(method))
+        severities = (*SEVERITIES, *self.parameters.severities)
+        meters = [ConflictMeter(shared, severities) for _ in range(QUARTERS)]
+        update_rule = aggregator(method, seed=seed, **self.aggregator_options(method))
 
         def backward(losses: Mapping[str, Tensor], quarter: int) -> None:
-            gradients = meters[quarter].observe(losses, own=own)
-            apply_gradients(shared, gradients, combine)
+            gradients = meters[quarter].observe(losses, task_parameters=own)
+            apply_gradients(shared, gradients, update_rule)
 
         return self.optimise(network, seed, backward, meters=meters, lr=lr, groups=groups)
 
-    def options(self, method: str) -> dict[str, Any]:
-        """What a gradient method is told."""
+    def aggregator_options(self, method: str) -> dict[str, Any]:
+        """Keyword arguments of the aggregator."""
         if method == "cagrad":
             return {"c": self.parameters.cagrad_c}
         return {"n_tasks": len(self.tasks)} if method == "nashmtl" else {}
@@ -302,8 +309,8 @@ class MultiTaskExperiment(Generic[Parameters]):
             FloatingPointError: a loss is not finite; epoch, task and value are named.
         """
         p = self.parameters
-        rows, source = self.training_rows(seed), generator(seed, "batches")
-        turns = generator(seed, "augmentation")
+        rows, batch_rng = self.training_rows(seed), generator(seed, "batches")
+        augment_rng = generator(seed, "augmentation")
         parameters: Any = groups or network.parameters()
         first = p.lr if lr is None else lr
         optimizer: torch.optim.Optimizer
@@ -320,12 +327,12 @@ class MultiTaskExperiment(Generic[Parameters]):
         step, started = 0, time.perf_counter()
         for epoch in range(p.epochs):
             sums: dict[str, Tensor] = {}
-            shuffled = rows[torch.randperm(len(rows), generator=source)]
+            shuffled = rows[torch.randperm(len(rows), generator=batch_rng)]
             for index in range(per_epoch):  # the rest of an epoch, less than a batch, is left out
                 chosen = shuffled[index * p.batch_size : (index + 1) * p.batch_size]
                 batch = self.batch(self.train_data, chosen)
                 if p.augment:
-                    batch = scale_crop_flip(*batch, list(self.tasks.values()), turns)
+                    batch = scale_crop_flip(*batch, list(self.tasks.values()), augment_rng)
                 losses = self.losses(network, batch)
                 optimizer.zero_grad()
                 if backward is None:
@@ -362,9 +369,9 @@ class MultiTaskExperiment(Generic[Parameters]):
                 outputs = network(images)
             for name, output in outputs.items():
                 if name not in counters:
-                    counters[name] = task_score(self.tasks[name])
+                    counters[name] = task_metric(self.tasks[name])
                 counters[name].update(output.float(), targets[name])
-        return {name: self._reported(name, counter.result()) for name, counter in counters.items()}
+        return {name: self._reported(name, counter.compute()) for name, counter in counters.items()}
 
     def _reported(self, task: str, found: dict[str, float]) -> dict[str, float]:
         """The metrics that the thesis reports, which Dm is made of; of other classes accuracy."""
@@ -405,8 +412,8 @@ def _opened(name: str, split_name: str) -> MultiTaskImages | MultiTaskFiles:
     return data.load_tasks(name, split_name)
 
 
-def _gathered(source: MultiTaskImages | MultiTaskFiles, rows: Tensor) -> MultiTaskImages:
+def _gathered(images: MultiTaskImages | MultiTaskFiles, rows: Tensor) -> MultiTaskImages:
     """Some images of a set, in memory."""
-    if isinstance(source, MultiTaskFiles):
-        return source.in_memory(rows.tolist(), size=(512, 512))
-    return source.subset(rows)
+    if isinstance(images, MultiTaskFiles):
+        return images.in_memory(rows.tolist(), size=(512, 512))
+    return images.subset(rows)

@@ -7,7 +7,7 @@ Training, the conflict meter and the methods that combine gradients know no more
     layers = network.shared_layers()
     meter = ConflictMeter(layers)
     outputs = network(images)                       # {"left": ..., "right": ...}
-    gradients = meter.observe(losses, own=network.own_parameters())
+    gradients = meter.observe(losses, task_parameters=network.own_parameters())
     apply_gradients(layers, gradients, aggregator("pcgrad"))
 """
 
@@ -34,9 +34,9 @@ class MultiTaskModule(nn.Module, ABC):
         heads: the heads, by task.
 
     Raises:
-        ValueError: there is no head, a name does not do, or two heads have a parameter or a module
-            with parameters in common.
-        TypeError: a head is no module.
+        ValueError: there is no head, a name is not valid as a module name, or two heads have a
+            parameter or a module with parameters in common.
+        TypeError: a head is not a module.
     """
 
     def __init__(self, heads: Mapping[str, nn.Module]) -> None:
@@ -170,7 +170,7 @@ def _check_heads(heads: Mapping[str, nn.Module]) -> None:
             )
     owners: dict[object, str] = {}
     for task, head in heads.items():
-        for part in _things(head):
+        for part in _modules_and_parameters(head):
             if owners.setdefault(part, task) != task:
                 raise ValueError(
                     f"heads must be different modules. Found one in those of {owners[part]!r} "
@@ -178,7 +178,7 @@ def _check_heads(heads: Mapping[str, nn.Module]) -> None:
                 )
 
 
-def _things(head: nn.Module) -> Iterable[object]:
-    """What two heads must not have in common: parameters, and the head itself."""
+def _modules_and_parameters(head: nn.Module) -> Iterable[object]:
+    """The head itself and its parameters, which no other head may hold."""
     yield head
     yield from head.parameters()

@@ -23,15 +23,15 @@ ARCHITECTURE_BACKBONES = {
     "cross_stitch": ("resnet18", "segnet"),
     "bmtas": ("resnet18",),
 }
-"""Architectures, and the networks that they are there for."""
+"""Architectures, and the networks that they can be used with."""
 
 WITHOUT_RECON = ("single", "cross_stitch", "bmtas")
 """Methods whose networks have no layers that all tasks share, or learn which to share."""
 
-BACKBONES = {
-    "multi_fashion_mnist": ("resnet18",),
-    "multi_mnist": ("resnet18",),
-    "multi_fashion": ("resnet18",),
+OVERLAID = ("multi_fashion_mnist", "multi_mnist", "multi_fashion")
+"""Data sets of two overlaid images, whose tasks are two classes."""
+
+BACKBONES = dict.fromkeys(OVERLAID, ("resnet18",)) | {
     "celeba": ("resnet18",),
     "cityscapes": ("segnet", "mtan"),
     "nyuv2": ("mtan", "segnet"),
@@ -39,19 +39,16 @@ BACKBONES = {
 }
 """Data set -> the networks that the thesis trains on it."""
 
+_LAYERS = {"resnet18": 40, "segnet": 52, "mtan": 72, "mobilenet_v2": 108}
+"""Layers that the tasks share; half of them are batch norms."""
+
 
 class MultiTaskParameters(ChapterParameters):
-    """Data, network and training: what all multi-task experiments can be told."""
+    """Data, network and training: parameters of all multi-task experiments."""
 
-    dataset: Literal[
-        "multi_fashion_mnist",
-        "multi_mnist",
-        "multi_fashion",
-        "celeba",
-        "cityscapes",
-        "nyuv2",
-        "pascal_context",
-    ] = Field(description="images with several targets")
+    dataset: Literal[tuple(BACKBONES)] = Field(  # type: ignore[valid-type]
+        description="images with several targets"
+    )
     backbone: Literal["resnet18", "segnet", "mtan", "mobilenet_v2"] = Field(
         description="the network that the tasks share"
     )
@@ -76,6 +73,29 @@ class MultiTaskParameters(ChapterParameters):
     top_k: int = Field(ge=1, description="layers K that become task-specific")
     search_quarters: int = Field(ge=1, le=4, description="quarters of the training that count")
 
+    @property
+    def layers(self) -> int:
+        """Number of layers of the network that the tasks share."""
+        # The embedding of the overlaid images is a layer more.
+        return _LAYERS[self.backbone] + (self.dataset in OVERLAID)
+
+    @property
+    def ranked_layers(self) -> int:
+        """Number of layers that a ranking holds: without batch norms, where they do not count."""
+        return self.layers - (0 if self.batch_norm else _LAYERS[self.backbone] // 2)
+
+    @property
+    def severities(self) -> tuple[float, ...]:
+        """Severities that are asked for: all that a search has to count."""
+        return (self.severity,)
+
+    @model_validator(mode="after")
+    def _lists_without_repetition(self) -> Self:
+        for name, found in self:
+            if isinstance(found, list) and len(set(found)) < len(found):
+                raise ValueError(f"{name} may hold each value once. Found {found}")
+        return self
+
     @model_validator(mode="after")
     def _fits_the_data(self) -> Self:
         if self.backbone not in BACKBONES[self.dataset]:
@@ -90,9 +110,16 @@ class MultiTaskParameters(ChapterParameters):
                 "train_images must be 0 (all) or at least four batches, "
                 f"4 x {self.batch_size}. Found {self.train_images}"
             )
+        if self.backbone == "mobilenet_v2" and self.width % 4:
+            raise ValueError(f"width must be a multiple of 4 here. Found {self.width}")
+        if self.top_k > self.ranked_layers:
+            raise ValueError(
+                f"top_k must be at most {self.ranked_layers}, the layers of {self.backbone!r} with "
+                f"batch_norm={self.batch_norm}. Found {self.top_k}"
+            )
         if not all(0 < share < 1 for share in self.lr_drops):
             raise ValueError(f"lr_drops must lie between 0 and 1. Found {self.lr_drops}")
-        if self.lr_drops != sorted(set(self.lr_drops)):
+        if self.lr_drops != sorted(self.lr_drops):
             raise ValueError(f"lr_drops must rise. Found {self.lr_drops}")
         for method, value in self.method_lr.items():
             if method not in METHODS or value <= 0:
@@ -107,7 +134,7 @@ class MultiTaskParameters(ChapterParameters):
 
 
 class ReconParameters(MultiTaskParameters):
-    """What ``chapters/recon.py`` can be told."""
+    """Parameters of ``chapters/recon.py``."""
 
     methods: list[Literal[METHODS]] = Field(  # type: ignore[valid-type]
         min_length=1, description="methods to train as they are"
@@ -121,10 +148,6 @@ class ReconParameters(MultiTaskParameters):
 
     @model_validator(mode="after")
     def _fits_the_methods(self) -> Self:
-        for name in ("methods", "recon_methods"):
-            found = getattr(self, name)
-            if len(set(found)) < len(found):
-                raise ValueError(f"{name} may hold each method once. Found {found}")
         if "joint" not in self.methods or "joint" not in self.recon_methods:
             raise ValueError("methods and recon_methods must hold 'joint', the reference")
         refused = sorted(set(self.recon_methods) & set(WITHOUT_RECON))
@@ -135,6 +158,13 @@ class ReconParameters(MultiTaskParameters):
         absent = sorted(set(self.recon_methods) - set(self.methods))
         if absent:
             raise ValueError(f"recon_methods must be among methods. Found {absent} beside them")
+        if self.dataset == "celeba" and "bmtas" in self.methods:
+            raise ValueError("methods can hold 'bmtas' with at most 6 tasks. 'celeba' has 40")
+        if self.top_k == self.layers:
+            raise ValueError(
+                f"top_k must be below {self.layers}, or no layer is left in which conflicts could "
+                f"be counted after the split. Found {self.top_k}"
+            )
         for name, networks in ARCHITECTURE_BACKBONES.items():
             if name in self.methods and self.backbone not in networks:
                 raise ValueError(
@@ -145,8 +175,11 @@ class ReconParameters(MultiTaskParameters):
 
 
 class ReconStudyParameters(MultiTaskParameters):
-    """What ``chapters/recon_studies.py`` can be told."""
+    """Parameters of ``chapters/recon_studies.py``."""
 
+    dataset: Literal[OVERLAID] = Field(  # type: ignore[valid-type]
+        description="images with two targets, which the studies report as accuracies"
+    )
     controls: list[Literal["random_layers", "random_parameters", "first", "last"]] = Field(
         description="other choices of layers"
     )
@@ -158,7 +191,7 @@ class ReconStudyParameters(MultiTaskParameters):
     ranked_methods: list[Literal[GRADIENT_METHODS]] = Field(  # type: ignore[valid-type]
         min_length=2, description="methods whose rankings are compared"
     )
-    transfer_from: list[Literal["multi_fashion_mnist", "multi_mnist", "multi_fashion"]] = Field(
+    transfer_from: list[Literal[OVERLAID]] = Field(  # type: ignore[valid-type]
         description="data sets whose rankings are used on `dataset`"
     )
     skips_studied: list[Literal["last", "behind_stem"]] = Field(
@@ -171,7 +204,12 @@ class ReconStudyParameters(MultiTaskParameters):
     timed_methods: list[Literal[GRADIENT_METHODS]] = Field(  # type: ignore[valid-type]
         min_length=1, description="methods to time"
     )
-    timed_steps: int = Field(ge=1, description="steps behind every time")
+    timed_steps: int = Field(ge=4, description="steps behind every time")
+
+    @property
+    def severities(self) -> tuple[float, ...]:
+        """Severities that are asked for: all that a search has to count."""
+        return (self.severity, *self.severities_studied)
 
     @model_validator(mode="after")
     def _fits_the_studies(self) -> Self:
@@ -188,8 +226,17 @@ class ReconStudyParameters(MultiTaskParameters):
             raise ValueError("skips_studied can hold 'last' only if controls hold it")
         for name, least in (("counts_studied", 0), ("task_counts", 2)):
             found = getattr(self, name)
-            if min(found) < least or len(set(found)) < len(found):
-                raise ValueError(f"{name} must be at least {least}, each once. Found {found}")
+            if min(found) < least:
+                raise ValueError(f"{name} must be at least {least}. Found {found}")
+        if min(self.counts_studied) > self.ranked_layers:
+            raise ValueError(
+                f"counts_studied must hold a number up to {self.ranked_layers}, the number of "
+                f"layers. Found {self.counts_studied}"
+            )
+        if "joint" not in self.timed_methods:
+            raise ValueError(
+                f"timed_methods must hold 'joint', the reference. Found {self.timed_methods}"
+            )
         if max(self.task_counts) > 40:
             raise ValueError(f"task_counts must be at most 40. Found {self.task_counts}")
         return self

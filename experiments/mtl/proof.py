@@ -25,7 +25,7 @@ TaskLoss = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 class ReconProofParameters(ChapterParameters):
-    """What ``chapters/proofs/recon.py`` can be told."""
+    """Parameters of ``chapters/proofs/recon.py``."""
 
     images: int = Field(ge=2, le=50_000, description="training images of the network")
     width: int = Field(ge=1, description="channels of the first ResNet stage")
@@ -134,7 +134,7 @@ class SharedPoint:
             ``(tasks,)``.
 
         Raises:
-            ValueError: ``split`` names a layer that there is not, or the number of weights or
+            ValueError: ``split`` names an unknown layer, or the number of weights or
                 losses is wrong.
         """
         unknown = sorted(set(split) - set(self.layers))

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from experiments.mtl.controls import parameter_count
 from experiments.mtl.parameters import METHODS
-from experiments.mtl.selection import parameter_count
 from experiments.run.results import format_mean_std, mean_and_spread
 from ktlib.mtl.conflict import ConflictMeter
 from ktlib.mtl.metrics import ranking_distance, relative_improvement
@@ -301,7 +301,7 @@ def layer_kinds(
 
     Args:
         layers: of the trunk, in the order of the network.
-        without_norms: names of those that are no batch norms.
+        without_norms: names of those that are not batch norms.
         chosen: names.
     """
     names = list(layers)

@@ -19,18 +19,18 @@ Rows = Iterable[Mapping[str, Any]]
 _KEYS = ("study", "value", "method", "seed")
 
 
-def ranking_pair(one: Sequence[str], other: Sequence[str], count: int) -> dict[str, float]:
+def ranking_pair(one: Sequence[str], other: Sequence[str], top_k: int) -> dict[str, float]:
     """How near two rankings are: distance, rank correlation, overlap of their first layers.
 
     Args:
         one: layers from first to last.
         other: the same layers in another order.
-        count: how many of the first are compared; all, if there are fewer.
+        top_k: how many of the first are compared; all, if there are fewer.
     """
     return {
         "distance": ranking_distance(one, other),
         "correlation": ranking_correlation(one, other),
-        "overlap": top_overlap(one, other, min(count, len(one))),
+        "overlap": top_overlap(one, other, min(top_k, len(one))),
     }
 
 
@@ -57,7 +57,7 @@ def rows_of(rows: Rows, study: str) -> pd.DataFrame:
     """The rows of one study.
 
     Raises:
-        ValueError: there are none; those that there are are named.
+        ValueError: the study has no rows; the message lists the known studies.
     """
     table = pd.DataFrame(list(rows))
     known = list(dict.fromkeys(table["study"])) if len(table) else []

@@ -1,4 +1,4 @@
-"""Every data set of the thesis by one code path: loss, score and head for each kind of task.
+"""Every data set of the thesis by one code path: loss, metric and head for each kind of task.
 
 A step of training on any of them::
 
@@ -23,14 +23,14 @@ from data_prep.celeba import ATTRIBUTES
 from data_prep.common.multi_task import CHANNELS, Task
 from experiments.models.mobilenet import Decoder
 from experiments.models.segnet import dense_head
-from experiments.mtl import dense, scores
+from experiments.mtl import dense, metrics
 from ktlib.mtl.metrics import relative_improvement
 from ktlib.mtl.split import SplitTrunk, split
 
 # Weight of an edge against none, fixed in the multi-task literature (Maninis et al., CVPR 2019).
 EDGE_WEIGHT = 0.95
 
-# Metrics that are no shares: errors in units of the depth, and degrees.
+# Metrics that are not shares: errors in units of the depth, and degrees.
 _NO_SHARES = {"absolute_error", "relative_error", "mean", "median"}
 
 LOWER_IS_BETTER = frozenset({"error", *_NO_SHARES})
@@ -101,38 +101,38 @@ def task_loss(task: Task, output: Tensor, target: Tensor) -> Tensor:
     return dense.balanced_cross_entropy(output, target, weight)
 
 
-class _Score(Protocol):
+class _Metric(Protocol):
     def update(self, prediction: Tensor, target: Tensor, /) -> None: ...
 
-    def result(self) -> dict[str, float]: ...
+    def compute(self) -> dict[str, float]: ...
 
 
-class TaskScore:
-    """The metrics of a task over all batches of a split; made by :func:`task_score`."""
+class TaskMetric:
+    """The metrics of a task over all batches of a split; made by :func:`task_metric`."""
 
-    def __init__(self, score: _Score, probability: bool) -> None:
-        self._score, self._probability = score, probability
+    def __init__(self, metric: _Metric, probability: bool) -> None:
+        self._metric, self._probability = metric, probability
 
     @torch.no_grad()
     def update(self, output: Tensor, target: Tensor) -> None:
         """Count a batch: what the head gives, and its targets, as :func:`task_loss` takes them.
 
         Raises:
-            ValueError: the shapes do not fit, or the target has a class that there is not.
+            ValueError: the shapes do not fit, or the target has a class number out of range.
         """
-        self._score.update(output.sigmoid() if self._probability else output, target)
+        self._metric.update(output.sigmoid() if self._probability else output, target)
 
-    def result(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """Metric -> value, in percent where it is a share.
 
         Raises:
             ValueError: nothing with a value was counted.
         """
-        found = self._score.result()
+        found = self._metric.compute()
         return {name: v if name in _NO_SHARES else 100 * v for name, v in found.items()}
 
 
-def task_score(task: Task) -> TaskScore:
+def task_metric(task: Task) -> TaskMetric:
     """An empty score of a task.
 
     Its metrics: ``accuracy`` and ``error`` of classes; ``miou`` and ``pixel_accuracy`` of
@@ -140,15 +140,15 @@ def task_score(task: Task) -> TaskScore:
     degrees, ``within_11.25``, ``within_22.5`` and ``within_30`` of normals; ``max_f`` and ``miou``
     of saliency; ``ods_f_approximate`` of edges. Those in :data:`LOWER_IS_BETTER` are errors.
     """
-    kinds: dict[str, _Score] = {
-        "classes": scores.ClassScore(),
-        "segmentation": scores.SegmentationScore(len(task.class_names)),
-        "depth": scores.DepthScore(),
-        "normals": scores.NormalsScore(),
-        "saliency": scores.SaliencyScore(),
-        "edges": scores.EdgeScore(),
+    kinds: dict[str, _Metric] = {
+        "classes": metrics.ClassMetric(),
+        "segmentation": metrics.SegmentationMetric(len(task.class_names)),
+        "depth": metrics.DepthMetric(),
+        "normals": metrics.NormalsMetric(),
+        "saliency": metrics.SaliencyMetric(),
+        "edges": metrics.EdgeMetric(),
     }
-    return TaskScore(kinds[task.kind], probability=task.kind in ("saliency", "edges"))
+    return TaskMetric(kinds[task.kind], probability=task.kind in ("saliency", "edges"))
 
 
 def task_head(task: Task, in_channels: int, low_channels: int = 0) -> nn.Module:
@@ -213,7 +213,7 @@ def table_improvement(
 
     Args:
         data: a data set in :data:`TABLE_COLUMNS`.
-        results: task -> what :class:`TaskScore` gives.
+        results: task -> what :class:`TaskMetric` gives.
         single_task: the same of training each task on its own.
 
     Raises:

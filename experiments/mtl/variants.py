@@ -74,7 +74,7 @@ def lose_skips(network: MultiTaskNetwork, keeps: str) -> MultiTaskNetwork:
         of the split are therefore updated once per task instead of once per batch.
 
     Raises:
-        ValueError: there is no such task, the trunk is not split, or no block would lose a skip.
+        ValueError: the task is unknown, the trunk is not split, or no block would lose a skip.
     """
     if keeps not in network.tasks:
         raise ValueError(f"keeps must be one of {list(network.tasks)}. Found {keeps!r}.")

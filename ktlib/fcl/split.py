@@ -8,17 +8,13 @@ the very modules of the network, in the order in which its forward pass calls th
 from __future__ import annotations
 
 import copy
-import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.passes.split_module import split_module
+from torch import Tensor, nn
 
-# Tracing replaces methods of nn.Module for its length: two at once would trace each other.
-_TRACING = threading.Lock()
+from ktlib.tracing import program, split_graph, trace
 
 
 class SplitNetwork:
@@ -35,12 +31,10 @@ class SplitNetwork:
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
         self.network = network
         self.layers = tuple(layers)
-        self.prefix, self.tail = _cut(network, set(layers))
+        self.prefix, self.tail = _split_prefix(network, set(layers))
         self.tuned = {
             f"{layer}.weight": network.get_parameter(f"{layer}.weight") for layer in layers
         }
-        names = {id(parameter): name for name, parameter in self.tail.named_parameters()}
-        self._name_in_tail = {name: names[id(parameter)] for name, parameter in self.tuned.items()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SplitNetwork:
         """A copy that shares nothing: the network is copied, then cut in the same place."""
@@ -63,9 +57,7 @@ class SplitNetwork:
         if noise is None:
             embedding: Tensor = self.tail(features)
             return embedding
-        noisy = {
-            self._name_in_tail[name]: self.tuned[name] + value for name, value in noise.items()
-        }
+        noisy = {name: self.tuned[name] + value for name, value in noise.items()}
         moved: Tensor = torch.func.functional_call(self.tail, noisy, (features,))
         return moved
 
@@ -119,18 +111,11 @@ def split_network(network: nn.Module, layers: Sequence[str]) -> SplitNetwork:
     return SplitNetwork(network, layers)
 
 
-def _cut(network: nn.Module, layers: set[str]) -> tuple[nn.Module, nn.Module]:
-    try:
-        with _TRACING:
-            traced = fx.symbolic_trace(network)
-    except Exception as error:  # noqa: BLE001 - fx raises many kinds, from TraceError to TypeError
-        warnings.warn(
-            f"{type(network).__name__} cannot be traced ({error}); the whole network is computed "
-            "for every noise draw: exact, but slower.",
-            stacklevel=3,
-        )
+def _split_prefix(network: nn.Module, layers: set[str]) -> tuple[nn.Module, nn.Module]:
+    graph = trace(network, "the whole network is computed for every noise draw", 3)
+    if graph is None:
         return nn.Identity(), network
-    nodes = list(traced.graph.nodes)
+    nodes = list(graph.nodes)
     first = next(i for i, n in enumerate(nodes) if n.op == "call_module" and n.target in layers)
     position = {node: i for i, node in enumerate(nodes)}
     last_use = [max((position[user] for user in node.users), default=-1) for node in nodes]
@@ -139,5 +124,5 @@ def _cut(network: nn.Module, layers: set[str]) -> tuple[nn.Module, nn.Module]:
     cut = max(i for i in range(first) if sum(last_use[j] > i >= j for j in range(first)) == 1)
     if all(node.op == "placeholder" for node in nodes[: cut + 1]):
         return nn.Identity(), network
-    halves = split_module(traced, network, lambda node: int(position[node] > cut))
-    return halves.get_submodule("submod_0"), halves.get_submodule("submod_1")
+    prefix, tail, _ = split_graph(graph, cut + 1, single=True)
+    return program(network, prefix), program(network, tail)

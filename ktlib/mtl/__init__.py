@@ -4,19 +4,22 @@ For any network and any losses. The search for the layers that conflict takes pa
 the layers it finds become the tasks' own::
 
     meter = ConflictMeter(trunk)
-    combine = aggregator("cagrad")                     # see aggregators()
+    cagrad = aggregator("cagrad")                      # see aggregators()
     for images, labels in batches:
         features = trunk(images)
         losses = {task: loss(heads[task](features), labels[task]) for task in heads}
-        gradients = meter.observe(losses, own={t: heads[t].parameters() for t in heads})
-        apply_gradients(trunk, gradients, combine)     # writes .grad; also that of the heads
+        gradients = meter.observe(
+            losses, task_parameters={t: heads[t].parameters() for t in heads}
+        )
+        apply_gradients(trunk, gradients, cagrad)      # writes .grad; also that of the heads
         optimizer.step()
     network = split(trunk, meter.ranking(-0.1)[:25], list(heads))
     features = network(images)                         # {task: its features}
 
 Split the trunk as it was before training: Recon trains the new network from the start. It goes
 into :func:`apply_gradients` and into a new meter as the trunk did, where only what is still shared
-counts; ``network.task_parameters(task)`` belong to ``own``, beside those of the head.
+counts; ``network.task_parameters(task)`` belong to ``task_parameters``, beside
+those of the head.
 All of it runs in one process on one device: gradients that several processes average have no pairs
 of tasks to compare any more.
 """

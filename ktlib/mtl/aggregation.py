@@ -122,7 +122,7 @@ class SumScale(Aggregator):
         """
         if not self.from_gramian or not isinstance(self.inner, WeightedAggregator):
             raise ValueError(
-                f"{self.inner} needs the gradients themselves: their inner products do not do."
+                f"{self.inner} needs the gradients: their inner products are not enough."
             )
         products = products.detach().to("cpu", torch.float64)
         size = products.diagonal().sum()
@@ -163,7 +163,12 @@ class SumScale(Aggregator):
 
 
 def aggregators() -> list[str]:
-    """The names that :func:`aggregator` takes: those of the tables, then torchjd's classes."""
+    """The names that :func:`aggregator` takes: those of the tables, then torchjd's classes.
+
+    Example:
+        >>> aggregators()[:4]
+        ['joint', 'mgda', 'pcgrad', 'graddrop']
+    """
     return [*TABLE_IDS, *_torchjd_classes()]
 
 
@@ -183,9 +188,17 @@ def aggregator(name: str, *, seed: int = 0, scale: float = 1.0, **options: Any) 
     The length of the update of NashMTL and FairGrad does not grow with the gradients; NashMTL
     clips it to ``max_norm``. PCD has that of its first task.
 
+    Returns:
+        A callable: ``(T, n)`` gradients of the tasks -> ``(n,)`` direction of the update.
+
     Raises:
-        ValueError: there is no such method, or it does not take these options.
+        ValueError: the method is unknown, or it does not take these options.
         ImportError: the method needs a package that is not installed; the message names it.
+
+    Example:
+        >>> conflicting = torch.tensor([[2.0, 0.0], [-1.0, 1.0]])
+        >>> aggregator("joint")(conflicting), aggregator("pcgrad")(conflicting)
+        (tensor([1., 1.]), tensor([1., 2.]))
     """
     classes = _torchjd_classes()
     class_name = TABLE_IDS.get(name, name)

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ktlib.mtl import backward_stretches
 from ktlib.mtl.gradients import (
     OwnGradients,
     TaskGradients,
@@ -27,6 +26,7 @@ from ktlib.mtl.gradients import (
     parameters_of,
     task_gradients,
 )
+from ktlib.mtl.graph_segments import segment_backward_graph
 from ktlib.mtl.layers import layers_of
 from ktlib.mtl.split import SplitTrunk
 
@@ -61,6 +61,15 @@ class ConflictMeter:
     Raises:
         ValueError: a severity lies elsewhere, the edges do not rise from -1 to 1, or the trunk has
             no parameters to train.
+
+    Example:
+        >>> layers = {name: [nn.Parameter(torch.ones(2))] for name in ("first", "second")}
+        >>> first, second = layers["first"][0], layers["second"][0]
+        >>> losses = {"a": first.sum() + second.sum(), "b": first.sum() - second.sum()}
+        >>> meter = ConflictMeter(layers)
+        >>> gradients = meter.observe(losses)
+        >>> meter.scores(-0.1), meter.ranking(-0.1)
+        ({'first': 0, 'second': 1}, ['second', 'first'])
     """
 
     def __init__(
@@ -103,15 +112,14 @@ class ConflictMeter:
         self,
         losses: Mapping[str, Tensor],
         *,
-        own: Mapping[str, Iterable[nn.Parameter]] | None = None,
+        task_parameters: Mapping[str, Iterable[nn.Parameter]] | None = None,
         retain_graph: bool = False,
     ) -> TaskGradients:
         """Count the conflicts of one iteration; the gradients are for its update.
 
         Args:
             losses: task -> its scalar loss; all from one forward pass of the trunk.
-            own: task -> parameters of its own, such as those of its head; see
-                :func:`ktlib.mtl.gradients.task_gradients`.
+            task_parameters: task -> parameters of this task alone, such as those of its head.
             retain_graph: keep the graph for another backward pass.
 
         Raises:
@@ -119,7 +127,9 @@ class ConflictMeter:
             FloatingPointError: a gradient is not finite; task and layer are named, and nothing of
                 the iteration is counted.
         """
-        gradients = task_gradients(losses, self._parameters, own=own, retain_graph=retain_graph)
+        gradients = task_gradients(
+            losses, self._parameters, task_parameters=task_parameters, retain_graph=retain_graph
+        )
         self.count(self._products(gradients.tasks, self._parameters, gradients.matrix))
         return gradients
 
@@ -127,40 +137,40 @@ class ConflictMeter:
         self,
         losses: Mapping[str, Tensor],
         *,
-        own: Mapping[str, Iterable[nn.Parameter]] | None = None,
+        task_parameters: Mapping[str, Iterable[nn.Parameter]] | None = None,
         retain_graph: bool = False,
     ) -> TaskGramians:
         """As :meth:`observe`, the gradients dropped as soon as they are not needed.
 
-        The backward passes go through the graph in stretches, all tasks through one stretch before
-        the first enters the next. Of a stretch only inner products of the gradients are kept, and
-        between two stretches the gradients of the one tensor that everything passes. The numbers
-        are the same, and so is the work; the memory is that of the largest stretch. Where no tensor
+        The backward passes go through the graph in segments, all tasks through one segment before
+        the first enters the next. Of a segment only inner products of the gradients are kept, and
+        between two segments the gradients of the one tensor that everything passes. The numbers
+        are the same, and so is the work; the memory is that of the largest segment. Where no tensor
         separates the graph (as with skip connections over the whole network), nothing is saved.
 
         :func:`ktlib.mtl.gradients.apply_gramians` makes an update of the result; it needs
         ``retain_graph=True``.
         """
-        mine = check_tasks(losses, self._parameters, own)
+        mine = check_tasks(losses, self._parameters, task_parameters)
         tasks = tuple(losses)
         found = OwnGradients()
         products: dict[str, Tensor] = {}
-        stretches = backward_stretches.cut(losses, self._parameters)
-        # What flows into a stretch: first the losses themselves, then one tensor per task.
+        segments = segment_backward_graph(losses, self._parameters)
+        # What flows into a segment: first the losses themselves, then one tensor per task.
         entries: list[tuple[Any, Tensor | None]] = [(loss, None) for loss in losses.values()]
         with no_autocast(self._parameters[0].device):
-            for stretch in stretches:
-                first, last = stretch is stretches[0], stretch is stretches[-1]
-                sizes = [parameter.numel() for parameter in stretch.parameters]
-                rows = empty_rows(len(tasks), stretch.parameters, self._parameters)
+            for segment in segments:
+                first, last = segment is segments[0], segment is segments[-1]
+                sizes = [parameter.numel() for parameter in segment.parameters]
+                rows = empty_rows(len(tasks), segment.parameters, self._parameters)
                 for row, task in enumerate(tasks):
                     output, flow = entries[row]
                     if not first and flow is None:  # nothing of this task comes so far down
                         rows[row].zero_()
                         continue
                     private = mine[task] if first else []
-                    exits = [] if stretch.exit is None else [stretch.exit]
-                    targets: list[Any] = [*stretch.parameters, *private, *exits]
+                    exits = [] if segment.exit is None else [segment.exit]
+                    targets: list[Any] = [*segment.parameters, *private, *exits]
                     gradients = torch.autograd.grad(
                         [output],
                         targets,
@@ -174,9 +184,9 @@ class ConflictMeter:
                     onward = None if last else gradients[-1]
                     if first and onward is None and all(value is None for value in shared):
                         raise independent(task)
-                    entries[row] = (stretch.exit, onward)
+                    entries[row] = (segment.exit, onward)
                     del gradients, shared, flow
-                for name, part in self._products(tasks, stretch.parameters, rows).items():
+                for name, part in self._products(tasks, segment.parameters, rows).items():
                     products[name] = products[name] + part if name in products else part
                 del rows
         self.count(products)
@@ -222,7 +232,7 @@ class ConflictMeter:
         """How many cosines fell in each of the bins, on one layer or on all shared parameters.
 
         Raises:
-            ValueError: there is no such layer.
+            ValueError: the layer is unknown.
         """
         if layer is not None and layer not in self.layers:
             raise ValueError(f"layer must be one of {list(self.layers)}. Found layer={layer!r}.")
@@ -231,7 +241,7 @@ class ConflictMeter:
         return counts
 
     def merge(self, other: ConflictMeter) -> None:
-        """Add the counts of another meter, such as of another quarter of the search.
+        """Add the counts of another meter, such as those of another quarter of the search.
 
         Raises:
             ValueError: it counts other layers, severities or bins.
@@ -239,7 +249,7 @@ class ConflictMeter:
         self._add(other.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """All counts, with what they are counts of."""
+        """All counts, with layers, severities and edges of bins."""
         return {
             "layers": list(self.layers),
             "severities": list(self.severities),
@@ -250,7 +260,7 @@ class ConflictMeter:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the counts of :meth:`state_dict`, in place of those there are.
+        """Replace the counts by those of :meth:`state_dict`.
 
         Raises:
             ValueError: they are of other layers, severities or bins; nothing is changed.

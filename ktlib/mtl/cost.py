@@ -11,7 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def parameter_megabytes(module: nn.Module) -> float:
-    """Size of all parameters in MB (2^20 bytes) of float32: ``#P`` in the tables of the thesis."""
+    """Size of all parameters in MB (2^20 bytes) of float32: ``#P`` in the tables of the thesis.
+
+    Example:
+        >>> parameter_megabytes(nn.Linear(1024, 1024, bias=False))
+        4.0
+    """
     return sum(parameter.numel() for parameter in module.parameters()) * 4 / 2**20
 
 
@@ -21,6 +26,14 @@ def forward_flops(module: nn.Module, images: Tensor) -> int:
     Counted from shapes by :mod:`torch.utils.flop_counter`: matrix products and convolutions, a
     multiplication and an addition each; all else, such as batch norms, counts as nothing. The
     module is copied for it: its modes and statistics stay as they are.
+
+    Args:
+        module: any network.
+        images: ``(batch, ...)``, as the network takes them.
+
+    Example:
+        >>> forward_flops(nn.Linear(3, 5), torch.zeros(2, 3))  # 2 images x 3 x 5 products, twice
+        60
     """
     # Gradients stay on: without them some modules of torch take fused ways that are not counted.
     probe = copy.deepcopy(module).eval()

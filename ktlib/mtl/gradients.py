@@ -57,7 +57,7 @@ def task_gradients(
     losses: Mapping[str, Tensor],
     parameters: Iterable[nn.Parameter],
     *,
-    own: Mapping[str, Iterable[nn.Parameter]] | None = None,
+    task_parameters: Mapping[str, Iterable[nn.Parameter]] | None = None,
     retain_graph: bool = False,
 ) -> TaskGradients:
     """The gradient of every task, by one backward pass per task through the shared graph.
@@ -65,16 +65,23 @@ def task_gradients(
     Args:
         losses: task -> its scalar loss; all from one forward pass of the shared parameters.
         parameters: the shared ones. A task may leave some of them out: its gradient is 0 there.
-        own: task -> parameters of its own, such as those of its head, whose gradients come from the
-            same backward pass.
+        task_parameters: task -> parameters of this task alone, such as those of its head; their
+            gradients come from the same backward pass.
         retain_graph: keep the graph for another backward pass.
 
     Raises:
         ValueError: there are fewer than two tasks; a loss is not a scalar or does not depend on
             the shared parameters; a parameter is frozen, or both shared and a task's own.
+
+    Example:
+        >>> shared = nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> losses = {"sum": shared.sum(), "square": shared.square().sum()}
+        >>> task_gradients(losses, [shared]).matrix
+        tensor([[1., 1.],
+                [2., 4.]])
     """
     shared = tuple(dict.fromkeys(parameters))
-    mine = check_tasks(losses, shared, own)
+    mine = check_tasks(losses, shared, task_parameters)
     sizes = [parameter.numel() for parameter in shared]
     matrix = empty_rows(len(losses), shared, shared)
     found = OwnGradients()
@@ -94,7 +101,7 @@ def task_gradients(
 def apply_gradients(
     trunk: nn.Module | Mapping[str, Sequence[nn.Parameter]],
     gradients: TaskGradients,
-    aggregate: Callable[[Tensor], Tensor],
+    aggregator: Callable[[Tensor], Tensor],
 ) -> None:
     """Write ``.grad``: of shared parameters the aggregated one, of a task's own ones its own.
 
@@ -103,14 +110,22 @@ def apply_gradients(
     Args:
         trunk: the module of the shared parameters, or its layers: name -> parameters.
         gradients: of :func:`task_gradients` or :meth:`ktlib.mtl.conflict.ConflictMeter.observe`.
-        aggregate: of :func:`ktlib.mtl.aggregation.aggregator`, or any aggregator of torchjd, then
+        aggregator: of :func:`ktlib.mtl.aggregation.aggregator`, or any aggregator of torchjd, then
             on its own scale.
 
     Raises:
         ValueError: the gradients belong to other parameters than the trunk's.
+
+    Example:
+        >>> shared = nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> losses = {"sum": shared.sum(), "square": shared.square().sum()}
+        >>> gradients = task_gradients(losses, [shared])
+        >>> apply_gradients({"layer": [shared]}, gradients, lambda matrix: matrix.mean(dim=0))
+        >>> shared.grad
+        tensor([1.5000, 2.5000])
     """
     _check_same(parameters_of(trunk), gradients.parameters)
-    combined: Tensor = aggregate(gradients.matrix)
+    combined: Tensor = aggregator(gradients.matrix)
     sizes = [parameter.numel() for parameter in gradients.parameters]
     for parameter, part in zip(gradients.parameters, combined.split(sizes), strict=True):
         parameter.grad = part.view(parameter.shape).to(parameter.dtype)
@@ -122,7 +137,7 @@ def apply_gramians(
     trunk: nn.Module | Mapping[str, Sequence[nn.Parameter]],
     losses: Mapping[str, Tensor],
     gramians: TaskGramians,
-    aggregate: SumScale,
+    aggregator: SumScale,
 ) -> None:
     """As :func:`apply_gradients`, without the gradients: one backward pass of weighted losses.
 
@@ -130,16 +145,26 @@ def apply_gramians(
         trunk: the module of the shared parameters, or its layers: name -> parameters.
         losses: those that ``gramians`` come from, their graph retained.
         gramians: of :meth:`ktlib.mtl.conflict.ConflictMeter.observe_gramians`.
-        aggregate: of :func:`ktlib.mtl.aggregation.aggregator`; only methods that need no more than
+        aggregator: of :func:`ktlib.mtl.aggregation.aggregator`; only methods that need no more than
             inner products: joint training, MGDA, PCGrad, GradVac, CAGrad, UPGrad, DualProj, IMTL-G,
             FairGrad, Aligned-MTL and the like; neither GradDrop nor NashMTL.
 
     Raises:
         ValueError: the method needs the gradients, or the tasks are others.
+
+    Example:
+        >>> from ktlib.mtl import ConflictMeter, aggregator
+        >>> shared = nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> losses = {"sum": shared.sum(), "square": shared.square().sum()}
+        >>> layers = {"layer": [shared]}
+        >>> gramians = ConflictMeter(layers).observe_gramians(losses, retain_graph=True)
+        >>> apply_gramians(layers, losses, gramians, aggregator("joint"))
+        >>> shared.grad
+        tensor([3., 5.])
     """
     if tuple(losses) != gramians.tasks:
         raise ValueError(f"losses must be of {gramians.tasks}. Found {tuple(losses)}.")
-    weights = aggregate.weights(gramians.shared).tolist()
+    weights = aggregator.weights(gramians.shared).tolist()
     shared = parameters_of(trunk)
     with no_autocast(shared[0].device):
         total = torch.stack(
@@ -178,9 +203,9 @@ def parameters_of(
 def check_tasks(
     losses: Mapping[str, Tensor],
     shared: Sequence[nn.Parameter],
-    own: Mapping[str, Iterable[nn.Parameter]] | None,
+    task_parameters: Mapping[str, Iterable[nn.Parameter]] | None,
 ) -> dict[str, list[nn.Parameter]]:
-    """Refuse losses that task gradients cannot be had from; the tasks' own parameters as lists."""
+    """Check the losses; return the trained parameters that belong to one task each, as lists."""
     if len(losses) < 2:
         raise ValueError(f"losses must be of at least 2 tasks. Found {list(losses)}.")
     if not shared:
@@ -191,9 +216,10 @@ def check_tasks(
             f"shared parameters must require gradients. Found {frozen} of {len(shared)} frozen: "
             "leave them out of the trunk's layers, or unfreeze them."
         )
-    unknown = sorted(set(own or {}) - set(losses))
+    given = task_parameters or {}
+    unknown = sorted(set(given) - set(losses))
     if unknown:
-        raise ValueError(f"own must name tasks among {list(losses)}. Found {unknown}.")
+        raise ValueError(f"task_parameters must name tasks of {list(losses)}. Found {unknown}.")
     mine: dict[str, list[nn.Parameter]] = {}
     known = set(shared)
     for task, loss in losses.items():
@@ -204,7 +230,7 @@ def check_tasks(
         if not loss.requires_grad:
             raise independent(task)
         # A frozen parameter of a head has no gradient, and needs none.
-        mine[task] = [p for p in dict.fromkeys((own or {}).get(task, ())) if p.requires_grad]
+        mine[task] = [p for p in dict.fromkeys(given.get(task, ())) if p.requires_grad]
         if known & set(mine[task]):
             raise ValueError(f"task {task!r} has parameters of its own that are also shared.")
     return mine

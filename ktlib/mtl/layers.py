@@ -14,10 +14,10 @@ def layers_of(module: nn.Module, batch_norm: bool = True) -> dict[str, list[nn.P
     """The layers of a network: every module that owns parameters itself, not through a child.
 
     Weight and bias of a layer belong together. Convolutions, batch norms and linear layers are
-    layers, and so is a module of your own with an ``nn.Parameter``; a block of layers is none.
+    layers, and so is a module of your own with an ``nn.Parameter``; a block of layers is not.
 
     Frozen parameters, those with ``requires_grad=False``, are left out; a layer all of whose
-    parameters are frozen is no layer at all.
+    parameters are frozen is not a layer.
 
     Args:
         module: the network.
@@ -31,6 +31,11 @@ def layers_of(module: nn.Module, batch_norm: bool = True) -> dict[str, list[nn.P
     Raises:
         ValueError: a module with parameters, or a parameter, has two names. Which of the two a
             layer stands for would be ambiguous.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
+        >>> list(layers_of(network)), list(layers_of(network, batch_norm=False))
+        (['0', '1'], ['0'])
     """
     _refuse_two_names(module)
     layers = {}

@@ -27,7 +27,13 @@ def relative_improvement(
 
     Raises:
         ValueError: there are no tasks, the two sides differ in tasks or metrics, a value is not
-            finite, a value of ``single_task`` is 0, or a name in ``lower_is_better`` is no metric.
+            finite, a value of ``single_task`` is 0, or ``lower_is_better`` names no metric.
+
+    Example:
+        >>> single = {"seg": {"miou": 50.0}, "depth": {"error": 2.0}}
+        >>> results = {"seg": {"miou": 55.0}, "depth": {"error": 1.6}}
+        >>> round(relative_improvement(results, single, lower_is_better=["error"]), 6)
+        15.0
     """
     if not results or results.keys() != single_task.keys():
         raise ValueError(
@@ -69,6 +75,10 @@ def ranking_distance(one: Sequence[str], other: Sequence[str]) -> float:
 
     Raises:
         ValueError: a ranking is empty, names a layer twice, or has other layers than the other.
+
+    Example:
+        >>> ranking_distance(["conv", "norm", "fc"], ["norm", "conv", "fc"])
+        0.6666666666666666
     """
     positions = _positions(one, other)
     return math.fsum(abs(place - positions[name]) for place, name in enumerate(one)) / len(one)
@@ -82,6 +92,10 @@ def ranking_correlation(one: Sequence[str], other: Sequence[str]) -> float:
 
     Raises:
         ValueError: there are fewer than two layers, or as :func:`ranking_distance`.
+
+    Example:
+        >>> round(ranking_correlation(["conv", "norm", "fc"], ["norm", "conv", "fc"]), 6)
+        0.5
     """
     positions = _positions(one, other)
     if len(one) < 2:
@@ -92,20 +106,24 @@ def ranking_correlation(one: Sequence[str], other: Sequence[str]) -> float:
     return float(found.statistic)
 
 
-def top_overlap(one: Sequence[str], other: Sequence[str], count: int) -> float:
-    """Share of the first ``count`` layers of one ranking that are among those of the other.
+def top_overlap(one: Sequence[str], other: Sequence[str], top_k: int) -> float:
+    """Share of the first ``top_k`` layers of one ranking that are among those of the other.
 
     Returns:
-        From 0 to 1. Two rankings of ``n`` layers by chance have ``count / n``.
+        From 0 to 1. Two rankings of ``n`` layers by chance have ``top_k / n``.
 
     Raises:
-        ValueError: ``count`` does not lie between 1 and the number of layers, or as
+        ValueError: ``top_k`` does not lie between 1 and the number of layers, or as
             :func:`ranking_distance`.
+
+    Example:
+        >>> top_overlap(["conv", "norm", "fc"], ["norm", "fc", "conv"], top_k=2)
+        0.5
     """
     _positions(one, other)
-    if not 1 <= count <= len(one):
-        raise ValueError(f"count must lie between 1 and {len(one)}. Found count={count!r}.")
-    return len(set(one[:count]) & set(other[:count])) / count
+    if not 1 <= top_k <= len(one):
+        raise ValueError(f"top_k must lie between 1 and {len(one)}. Found top_k={top_k!r}.")
+    return len(set(one[:top_k]) & set(other[:top_k])) / top_k
 
 
 def _positions(one: Sequence[str], other: Sequence[str]) -> dict[str, int]:

@@ -7,30 +7,32 @@ from typing import Any
 
 from torch import nn
 
+from ktlib.tracing import is_leaf
 
-def copy_with_own(whole: nn.Module, layers: set[str], apart: set[str]) -> nn.Module:
-    """A copy of the trunk with copies of ``layers`` and the other layers themselves.
+
+def copy_with_own(whole: nn.Module, layers: set[str], task_specific: set[str]) -> nn.Module:
+    """A copy of the trunk that shares all its modules and tensors but the named ones.
 
     Args:
         whole: the trunk.
         layers: names of modules whose parameters are copied.
-        apart: names of modules whose buffers are copied.
+        task_specific: names of modules whose buffers are copied.
     """
     memo: dict[int, Any] = {}
     for name, part in whole.named_modules():
-        if not any(holds(name, other) for other in apart):
+        if not any(is_inside(other, name) for other in task_specific):
             memo[id(part)] = part
         if name not in layers:
             memo.update((id(tensor), tensor) for tensor in part.parameters(recurse=False))
-        if name not in apart:
+        if name not in task_specific:
             memo.update((id(tensor), tensor) for tensor in part.buffers(recurse=False))
     return copy.deepcopy(whole, memo)
 
 
-def trees(
-    whole: nn.Module, views: dict[str, nn.Module], layers: set[str], apart: set[str]
+def shared_and_task_modules(
+    whole: nn.Module, views: dict[str, nn.Module], layers: set[str], task_specific: set[str]
 ) -> tuple[nn.Module, nn.Module]:
-    """The shared layers, and each task's own, as modules that list each tensor once.
+    """The shared layers, and those of each task, as modules that list each tensor once.
 
     Where a view has a block of its own, the block and the tree hold the same dictionary of
     tensors: a tensor that is exchanged in one, as moving to a device does, is exchanged in both.
@@ -38,22 +40,25 @@ def trees(
     own = nn.Module()
     for task in views:
         own.add_module(task, nn.Module())
-    if not apart:
+    if not task_specific:
         return whole, own
     shared = nn.Module()
     for name, part in whole.named_modules():
-        if not any(holds(name, other) for other in apart):
+        if not any(is_inside(other, name) for other in task_specific):
             parent, _, last = name.rpartition(".")
-            if any(holds(parent, other) for other in apart):
+            if any(is_inside(other, parent) for other in task_specific):
                 _node(shared, parent).add_module(last, part)
             continue
         for task, view in views.items():
             mine, tree = view.get_submodule(name), own.get_submodule(task)
-            if name in layers and name and is_single(part):
+            if name in layers and name and is_leaf(part):
                 parent, _, last = name.rpartition(".")
                 _node(tree, parent).add_module(last, mine)
                 continue
-            for kind, kept in (("_parameters", name in layers), ("_buffers", name in apart)):
+            for kind, kept in (
+                ("_parameters", name in layers),
+                ("_buffers", name in task_specific),
+            ):
                 if not part.__dict__[kind]:
                     continue
                 # A shared one starts as the trunk's, one of its own as the copy in the view.
@@ -66,14 +71,9 @@ def trees(
     return shared, own
 
 
-def holds(step: str, layer: str) -> bool:
-    """Whether the module named ``step`` is the layer or has it inside."""
-    return step in ("", layer) or layer.startswith(f"{step}.")
-
-
-def is_single(module: nn.Module) -> bool:
-    """Whether a module has no modules inside."""
-    return next(module.children(), None) is None
+def is_inside(layer: str, module: str) -> bool:
+    """Whether the layer of that name is the module or a part of it."""
+    return module in ("", layer) or layer.startswith(f"{module}.")
 
 
 def _node(tree: nn.Module, name: str) -> nn.Module:

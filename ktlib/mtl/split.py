@@ -14,8 +14,11 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from ktlib.mtl.layers import check_layers, layers_of
-from ktlib.mtl.sharing import copy_with_own, trees
-from ktlib.mtl.tracing import cut, norms_behind, trace
+from ktlib.mtl.programs import norms_behind, split_at_first_task_layer
+from ktlib.mtl.sharing import copy_with_own, shared_and_task_modules
+from ktlib.tracing import trace
+
+_CONSEQUENCE = "every task computes its whole trunk"
 
 
 def split(
@@ -46,6 +49,15 @@ def split(
     Raises:
         ValueError: a layer is unknown or has two names (see :func:`layers_of`), or a task has no
             name, a name with a dot, one that another task has, or one that ``nn.Module`` uses.
+
+    Example:
+        >>> trunk = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> network = split(trunk, ["2"], ["left", "right"])
+        >>> import torch
+        >>> {task: tuple(out.shape) for task, out in network(torch.zeros(5, 4)).items()}
+        {'left': (5, 2), 'right': (5, 2)}
+        >>> list(network.shared_layers()), [tuple(p.shape) for p in network.task_parameters("left")]
+        (['0'], [(2, 8), (2,)])
     """
     return SplitTrunk(
         trunk, layers, tasks, share_prefix=share_prefix, own_statistics=own_statistics
@@ -75,6 +87,13 @@ class SplitTrunk(nn.Module):
         shares_prefix: whether what comes before the first task-specific layer is computed once.
         shared: the shared layers, under their names in the trunk.
         own: for every task its own layers, under their names in the trunk.
+
+    Example:
+        >>> network = SplitTrunk(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), ["1"], ["a", "b"])
+        >>> network.trunk_of("a")[0] is network.trunk_of("b")[0]
+        True
+        >>> sorted(network.state_dict())[:3]
+        ['own.a.1.bias', 'own.a.1.weight', 'own.b.1.bias']
     """
 
     def __init__(
@@ -90,16 +109,22 @@ class SplitTrunk(nn.Module):
         self.tasks = _checked_tasks(tasks)
         self.layers = check_layers(trunk, layers)
         whole = copy.deepcopy(trunk)
-        graph = trace(whole) if self.layers and share_prefix else None
+        graph = trace(whole, _CONSEQUENCE, 3) if self.layers and share_prefix else None
         self.shares_prefix = graph is not None or not self.layers
-        apart = set(self.layers)
+        task_specific = set(self.layers)
         if self.layers and own_statistics:
-            apart |= norms_behind(whole, graph, apart)
-        self._views = {task: copy_with_own(whole, set(self.layers), apart) for task in self.tasks}
-        self.shared, self.own = trees(whole, self._views, set(self.layers), apart)
+            task_specific |= norms_behind(whole, graph, task_specific)
+        self._views = {
+            task: copy_with_own(whole, set(self.layers), task_specific) for task in self.tasks
+        }
+        self.shared, self.own = shared_and_task_modules(
+            whole, self._views, set(self.layers), task_specific
+        )
         self.training = trunk.training
-        self._apart = apart
-        self._programs = None if graph is None else cut(graph, self._views, apart)
+        self._apart = task_specific
+        self._programs = (
+            None if graph is None else split_at_first_task_layer(graph, self._views, task_specific)
+        )
 
     def forward(self, images: Tensor) -> dict[str, Any]:
         """Compute every task's features.
@@ -127,7 +152,7 @@ class SplitTrunk(nn.Module):
         It is a view: its layers are those of this object, not copies.
 
         Raises:
-            ValueError: there is no such task.
+            ValueError: the task is unknown.
         """
         self._check(task)
         return self._views[task]
@@ -145,7 +170,7 @@ class SplitTrunk(nn.Module):
         """Parameters of one task alone, frozen ones included, each once.
 
         Raises:
-            ValueError: there is no such task.
+            ValueError: the task is unknown.
         """
         self._check(task)
         return list(self.own.get_submodule(task).parameters())
@@ -168,8 +193,10 @@ class SplitTrunk(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         traced = self.layers and self.shares_prefix
-        graph = trace(self._views[self.tasks[0]]) if traced else None
-        self._programs = None if graph is None else cut(graph, self._views, self._apart)
+        graph = trace(self._views[self.tasks[0]], _CONSEQUENCE, 2) if traced else None
+        self._programs = (
+            None if graph is None else split_at_first_task_layer(graph, self._views, self._apart)
+        )
 
 
 def _checked_tasks(tasks: Collection[str]) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from data_prep.celeba import ATTRIBUTES, parse_lists
 from data_prep.common.command import run_command
 from data_prep.common.errors import PrepareError
 from experiments.mtl.dense import segmentation_loss
-from experiments.mtl.scores import SegmentationScore
+from experiments.mtl.metrics import SegmentationMetric
 from tests.data_prep.small_multi_task import (
     CELEBA,
     PHOTOGRAPHS,
@@ -105,7 +105,7 @@ def test_images_and_targets_are_those_of_the_numpy_files(name, tmp_path):
     assert loaded.targets["segmentation"].min() == -1
     scores = torch.zeros(2, len(loaded.tasks[0].class_names), 4, 6)
     assert segmentation_loss(scores, loaded.targets["segmentation"]) > 0
-    SegmentationScore(scores.shape[1]).update(scores, loaded.targets["segmentation"])
+    SegmentationMetric(scores.shape[1]).update(scores, loaded.targets["segmentation"])
 
 
 def test_the_five_targets_of_pascal_context_are_those_of_its_files(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from experiments.mtl.architectures.branched import cut
+from experiments.mtl.architectures.branched import split_into_blocks
 from experiments.mtl.network import MultiTaskModule, make_trunks, prefixed
 from ktlib.mtl.cost import forward_flops
 from ktlib.mtl.layers import layers_of
@@ -46,8 +46,9 @@ class BMTAS(MultiTaskModule):
         make_trunk: makes an ``nn.Sequential``, images -> features; called once per task, so that
             the copies of a block start from different weights.
         heads: task -> module, of 2 to 6 tasks.
-        blocks: where blocks begin, as in :func:`~experiments.mtl.architectures.branched.cut`. All
-            tasks share what comes before the first.
+        blocks: where blocks begin, as in
+            :func:`~experiments.mtl.architectures.branched.split_into_blocks`. All tasks share what
+            comes before the first.
         example: images that the operations of a block are counted with.
         cost: what the resource loss counts.
         generator: draws the Gumbel noise.
@@ -58,9 +59,9 @@ class BMTAS(MultiTaskModule):
         costs: share ``(blocks,)`` of every block in the cost of one trunk without what precedes.
 
     Raises:
-        ValueError: the number of tasks, a block or ``cost`` does not do; also as
+        ValueError: the number of tasks, a block or ``cost`` is not valid; also as
             :class:`~experiments.mtl.network.MultiTaskModule`.
-        TypeError: the trunk is no ``nn.Sequential``.
+        TypeError: the trunk is not an ``nn.Sequential``.
     """
 
     costs: Tensor
@@ -85,7 +86,7 @@ class BMTAS(MultiTaskModule):
             raise ValueError(f"heads must be of 2 to {_MOST_TASKS} tasks. Found {tasks}.")
         if cost not in ("flops", "parameters"):
             raise ValueError(f"cost must be 'flops' or 'parameters'. Found cost={cost!r}.")
-        copies = [cut(trunk, blocks) for trunk in make_trunks(make_trunk, tasks)]
+        copies = [split_into_blocks(trunk, blocks) for trunk in make_trunks(make_trunk, tasks)]
         self.stem = copies[0][0]
         self.blocks = tuple(blocks)
         self.copies = nn.ModuleList(

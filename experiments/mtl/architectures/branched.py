@@ -30,7 +30,8 @@ class BranchedNetwork(MultiTaskModule):
     Args:
         trunk: an ``nn.Sequential``, images -> features. It is copied: all branches start equal.
         tree: name of a block -> groups of tasks, in the order of the trunk. A block runs from its
-            name up to the next one (see :func:`cut`); all tasks share what precedes the first.
+            name up to the next one (see :func:`split_into_blocks`); all tasks share what precedes
+            the first.
         heads: task -> module.
         layers: names of layers of the trunk that every task has for itself, wherever in the tree
             they are ("BMTAS + Recon" in the thesis, table 4.4).
@@ -43,7 +44,7 @@ class BranchedNetwork(MultiTaskModule):
     Raises:
         ValueError: a block or a layer is unknown, or groups are not of every task once or join
             tasks that parted before; also as :class:`~experiments.mtl.network.MultiTaskModule`.
-        TypeError: the trunk is no ``nn.Sequential``.
+        TypeError: the trunk is not an ``nn.Sequential``.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class BranchedNetwork(MultiTaskModule):
         super().__init__(heads)
         self.tree = _checked(tree, self.tasks)
         chosen = set(check_layers(trunk, layers))
-        stem, blocks = cut(copy.deepcopy(trunk), list(self.tree))
+        stem, blocks = split_into_blocks(copy.deepcopy(trunk), list(self.tree))
         self._groups = [(self.tasks,), *self.tree.values()]
         self.parts = nn.ModuleList(
             nn.ModuleDict({_name(group): _part(block, group, chosen) for group in groups})
@@ -112,7 +113,9 @@ class BranchedNetwork(MultiTaskModule):
                 yield group, parts.get_submodule(_name(group))
 
 
-def cut(trunk: nn.Module, blocks: Sequence[str]) -> tuple[nn.Sequential, dict[str, nn.Sequential]]:
+def split_into_blocks(
+    trunk: nn.Module, blocks: Sequence[str]
+) -> tuple[nn.Sequential, dict[str, nn.Sequential]]:
     """Cut an ``nn.Sequential`` into blocks.
 
     Args:
@@ -125,7 +128,7 @@ def cut(trunk: nn.Module, blocks: Sequence[str]) -> tuple[nn.Sequential, dict[st
         the trunk under their names in the trunk.
 
     Raises:
-        TypeError: the trunk is no ``nn.Sequential``.
+        TypeError: the trunk is not an ``nn.Sequential``.
         ValueError: there is no block, one is unknown, or they are in another order.
     """
     if not _is_chain(trunk):

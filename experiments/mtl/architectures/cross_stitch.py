@@ -47,7 +47,7 @@ class CrossStitch(MultiTaskModule):
     Raises:
         ValueError: there are fewer than two tasks, a stage is unknown, there is no stage, ``keep``
             does not lie in [0, 1], or as :class:`~experiments.mtl.network.MultiTaskModule`.
-        TypeError: names of stages, and the trunk is no ``nn.Sequential``.
+        TypeError: names of stages, and the trunk is not an ``nn.Sequential``.
     """
 
     def __init__(

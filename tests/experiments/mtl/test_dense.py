@@ -6,20 +6,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from experiments.mtl import scores
+from experiments.mtl import metrics
 from experiments.mtl.dense import (
     balanced_cross_entropy,
     depth_loss,
     normals_loss,
     segmentation_loss,
 )
-from experiments.mtl.scores import (
-    ClassScore,
-    DepthScore,
-    EdgeScore,
-    NormalsScore,
-    SaliencyScore,
-    SegmentationScore,
+from experiments.mtl.metrics import (
+    ClassMetric,
+    DepthMetric,
+    EdgeMetric,
+    NormalsMetric,
+    SaliencyMetric,
+    SegmentationMetric,
 )
 
 
@@ -146,11 +146,11 @@ def test_arguments_that_cannot_be_meant_are_refused():
     with pytest.raises(ValueError, match=r"target must have shape \(n, 3, h, w\)"):
         normals_loss(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
     with pytest.raises(ValueError, match="tolerance must lie in"):
-        EdgeScore(tolerance=-0.1)
+        EdgeMetric(tolerance=-0.1)
     with pytest.raises(ValueError, match="thresholds must increase"):
-        SaliencyScore([0.5, 0.4])
+        SaliencyMetric([0.5, 0.4])
     with pytest.raises(ValueError, match=r"hold -1 or lie in \[0, 2\). Found values from 0 to 2"):
-        SegmentationScore(2).update(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 2]]]))
+        SegmentationMetric(2).update(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 2]]]))
 
 
 def chosen(classes, count):
@@ -159,19 +159,19 @@ def chosen(classes, count):
 
 
 def test_miou_and_accuracy_by_hand_over_two_batches():
-    score = SegmentationScore(4)
+    score = SegmentationMetric(4)
     score.update(chosen([0, 0, 1], 4), torch.tensor([[[0, 1, 1]]]))
     score.update(chosen([0, 2, 2], 4), torch.tensor([[[0, 0, -1]]]))
     # Class 0: 2 of 4; class 1: 1 of 2; class 2: 0 of 1; class 3 never occurs.
-    assert score.result() == pytest.approx({"miou": (0.5 + 0.5 + 0) / 3, "pixel_accuracy": 3 / 5})
+    assert score.compute() == pytest.approx({"miou": (0.5 + 0.5 + 0) / 3, "pixel_accuracy": 3 / 5})
 
 
 def test_depth_errors_by_hand_over_two_batches_of_different_size():
-    score = DepthScore()
+    score = DepthMetric()
     score.update(maps((3.0, 9.0)), maps((2.0, 0.0)))
     score.update(maps((1.0, 4.0)), maps((4.0, 4.0)))
     expected = {"absolute_error": (1 + 3 + 0) / 3, "relative_error": (0.5 + 0.75 + 0) / 3}
-    assert score.result() == pytest.approx(expected)
+    assert score.compute() == pytest.approx(expected)
 
 
 def turned(*degrees):
@@ -179,66 +179,66 @@ def turned(*degrees):
 
 
 def test_angles_of_normals_by_hand():
-    score = NormalsScore()
+    score = NormalsMetric()
     score.update(5 * turned(0, 10, 20), turned(0, 0, 0))
     score.update(turned(25, 180, 70), torch.cat([turned(0, 0), torch.zeros(1, 3, 1, 1)], dim=3))
     expected = {
         "mean": (0 + 10 + 20 + 25 + 180) / 5, "median": 20,
         "within_11.25": 2 / 5, "within_22.5": 3 / 5, "within_30": 4 / 5,
     }  # fmt: skip
-    assert score.result() == pytest.approx(expected, abs=1e-4)
+    assert score.compute() == pytest.approx(expected, abs=1e-4)
     score.update(turned(24), turned(0))
-    assert score.result()["median"] == pytest.approx(22, abs=1e-4)
+    assert score.compute()["median"] == pytest.approx(22, abs=1e-4)
 
 
 def test_max_f_averages_precision_and_recall_over_images_first():
-    score = SaliencyScore([0.25, 0.5])
+    score = SaliencyMetric([0.25, 0.5])
     probability = torch.cat([maps((0.9, 0.4), (0.3, 0.1)), maps((0.6, 0.6), (0.0, 0.9))])
     target = torch.cat([maps((1, 1), (0, 0)), maps((1, 0), (0, -1))])
     score.update(probability, target)
     # At 0.25: precision (2/3 + 1/2) / 2, recall 1. At 0.5: (1 + 1/2) / 2 and (1/2 + 1) / 2.
     low, high = 2 * 7 / 12 / (1 + 7 / 12), 0.75
     assert high > low
-    assert score.result()["max_f"] == pytest.approx(high)
-    only_low = SaliencyScore([0.25])
+    assert score.compute()["max_f"] == pytest.approx(high)
+    only_low = SaliencyMetric([0.25])
     only_low.update(probability, target)
-    assert only_low.result()["max_f"] == pytest.approx(low)
+    assert only_low.compute()["max_f"] == pytest.approx(low)
 
 
 def test_nothing_found_and_nothing_to_find_count_as_zero_and_both_as_a_full_overlap():
-    score = SaliencyScore([0.5])
+    score = SaliencyMetric([0.5])
     score.update(maps((0.1, 0.2)), maps((1, 0)))
-    assert score.result() == {"max_f": 0, "miou": 0}
+    assert score.compute() == {"max_f": 0, "miou": 0}
     score.update(maps((0.9, 0.2)), maps((1, 0)))
-    assert score.result() == pytest.approx({"max_f": 0.5, "miou": 0.5})
+    assert score.compute() == pytest.approx({"max_f": 0.5, "miou": 0.5})
     score.update(maps((0.1, 0.2)), maps((0, 0)))
-    assert score.result() == pytest.approx({"max_f": 1 / 3, "miou": 2 / 3})
+    assert score.compute() == pytest.approx({"max_f": 1 / 3, "miou": 2 / 3})
     score.update(maps((0.9, 0.2)), maps((0, 0)))
-    assert score.result()["miou"] == pytest.approx(2 / 4)
+    assert score.compute()["miou"] == pytest.approx(2 / 4)
 
 
 def test_overlap_of_what_is_salient_by_hand_leaves_out_pixels_without_a_value():
-    score = SaliencyScore([0.25, 0.5])
+    score = SaliencyMetric([0.25, 0.5])
     score.update(maps((0.9, 0.4, 0.6, 0.1, 0.9)), maps((1, 1, 0, 0, -1)))
     score.update(maps((0.9, 0.3, 0.3, 0.3, 0.9)), maps((1, 0, 0, 0, -1)))
     # At 0.25: 2 of 3 and 1 of 4. At 0.5: 1 of 3 and 1 of 1.
-    assert score.result()["miou"] == pytest.approx((1 / 3 + 1) / 2)
+    assert score.compute()["miou"] == pytest.approx((1 / 3 + 1) / 2)
 
 
 def test_classes_are_counted_over_batches_of_different_size():
-    score = ClassScore()
+    score = ClassMetric()
     score.update(torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 1, 1]))
     score.update(torch.tensor([[1.0, 2.0]]), torch.tensor([0]))
-    assert score.result() == {"accuracy": 0.5, "error": 0.5}
+    assert score.compute() == {"accuracy": 0.5, "error": 0.5}
     with pytest.raises(ValueError, match=r"target must have shape \('any',\). Found \(1, 1\)"):
         score.update(torch.zeros(1, 2), torch.zeros(1, 1))
 
 
 def edge_score(probability, target, radius, thresholds=(0.5,)):
     diagonal = math.hypot(*target.shape[-2:])
-    score = EdgeScore((radius + 0.01) / diagonal, thresholds)
+    score = EdgeMetric((radius + 0.01) / diagonal, thresholds)
     score.update(probability, target)
-    return score.result()["ods_f_approximate"]
+    return score.compute()["ods_f_approximate"]
 
 
 def test_an_edge_one_pixel_beside_the_true_one_counts_only_with_tolerance():
@@ -262,16 +262,16 @@ def test_edges_use_the_best_threshold_and_leave_out_pixels_without_a_value():
 def test_without_tolerance_edges_and_a_single_image_of_saliency_agree():
     torch.manual_seed(1)
     probability, target = torch.rand(1, 1, 9, 9), torch.randint(-1, 2, (1, 1, 9, 9)).float()
-    saliency = SaliencyScore(scores.EDGE_THRESHOLDS)
+    saliency = SaliencyMetric(metrics.EDGE_THRESHOLDS)
     saliency.update(probability, target)
-    found = edge_score(probability, target, 0, scores.EDGE_THRESHOLDS)
-    assert found == pytest.approx(saliency.result()["max_f"])
+    found = edge_score(probability, target, 0, metrics.EDGE_THRESHOLDS)
+    assert found == pytest.approx(saliency.compute()["max_f"])
 
 
 def test_tolerance_never_lowers_the_edge_score():
     torch.manual_seed(2)
     probability, target = torch.rand(2, 1, 12, 12), (torch.rand(2, 1, 12, 12) > 0.9).float()
-    found = [edge_score(probability, target, r, scores.EDGE_THRESHOLDS) for r in range(4)]
+    found = [edge_score(probability, target, r, metrics.EDGE_THRESHOLDS) for r in range(4)]
     assert found == sorted(found)
     assert found[0] < found[3]
 
@@ -279,29 +279,35 @@ def test_tolerance_never_lowers_the_edge_score():
 @pytest.mark.parametrize(
     ("score", "prediction", "target"),
     [
-        (ClassScore(), torch.zeros(0, 2), torch.zeros(0)),
-        (SegmentationScore(2), torch.zeros(1, 2, 1, 1), torch.full((1, 1, 1), -1)),
-        (DepthScore(), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)),
-        (NormalsScore(), torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)),
-        (SaliencyScore(), torch.ones(1, 1, 1, 1), -torch.ones(1, 1, 1, 1)),
-        (EdgeScore(), torch.ones(1, 1, 1, 1), -torch.ones(1, 1, 1, 1)),
+        (ClassMetric(), torch.zeros(0, 2), torch.zeros(0)),
+        (SegmentationMetric(2), torch.zeros(1, 2, 1, 1), torch.full((1, 1, 1), -1)),
+        (DepthMetric(), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)),
+        (NormalsMetric(), torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)),
+        (SaliencyMetric(), torch.ones(1, 1, 1, 1), -torch.ones(1, 1, 1, 1)),
+        (EdgeMetric(), torch.ones(1, 1, 1, 1), -torch.ones(1, 1, 1, 1)),
     ],
 )
 def test_a_score_that_saw_no_value_says_so(score, prediction, target):
     score.update(prediction, target)
     with pytest.raises(ValueError, match="Found none so far"):
-        score.result()
+        score.compute()
 
 
 def test_a_perfect_prediction_has_the_best_of_every_score():
     torch.manual_seed(3)
     classes, yes = torch.randint(3, (2, 4, 4)), torch.randint(2, (2, 1, 4, 4)).float()
     depth, normals = torch.rand(2, 1, 4, 4) + 1, torch.randn(2, 3, 4, 4)
-    everything = SegmentationScore(3), DepthScore(), NormalsScore(), SaliencyScore(), EdgeScore()
+    everything = (
+        SegmentationMetric(3),
+        DepthMetric(),
+        NormalsMetric(),
+        SaliencyMetric(),
+        EdgeMetric(),
+    )
     one_hot = F.one_hot(classes, 3).permute(0, 3, 1, 2)
     predictions, targets = (one_hot, depth, normals, yes, yes), (classes, depth, normals, yes, yes)
     for score, prediction, target in zip(everything, predictions, targets, strict=True):
         score.update(prediction, target)
-    results = {name: value for score in everything for name, value in score.result().items()}
+    results = {name: value for score in everything for name, value in score.compute().items()}
     best = {"absolute_error": 0, "relative_error": 0, "mean": 0, "median": 0}
     assert results == pytest.approx({name: best.get(name, 1) for name in results}, abs=1e-3)

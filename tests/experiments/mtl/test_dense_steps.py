@@ -14,7 +14,7 @@ from experiments.mtl.tasks import (
     table_improvement,
     task_heads,
     task_loss,
-    task_score,
+    task_metric,
 )
 from ktlib.mtl import aggregator, apply_gradients
 from ktlib.mtl.conflict import ConflictMeter
@@ -112,7 +112,7 @@ def test_a_step(case, root):
         total = sum(before.values())
         expected = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
         history.append(total.item())
-        gradients = meter.observe(before, own=own)
+        gradients = meter.observe(before, task_parameters=own)
         optimizer.zero_grad()
         apply_gradients(shared, gradients, aggregator(method, seed=0))
         if method == "joint":
@@ -137,9 +137,9 @@ def test_a_step(case, root):
         found = outputs(images)
     results = {}
     for task in tasks:
-        score = task_score(task)
+        score = task_metric(task)
         score.update(found[task.name], targets[task.name])
-        results[task.name] = score.result()
+        results[task.name] = score.compute()
         assert all(math.isfinite(value) and value >= 0 for value in results[task.name].values())
     alone = {name: dict.fromkeys(result, 50.0) for name, result in results.items()}
     assert set(TABLE_COLUMNS[data]) <= set(results)

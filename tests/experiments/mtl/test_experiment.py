@@ -156,9 +156,9 @@ def test_the_ranking_is_that_of_the_searched_quarters():
     run = e.train("joint", 0)
     assert e.ranking(run) == run.conflicts(1).ranking(-0.1)
     assert e.recon_layers(run) == e.ranking(run)[:3]
-    whole = e.changed(search_quarters=4)
+    whole = e.with_parameters(search_quarters=4)
     assert whole.ranking(run) == run.conflicts(4).ranking(-0.1)
-    without = e.changed(batch_norm=False)
+    without = e.with_parameters(batch_norm=False)
     assert not any("bn" in name for name in without.ranking(run))
     assert set(without.ranking(run)) < set(e.ranking(run))
 
@@ -228,17 +228,29 @@ def test_unknown_methods_and_values_are_refused():
     with pytest.raises(ValueError, match="name must be one of"):
         train_architecture(e, "joint", 0)
     with pytest.raises(ValueError, match=r"Found \['dataset'\]"):
-        e.changed(dataset="celeba")
+        e.with_parameters(dataset="celeba")
     with pytest.raises(ValueError, match="severity"):
-        e.changed(severity=0.5)
+        e.with_parameters(severity=0.5)
 
 
 def test_other_targets_are_trained_on_with_the_same_images():
     from experiments.mtl.attributes import attribute_tasks
 
     e = experiment(epochs=1)
-    asked = e.on(attribute_tasks(e.train_data, 4))
+    asked = e.with_data(attribute_tasks(e.train_data, 4))
     assert len(asked.tasks) == 4
     run = asked.train("joint", 0)
     assert len(run.losses) == 4
     assert set(e.tasks) == {"item", "digit"}
+
+
+def test_any_severity_that_is_asked_for_is_counted():
+    e = experiment(severity=-0.05)
+    run = e.train("joint", 0)
+    assert sorted(e.ranking(run)) == sorted(experiment().ranking(run))
+    assert len(e.recon_layers(run)) == 3
+
+
+def test_a_batch_is_at_most_a_quarter_of_the_images():
+    with pytest.raises(ValueError, match="batch_size .* 60 training images.*batch_size=16"):
+        experiment(train_images=0, batch_size=16)

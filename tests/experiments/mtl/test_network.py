@@ -77,7 +77,7 @@ def test_a_step_of_joint_training_by_meter_and_aggregator_is_backward_of_the_sum
     network.zero_grad()
     layers = network.shared_layers()
     meter = ConflictMeter(layers)
-    gradients = meter.observe(losses_of(network(images)), own=network.own_parameters())
+    gradients = meter.observe(losses_of(network(images)), task_parameters=network.own_parameters())
     apply_gradients(layers, gradients, aggregator("joint"))
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)

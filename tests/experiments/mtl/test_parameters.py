@@ -2,8 +2,10 @@
 
 import pytest
 
-from experiments.mtl.parameters import ReconParameters, ReconStudyParameters
+from experiments.models.backbones import SETTINGS, backbone_for
+from experiments.mtl.parameters import BACKBONES, ReconParameters, ReconStudyParameters
 from experiments.run.parameters import ParameterError
+from ktlib.mtl import layers_of
 from tests.chapter_parameters import check_cell, check_profile, profiles
 
 MODELS = {"recon": ReconParameters, "recon_studies": ReconStudyParameters}
@@ -23,12 +25,28 @@ def test_every_profile_is_accepted(chapter, path):
     assert check_profile(MODELS[chapter], chapter, path)
 
 
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize(
+    ("dataset", "name"), [(dataset, name) for dataset in BACKBONES for name in BACKBONES[dataset]]
+)
+def test_the_number_of_layers_is_that_of_the_network(dataset, name, batch_norm):
+    trunk = backbone_for(dataset if dataset in SETTINGS else "multi_fashion_mnist", name, 4)
+    changes = {
+        "dataset": dataset,
+        "backbone": name,
+        "width": 4,
+        "batch_norm": batch_norm,
+        "top_k": 5,
+    }
+    shared = layers_of(trunk, batch_norm).keys() - set(getattr(trunk, "attention_layers", ()))
+    assert check("recon", **changes).ranked_layers == len(shared)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"dataset": "mnist"}, ["dataset", "mnist", "multi_fashion_mnist", "celeba"]),
+        ({"dataset": "mnist"}, ["dataset", "mnist", "multi_fashion_mnist"]),
         ({"backbone": "segnet"}, ["backbone must be 'resnet18'", "Found 'segnet'"]),
-        ({"dataset": "nyuv2"}, ["backbone must be 'mtan' or 'segnet'", "Found 'resnet18'"]),
         ({"severity": 0.1}, ["severity", "0.1"]),
         ({"severity": -1.0}, ["severity", "-1.0"]),
         ({"top_k": 0}, ["top_k", "0"]),
@@ -40,6 +58,8 @@ def test_every_profile_is_accepted(chapter, path):
         ({"optimizer": "sgdm"}, ["optimizer", "sgdm", "sgd", "adam"]),
         ({"augment": True}, ["augment must be False", "no maps"]),
         ({"lr_rate": 1.0}, ["lr_rate"]),
+        ({"top_k": 42}, ["top_k", "41", "42"]),
+        ({"top_k": 22, "batch_norm": False}, ["top_k", "21", "22"]),
     ],
 )
 @pytest.mark.parametrize("chapter", MODELS)
@@ -54,7 +74,14 @@ def test_wrong_values_are_named_with_what_is_allowed(chapter, changes, words):
     ("changes", "words"),
     [
         ({"methods": ["single", "mgda"], "recon_methods": ["mgda"]}, ["must hold 'joint'"]),
-        ({"methods": ["joint", "joint"]}, ["each method once"]),
+        ({"methods": ["joint", "joint"]}, ["methods", "['joint', 'joint']"]),
+        ({"dataset": "nyuv2"}, ["backbone", "'mtan' or 'segnet'", "'resnet18'"]),
+        ({"top_k": 41}, ["top_k", "below 41"]),
+        ({"dataset": "celeba", "methods": ["joint", "bmtas"]}, ["bmtas", "celeba"]),
+        (
+            {"dataset": "pascal_context", "backbone": "mobilenet_v2", "width": 6},
+            ["width", "multiple of 4", "6"],
+        ),
         ({"methods": ["joint", "best"]}, ["methods", "best", "pcgrad"]),
         ({"recon_methods": ["joint", "single"]}, ["recon_methods cannot hold", "['single']"]),
         ({"recon_methods": ["joint", "mmoe"]}, ["must be among methods", "['mmoe']"]),
@@ -77,7 +104,12 @@ def test_wrong_methods_are_refused(changes, words):
     ("changes", "words"),
     [
         ({"severities_studied": [0.0, 0.2]}, ["severities_studied must lie in (-1, 0]"]),
-        ({"counts_studied": [5, 5]}, ["counts_studied", "each once"]),
+        ({"counts_studied": [5, 5]}, ["counts_studied", "[5, 5]"]),
+        ({"counts_studied": [50, 60]}, ["counts_studied", "41", "[50, 60]"]),
+        ({"ranked_methods": ["joint", "joint"]}, ["ranked_methods", "['joint', 'joint']"]),
+        ({"timed_methods": ["pcgrad"]}, ["timed_methods", "joint"]),
+        ({"timed_steps": 3}, ["timed_steps", "3"]),
+        ({"dataset": "celeba", "top_k": 5}, ["dataset", "celeba"]),
         ({"task_counts": [1]}, ["task_counts must be at least 2"]),
         ({"task_counts": [2, 80]}, ["task_counts must be at most 40"]),
         ({"controls": ["middle"]}, ["controls", "middle", "random_layers"]),

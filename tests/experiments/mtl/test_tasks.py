@@ -20,7 +20,7 @@ from experiments.mtl.tasks import (
     task_head,
     task_heads,
     task_loss,
-    task_score,
+    task_metric,
 )
 from experiments.run.tables import thesis_table
 from ktlib.mtl import split
@@ -86,11 +86,11 @@ def test_cross_entropy_of_classes_by_hand():
 def test_scores_are_those_of_the_kind_with_shares_in_percent():
     results = {}
     for kind, task in KINDS.items():
-        score = task_score(task)
+        score = task_metric(task)
         for seed in range(2):
             score.update(*batch(kind, seed))
-        results[kind] = score.result()
-        assert results[kind] == score.result()
+        results[kind] = score.compute()
+        assert results[kind] == score.compute()
     assert {kind: set(result) for kind, result in results.items()} == {
         "classes": {"accuracy", "error"},
         "segmentation": {"miou", "pixel_accuracy"},
@@ -111,7 +111,7 @@ def test_scores_are_those_of_the_kind_with_shares_in_percent():
 
 def test_better_is_what_the_sign_says():
     for kind, task in KINDS.items():
-        good, bad = task_score(task), task_score(task)
+        good, bad = task_metric(task), task_metric(task)
         output, target = batch(kind)
         perfect = {
             "classes": lambda t: nn.functional.one_hot(t).float(),
@@ -121,19 +121,19 @@ def test_better_is_what_the_sign_says():
         }.get(kind, lambda t: t)(target)
         good.update(perfect, target)
         bad.update(output, target)
-        for name, value in good.result().items():
-            other = bad.result()[name]
+        for name, value in good.compute().items():
+            other = bad.compute()[name]
             assert value < other if name in LOWER_IS_BETTER else value > other, name
             assert value == pytest.approx(0 if name in LOWER_IS_BETTER else 100, abs=0.1), name
 
 
 def test_scores_of_maps_are_those_after_the_sigmoid():
     task = KINDS["saliency"]
-    score = task_score(task)
+    score = task_metric(task)
     # Probabilities 0.4875 and 0.5125: a threshold of 0.5 lies between them, none between -0.05 and
     # 0.05, the lowest being 0.2.
     score.update(torch.tensor([-0.05, 0.05]).view(1, 1, 1, 2), torch.tensor([[[[0.0, 1.0]]]]))
-    assert score.result() == {"max_f": pytest.approx(100), "miou": 100}
+    assert score.compute() == {"max_f": pytest.approx(100), "miou": 100}
 
 
 def test_shapes_that_do_not_fit():
@@ -146,7 +146,7 @@ def test_shapes_that_do_not_fit():
         with pytest.raises(ValueError, match="must have shape"):
             task_loss(KINDS[kind], output[..., :2], target)
     with pytest.raises(ValueError, match="Found none so far"):
-        task_score(KINDS["classes"]).result()
+        task_metric(KINDS["classes"]).compute()
 
 
 def test_heads_fit_their_kinds():
@@ -204,9 +204,9 @@ def test_columns_are_those_of_the_tables_and_metrics_those_of_the_scores():
               "pascal_context": "4_4"}  # fmt: skip
     metrics = {}
     for kind, task in KINDS.items():
-        score = task_score(task)
+        score = task_metric(task)
         score.update(*batch(kind))
-        metrics[kind] = set(score.result())
+        metrics[kind] = set(score.compute())
     for data, number in tables.items():
         columns = {c for names in TABLE_COLUMNS[data].values() for c in names.values()}
         rest = {"base_method", "variant", "delta_m", "params_mb"}

@@ -63,6 +63,24 @@ def test_a_network_that_cannot_be_traced_is_kept_whole_with_a_warning():
     assert torch.equal(split.tail_forward(split.prefix(x)), network(x))
 
 
+class Scale(nn.Module):
+    """A layer of one's own, without children."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_a_layer_of_ones_own_can_be_tuned():
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), Scale())
+    split, x = split_network(network, ["2"]), torch.randn(5, 3)
+    assert torch.equal(split.tail_forward(split.prefix(x)), network(x))
+    assert len(list(split.prefix.parameters())) == 2
+
+
 def test_noise_moves_the_output_and_leaves_the_weights(split, batch):
     split.network.eval()
     features = split.prefix(batch[0])

@@ -143,7 +143,7 @@ def test_one_pass_counts_what_separate_passes_count(search, tasks):
 
 def test_the_gradients_are_those_of_backward():
     trunk, heads = network(), heads_of(3)
-    found = ConflictMeter(trunk).observe(losses_of(trunk, heads, 0), own=own_of(heads))
+    found = ConflictMeter(trunk).observe(losses_of(trunk, heads, 0), task_parameters=own_of(heads))
     assert found.tasks == ("task0", "task1", "task2")
     for row, task in enumerate(found.tasks):
         trunk.zero_grad()
@@ -158,8 +158,8 @@ def test_the_gradients_are_those_of_backward():
 def test_gramians_are_exact_and_counted_alike():
     trunk, heads = network(), heads_of(5)
     kept, dropped = ConflictMeter(trunk), ConflictMeter(trunk)
-    gradients = kept.observe(losses_of(trunk, heads, 3), own=own_of(heads))
-    gramians = dropped.observe_gramians(losses_of(trunk, heads, 3), own=own_of(heads))
+    gradients = kept.observe(losses_of(trunk, heads, 3), task_parameters=own_of(heads))
+    gramians = dropped.observe_gramians(losses_of(trunk, heads, 3), task_parameters=own_of(heads))
     expected = gradients.matrix @ gradients.matrix.T
     torch.testing.assert_close(gramians.shared, expected.cpu(), rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(sum(gramians.layers.values()), gramians.shared)
@@ -367,10 +367,10 @@ def test_losses_that_cannot_be_searched_are_refused(search):
     refuse("loss of task 'task1' must be a scalar. Found shape \\(8,\\)", task1=torch.ones(8))
     with pytest.raises(ValueError, match=r"at least 2 tasks. Found \['task0'\]"):
         getattr(meter, search)({"task0": losses["task0"]})
-    with pytest.raises(ValueError, match=r"own must name tasks .* Found \['other'\]"):
-        getattr(meter, search)(losses, own={"other": apart.parameters()})
+    with pytest.raises(ValueError, match=r"task_parameters must name tasks .* Found \['other'\]"):
+        getattr(meter, search)(losses, task_parameters={"other": apart.parameters()})
     with pytest.raises(ValueError, match="task 'task0' has parameters of its own that are also"):
-        getattr(meter, search)(losses, own={"task0": [trunk[0].weight]})
+        getattr(meter, search)(losses, task_parameters={"task0": [trunk[0].weight]})
     trunk[0].weight.requires_grad_(False)
     with pytest.raises(ValueError, match="must require gradients. Found 1 of 8 frozen"):
         getattr(meter, search)(losses)

@@ -64,12 +64,12 @@ def test_joint_training_is_backward_of_the_sum_of_losses():
     trunk, heads, losses, own = model()
     torch.stack(list(losses().values())).sum().backward()
     expected = all_gradients(trunk, heads)
-    gradients = task_gradients(losses(), trunk.parameters(), own=own)
+    gradients = task_gradients(losses(), trunk.parameters(), task_parameters=own)
     apply_gradients(trunk, gradients, aggregator("joint"))
     torch.testing.assert_close(all_gradients(trunk, heads), expected)
     meter = ConflictMeter(trunk)
     found = losses()
-    gramians = meter.observe_gramians(found, own=own, retain_graph=True)
+    gramians = meter.observe_gramians(found, task_parameters=own, retain_graph=True)
     apply_gramians(trunk, found, gramians, aggregator("joint"))
     torch.testing.assert_close(all_gradients(trunk, heads), expected)
 
@@ -78,10 +78,10 @@ def test_joint_training_is_backward_of_the_sum_of_losses():
 def test_update_from_gramians_is_that_from_gradients(name):
     trunk, heads, losses, own = model()
     meter = ConflictMeter(trunk)
-    apply_gradients(trunk, meter.observe(losses(), own=own), made(name))
+    apply_gradients(trunk, meter.observe(losses(), task_parameters=own), made(name))
     expected = all_gradients(trunk, heads)
     found = losses()
-    gramians = meter.observe_gramians(found, own=own, retain_graph=True)
+    gramians = meter.observe_gramians(found, task_parameters=own, retain_graph=True)
     apply_gramians(trunk, found, gramians, made(name))
     torch.testing.assert_close(all_gradients(trunk, heads), expected, rtol=1e-5, atol=1e-8)
 
@@ -92,7 +92,7 @@ def test_heads_are_not_touched_by_the_weights_of_the_trunk():
     torch.stack(list(losses().values())).sum().backward()
     expected = [p.grad.clone() for head in heads.values() for p in head.parameters()]
     apply_gradients(
-        trunk, task_gradients(losses(), trunk.parameters(), own=own), aggregator("mgda")
+        trunk, task_gradients(losses(), trunk.parameters(), task_parameters=own), aggregator("mgda")
     )
     found = [p.grad for head in heads.values() for p in head.parameters()]
     torch.testing.assert_close(found, expected)
@@ -101,7 +101,7 @@ def test_heads_are_not_touched_by_the_weights_of_the_trunk():
 def test_frozen_parameters_of_a_head_get_no_gradient():
     trunk, heads, losses, own = model()
     heads["a"].weight.requires_grad_(False)
-    gradients = task_gradients(losses(), trunk.parameters(), own=own)
+    gradients = task_gradients(losses(), trunk.parameters(), task_parameters=own)
     apply_gradients(trunk, gradients, aggregator("joint"))
     assert heads["a"].weight.grad is None
     assert all(p.grad is not None for task in "bc" for p in own[task])
@@ -113,7 +113,9 @@ def test_tasks_with_one_head_add_up_on_it():
     shared = list(heads["a"].parameters())
     features = trunk(torch.ones(1, 4, dtype=torch.float64, device=DEVICE))
     found = {"a": heads["a"](features).sum(), "b": 3 * heads["a"](features).sum()}
-    gradients = task_gradients(found, trunk.parameters(), own=dict.fromkeys("ab", shared))
+    gradients = task_gradients(
+        found, trunk.parameters(), task_parameters=dict.fromkeys("ab", shared)
+    )
     bias = {id(parameter): value for parameter, value in gradients.own}[id(shared[1])]
     assert bias.tolist() == [4.0]
 
@@ -122,11 +124,15 @@ def test_gradients_replace_those_of_the_step_before():
     trunk, _, losses, own = model()
     combine, found = aggregator("joint"), []
     for _ in range(2):
-        apply_gradients(trunk, task_gradients(losses(), trunk.parameters(), own=own), combine)
+        apply_gradients(
+            trunk, task_gradients(losses(), trunk.parameters(), task_parameters=own), combine
+        )
         found.append([p.grad.clone() for p in (*trunk.parameters(), *own["a"])])
     for _ in range(2):
         now = losses()
-        gramians = ConflictMeter(trunk).observe_gramians(now, own=own, retain_graph=True)
+        gramians = ConflictMeter(trunk).observe_gramians(
+            now, task_parameters=own, retain_graph=True
+        )
         apply_gramians(trunk, now, gramians, combine)
         found.append([p.grad.clone() for p in (*trunk.parameters(), *own["a"])])
     for again in found[1:]:
@@ -141,7 +147,7 @@ def test_gradients_replace_those_of_the_step_before():
 
 def test_gradients_have_the_dtype_of_their_parameters():
     trunk, _, losses, own = model(torch.bfloat16)
-    gradients = task_gradients(losses(), trunk.parameters(), own=own)
+    gradients = task_gradients(losses(), trunk.parameters(), task_parameters=own)
     assert gradients.matrix.dtype == torch.float32
     apply_gradients(trunk, gradients, aggregator("mgda"))
     assert {p.grad.dtype for p in trunk.parameters()} == {torch.bfloat16}

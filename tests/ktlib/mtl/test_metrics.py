@@ -159,5 +159,5 @@ def test_a_correlation_needs_two_layers():
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_overlap_refuses_a_count_outside(count):
-    with pytest.raises(ValueError, match=f"between 1 and 2. Found count={count}"):
+    with pytest.raises(ValueError, match=f"between 1 and 2. Found top_k={count}"):
         top_overlap(["a", "b"], ["b", "a"], count)

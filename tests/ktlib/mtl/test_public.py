@@ -62,14 +62,14 @@ def test_a_split_network_is_searched_and_trained_by_the_same_calls():
     meter = mtl.ConflictMeter(network)
     assert meter.layers == ("0", "1")
     assert mtl.ConflictMeter(network, batch_norm=False).layers == ("0",)
-    gradients = meter.observe(losses(), own=own)
+    gradients = meter.observe(losses(), task_parameters=own)
     assert gradients.matrix.shape == (2, sum(p.numel() for p in network.shared_parameters()))
     mtl.apply_gradients(network, gradients, mtl.aggregator("joint"))
     torch.testing.assert_close([p.grad for p in everything], expected)
     for p in everything:
         p.grad = None
     now = losses()
-    gramians = meter.observe_gramians(now, own=own, retain_graph=True)
+    gramians = meter.observe_gramians(now, task_parameters=own, retain_graph=True)
     mtl.apply_gramians(network, now, gramians, mtl.aggregator("joint"))
     torch.testing.assert_close([p.grad for p in everything], expected)
     assert meter.pairs == {"0": 2, "1": 2}
@@ -77,4 +77,4 @@ def test_a_split_network_is_searched_and_trained_by_the_same_calls():
 
 def test_every_public_name_is_there_and_documented():
     for name in mtl.__all__:
-        assert getattr(mtl, name).__doc__, name
+        assert ">>>" in getattr(mtl, name).__doc__, name

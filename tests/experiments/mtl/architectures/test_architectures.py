@@ -113,7 +113,7 @@ def test_the_meter_and_an_aggregator_train_it(network):
     batch = images()
     states = [copy.deepcopy(network)]  # the same noise in BMTAS
     sum(losses_of(states[0](batch)).values()).backward()
-    gradients = meter.observe(losses_of(network(batch)), own=network.own_parameters())
+    gradients = meter.observe(losses_of(network(batch)), task_parameters=network.own_parameters())
     apply_gradients(layers, gradients, aggregator("joint"))
     expected = dict(states[0].named_parameters())
     for name, p in network.named_parameters():

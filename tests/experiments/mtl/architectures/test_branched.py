@@ -6,7 +6,7 @@ from torch import nn
 
 from experiments.models import resnet18_features
 from experiments.mtl.architectures import BranchedNetwork
-from experiments.mtl.architectures.branched import cut
+from experiments.mtl.architectures.branched import split_into_blocks
 from experiments.mtl.network import MultiTaskNetwork
 from ktlib.mtl import layers_of, split
 
@@ -35,7 +35,7 @@ def _seed():
 
 def test_a_trunk_is_cut_into_parts_that_compute_it_under_its_names():
     trunk = resnet().eval()
-    stem, blocks = cut(trunk, BLOCKS)
+    stem, blocks = split_into_blocks(trunk, BLOCKS)
     assert list(blocks) == BLOCKS
     assert list(layers_of(stem)) == ["conv1", "bn1"]
     assert [name for part in (stem, *blocks.values()) for name in layers_of(part)] == list(
@@ -61,12 +61,12 @@ def test_a_trunk_is_cut_into_parts_that_compute_it_under_its_names():
 )
 def test_cuts_are_refused(blocks, message):
     with pytest.raises(ValueError, match=message):
-        cut(resnet(), blocks)
+        split_into_blocks(resnet(), blocks)
 
 
-def test_only_a_chain_is_cut():
+def test_only_a_chain_is_split_into_blocks():
     with pytest.raises(TypeError, match="must be an nn.Sequential. Found a Linear"):
-        cut(nn.Linear(1, 1), ["x"])
+        split_into_blocks(nn.Linear(1, 1), ["x"])
 
 
 # The network of a tree.
@@ -87,7 +87,9 @@ def test_of_two_tasks_it_is_the_split_behind_the_branching(part_at):
         for i, block in enumerate(BLOCKS)
     }
     heads = {task: nn.Linear(16, 2).double() for task in tasks}
-    behind = [name for b in BLOCKS[part_at:] for name in layers_of(cut(trunk, BLOCKS)[1][b])]
+    behind = [
+        name for b in BLOCKS[part_at:] for name in layers_of(split_into_blocks(trunk, BLOCKS)[1][b])
+    ]
     other = MultiTaskNetwork(split(trunk, behind, tasks), heads)
     branched = BranchedNetwork(trunk, tree, heads)
     batch = torch.randn(4, 1, 8, 8, dtype=torch.float64)

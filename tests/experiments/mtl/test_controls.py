@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.mtl.selection import CONTROLS, control_layers, parameter_count
+from experiments.mtl.controls import CONTROLS, control_layers, parameter_count
 from ktlib.seeding import generator
 
 SIZES = {"a": 3, "b": 10, "c": 1, "d": 6, "e": 2}

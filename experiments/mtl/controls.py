@@ -25,7 +25,7 @@ def control_layers(
             number of parameters above that of the chosen ones.
         layers: all layers of the trunk, name -> parameters, in the order of the network.
         chosen: the layers that Recon found.
-        generator: source of what is random.
+        generator: of the random choices.
 
     Returns:
         Names in the order of the network.

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.models import resnet18_features
-from ktlib.mtl import backward_stretches
 from ktlib.mtl.conflict import ConflictMeter
+from ktlib.mtl.graph_segments import segment_backward_graph
 
 DEVICE = torch.device(os.environ.get("KTLIB_TEST_DEVICE", "cpu"))
 SEARCHES = ["observe", "observe_gramians"]
@@ -86,15 +86,15 @@ def test_network_is_cut_where_it_saves_most():
     torch.manual_seed(0)
     trunk = resnet18_features(1, 4, 2).to(DEVICE)
     features = trunk(torch.randn(2, 1, 12, 12, device=DEVICE))
-    stretches = backward_stretches.cut(
+    segments = segment_backward_graph(
         {"a": features.sum(), "b": features.square().sum()}, list(trunk.parameters())
     )
     total = sum(p.numel() for p in trunk.parameters())
-    shares = [sum(p.numel() for p in stretch.parameters) / total for stretch in stretches]
+    shares = [sum(p.numel() for p in segment.parameters) / total for segment in segments]
     assert sum(shares) == pytest.approx(1)
     assert max(shares) == pytest.approx(0.42, abs=0.01)
     assert len(shares) == 3
-    assert sum(len(stretch.parameters) for stretch in stretches) == len(list(trunk.parameters()))
+    assert sum(len(segment.parameters) for segment in segments) == len(list(trunk.parameters()))
 
 
 class LiveBytes(TorchDispatchMode):

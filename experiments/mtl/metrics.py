@@ -1,8 +1,8 @@
-"""Scores of tasks over all images of a split; :mod:`.dense` has the losses.
+"""Metrics of tasks over all images of a split; :mod:`.dense` has the losses.
 
-Pixels without a value count nowhere, and a score that has not seen a single one with a value has no
-result and says so. Shares run from 0 to 1 here; :func:`experiments.mtl.tasks.task_score` gives
-percent.
+Pixels without a value are ignored, and ``compute`` of a metric that has seen no pixel with a value
+raises a ``ValueError``. Shares run from 0 to 1 here; :func:`experiments.mtl.tasks.task_metric`
+gives percent.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ SALIENCY_THRESHOLDS = tuple(0.2 + 0.05 * step for step in range(15))
 EDGE_THRESHOLDS = tuple(step / 100 for step in range(1, 100))
 
 
-class ClassScore:
-    """Share of the images whose class is found."""
+class ClassMetric:
+    """Classification accuracy and error."""
 
     def __init__(self) -> None:
-        self.right, self.number = 0, 0
+        self.n_correct, self.n_valid = 0, 0
 
     @torch.no_grad()
     def update(self, scores: Tensor, target: Tensor) -> None:
         """Count a batch: scores (n, classes), class numbers (n,)."""
         require_shape("scores", scores, (len(target), None))
         require_shape("target", target, (None,))
-        self.right += int((scores.argmax(dim=1) == target).sum())
-        self.number += len(target)
+        self.n_correct += int((scores.argmax(dim=1) == target).sum())
+        self.n_valid += len(target)
 
-    def result(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """``accuracy`` and ``error``, which add up to 1."""
-        _require_seen(self.number)
+        _require_values(self.n_valid)
         return {
-            "accuracy": self.right / self.number,
-            "error": (self.number - self.right) / self.number,
+            "accuracy": self.n_correct / self.n_valid,
+            "error": (self.n_valid - self.n_correct) / self.n_valid,
         }
 
 
-class SegmentationScore:
+class SegmentationMetric:
     """Mean intersection over union and pixel accuracy over all images seen.
 
     Counted over the whole set, as in PASCAL VOC and the released code of Recon. That of MTAN takes
@@ -65,28 +65,30 @@ class SegmentationScore:
         """Count a batch: scores (n, classes, h, w), target (n, h, w).
 
         Raises:
-            ValueError: the shapes do not fit, or the target has a class that there is not.
+            ValueError: the shapes do not fit, or the target has a class number out of range.
         """
         require_shape("scores", scores, (len(target), self.classes, *target.shape[1:]))
         valid = target != self.ignore
-        true, found = target[valid].long(), scores.argmax(dim=1)[valid]
-        if len(true) and not 0 <= int(true.min()) <= int(true.max()) < self.classes:
+        labels, predicted = target[valid].long(), scores.argmax(dim=1)[valid]  # both (pixels,)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             rule = f"target must hold {self.ignore} or lie in [0, {self.classes})"
-            raise ValueError(f"{rule}. Found values from {int(true.min())} to {int(true.max())}.")
-        pairs = torch.bincount(self.classes * true + found, minlength=self.classes**2)
+            raise ValueError(
+                f"{rule}. Found values from {int(labels.min())} to {int(labels.max())}."
+            )
+        pairs = torch.bincount(self.classes * labels + predicted, minlength=self.classes**2)
         self.confusion += pairs.reshape(self.classes, self.classes).cpu()
 
-    def result(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """``miou`` and ``pixel_accuracy``, from 0 to 1; a class that never occurs is left out."""
         counts = self.confusion.double()
-        _require_seen(int(self.confusion.sum()))
+        _require_values(int(self.confusion.sum()))
         hits = counts.diag()
         union = counts.sum(0) + counts.sum(1) - hits
         ratios = hits[union > 0] / union[union > 0]
         return {"miou": float(ratios.mean()), "pixel_accuracy": float(hits.sum() / counts.sum())}
 
 
-class DepthScore:
+class DepthMetric:
     """Mean absolute and mean relative error over all pixels with a measured depth.
 
     The released code of Recon averages image by image: where images have unlike numbers of pixels
@@ -94,29 +96,29 @@ class DepthScore:
     """
 
     def __init__(self) -> None:
-        self.absolute, self.relative, self.number = 0.0, 0.0, 0
+        self.absolute, self.relative, self.n_valid = 0.0, 0.0, 0
 
     @torch.no_grad()
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Count a batch: both (n, 1, h, w), the target 0 where nothing was measured."""
         require_shape("prediction", prediction, target.shape)
         valid = target != 0
-        true = target[valid].double()
-        error = (prediction[valid].double() - true).abs()
+        depth = target[valid].double()
+        error = (prediction[valid].double() - depth).abs()
         self.absolute += float(error.sum())
-        self.relative += float((error / true.abs()).sum())
-        self.number += len(true)
+        self.relative += float((error / depth.abs()).sum())
+        self.n_valid += len(depth)
 
-    def result(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """``absolute_error`` in the unit of the depth and ``relative_error``, both 0 at best."""
-        _require_seen(self.number)
+        _require_values(self.n_valid)
         return {
-            "absolute_error": self.absolute / self.number,
-            "relative_error": self.relative / self.number,
+            "absolute_error": self.absolute / self.n_valid,
+            "relative_error": self.relative / self.n_valid,
         }
 
 
-class NormalsScore:
+class NormalsMetric:
     """Angles between predicted and true normals, in degrees, over all pixels that have one.
 
     Every angle is kept (4 bytes each, 290 MB for the test split of NYUv2), as the median needs.
@@ -127,15 +129,15 @@ class NormalsScore:
 
     @torch.no_grad()
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count a batch: both (n, 3, h, w), the target the zero vector where there is none."""
+        """Count a batch: both (n, 3, h, w), the target the zero vector where there is no normal."""
         valid = has_normal(target).expand_as(target[:, :1])
         cosines = cosine(prediction.double(), target.double())[valid]
         self.angles.append(torch.rad2deg(cosines.clamp(-1, 1).acos()).float().cpu())
 
-    def result(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """``mean``, ``median`` in degrees, and the shares ``within_11.25`` and so on, 0 to 1."""
         angles = torch.cat(self.angles) if self.angles else torch.empty(0)
-        _require_seen(len(angles))
+        _require_values(len(angles))
         ordered = angles.sort().values
         # The middle one, or the mean of the two in the middle; torch.median takes the lower one.
         middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
@@ -143,14 +145,14 @@ class NormalsScore:
         return {"mean": float(angles.double().mean()), "median": float(middle), **within}
 
 
-class SaliencyScore:
+class SaliencyMetric:
     """The largest F, and the largest mean intersection over union, over thresholds.
 
     At each of 15 thresholds from 0.2 to 0.9, precision, recall and the intersection over union of
     what is salient are taken image by image and averaged; F is that of the averages, and the best
     threshold counts, for each of the two on its own (the protocol of Maninis et al., CVPR 2019; the
-    thesis prints the second). An image with nothing found has precision 0, one with nothing to find
-    recall 0, and one with neither an intersection over union of 1.
+    thesis prints the second). An image with no predicted pixel has precision 0, one with no
+    salient pixel recall 0, and one with neither an intersection over union of 1.
     """
 
     def __init__(self, thresholds: Sequence[float] = SALIENCY_THRESHOLDS) -> None:
@@ -167,33 +169,33 @@ class SaliencyScore:
         Images without a single pixel with a value do not count.
         """
         require_shape("probability", probability, target.shape)
-        for found, true in zip(probability, target, strict=True):
-            valid, positive = true >= 0, true > 0.5
+        for predicted, truth in zip(probability, target, strict=True):  # both (1, h, w)
+            valid, positive = truth >= 0, truth > 0.5
             if not bool(valid.any()):
                 continue
-            hits, marked = _above(found[positive], self.thresholds), int(positive.sum())
-            number = _above(found[valid], self.thresholds)
-            self.precision += hits / number.clamp(min=1)
-            self.recall += hits / max(marked, 1)
-            union = number + marked - hits
-            self.overlap += torch.where(union > 0, hits / union.clamp(min=1), 1.0)
+            n_hit = _above(predicted[positive], self.thresholds)  # (thresholds,)
+            n_predicted, n_target = _above(predicted[valid], self.thresholds), int(positive.sum())
+            self.precision += n_hit / n_predicted.clamp(min=1)
+            self.recall += n_hit / max(n_target, 1)
+            union = n_predicted + n_target - n_hit
+            self.overlap += torch.where(union > 0, n_hit / union.clamp(min=1), 1.0)
             self.images += 1
 
-    def result(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """``max_f`` and ``miou``, from 0 to 1."""
-        _require_seen(self.images)
+        _require_values(self.images)
         best = _f(self.precision / self.images, self.recall / self.images).max()
         return {"max_f": float(best), "miou": float((self.overlap / self.images).max())}
 
 
-class EdgeScore:
+class EdgeMetric:
     """An approximation of odsF: the largest F over thresholds, all images taken together.
 
-    The published measure (Martin et al., 2004; the package seism) first thins what was found and
-    then assigns found and true edge pixels one to one. Here what was found is not thinned, and a
-    pixel counts as right if there is one of the other kind in a square around it. For the same maps
-    this is never below the published measure, and it favours thick edges: use it to compare runs
-    with each other, not with published numbers.
+    The published measure (Martin et al., 2004; the package seism) first thins the predicted edges
+    and then matches predicted and true edge pixels one to one. Here predictions are not thinned,
+    and a pixel counts as matched if there is one of the other kind in a square around it. For the
+    same maps this is never below the published measure, and it favours thick edges: use it to
+    compare runs with each other, not with published numbers.
 
     Args:
         tolerance: Half the side of the square as a part of the image's diagonal, cut down to whole
@@ -207,11 +209,11 @@ class EdgeScore:
         if not 0 <= tolerance < 1:
             raise ValueError(f"tolerance must lie in [0, 1). Found tolerance={tolerance!r}.")
         self.tolerance, self.thresholds = tolerance, _checked(thresholds)
-        # Found pixels, those of them near a true one, and true pixels near a found one.
-        self.found, self.right, self.met = (
+        # Counts per threshold; "hit" and "matched": near an edge, near a predicted pixel.
+        self.n_predicted, self.n_hit, self.n_target_matched = (
             torch.zeros(len(thresholds), dtype=torch.int64) for _ in range(3)
         )
-        self.true, self.seen = 0, 0
+        self.n_target, self.n_valid = 0, 0
 
     @torch.no_grad()
     def update(self, probability: Tensor, target: Tensor) -> None:
@@ -220,20 +222,20 @@ class EdgeScore:
         height, width = target.shape[-2:]
         radius = int(self.tolerance * (height**2 + width**2) ** 0.5)
         valid, positive = target >= 0, target > 0.5
-        near_true = _dilated(positive.to(probability.dtype), radius) > 0
-        # A found pixel near by is above a threshold exactly if the largest value near by is.
-        near_found = _dilated(probability.where(valid, probability.new_tensor(-1.0)), radius)
-        self.found += _above(probability[valid], self.thresholds)
-        self.right += _above(probability[valid & near_true], self.thresholds)
-        self.met += _above(near_found[positive], self.thresholds)
-        self.true += int(positive.sum())
-        self.seen += int(valid.sum())
+        near_edge = _dilated(positive.to(probability.dtype), radius) > 0
+        # A predicted pixel near by is above a threshold exactly if the largest value near by is.
+        near_prediction = _dilated(probability.where(valid, probability.new_tensor(-1.0)), radius)
+        self.n_predicted += _above(probability[valid], self.thresholds)
+        self.n_hit += _above(probability[valid & near_edge], self.thresholds)
+        self.n_target_matched += _above(near_prediction[positive], self.thresholds)
+        self.n_target += int(positive.sum())
+        self.n_valid += int(valid.sum())
 
-    def result(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """``ods_f_approximate``, from 0 to 1."""
-        _require_seen(self.seen)
-        precision = self.right.double() / self.found.clamp(min=1)
-        recall = self.met.double() / max(self.true, 1)
+        _require_values(self.n_valid)
+        precision = self.n_hit.double() / self.n_predicted.clamp(min=1)
+        recall = self.n_target_matched.double() / max(self.n_target, 1)
         return {"ods_f_approximate": float(_f(precision, recall).max())}
 
 
@@ -261,6 +263,6 @@ def _checked(thresholds: Sequence[float]) -> Tensor:
     return values
 
 
-def _require_seen(number: int) -> None:
-    if not number:
-        raise ValueError("a score needs a target with a value. Found none so far.")
+def _require_values(count: int) -> None:
+    if not count:
+        raise ValueError("a metric needs targets with values. Found none so far.")
