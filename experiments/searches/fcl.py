@@ -92,9 +92,9 @@ def search_baseline(parameters: FclParameters, seed: int) -> list[dict[str, floa
     torch.set_num_threads(1)
     rows = []
     for lr in LEARNING_RATES:
-        experiment = new_experiment(parameters).changed(lr=lr)
+        experiment = new_experiment(parameters).with_parameters(lr=lr)
         trained = experiment.train_plain(seed)
-        found = experiment.play(experiment.learner("ncm", trained, seed), seed)
+        found = experiment.run_sessions(experiment.learner("ncm", trained, seed), seed)
         flat = indicators(experiment, trained, seed)
         rows.append({"seed": seed, "lr": lr, **accuracies(found, len(found.rows)), **flat})
         print(rows[-1], flush=True)
@@ -106,18 +106,18 @@ def search_f2m(
 ) -> list[dict[str, float]]:
     """Every setting of F2M that is not among the known rows."""
     torch.set_num_threads(1)
-    experiment = new_experiment(parameters).changed(lr=lr)
+    experiment = new_experiment(parameters).with_parameters(lr=lr)
     done = {(row["seed"], row["noise_bound"], row["prototype_weight"]) for row in known}
     rows = []
     for bound, weight in itertools.product(NOISE_BOUNDS, PROTOTYPE_WEIGHTS):
         if (seed, bound, weight) in done:
             continue
         setting = {"noise_bound": bound, "prototype_weight": weight}
-        trial = experiment.changed(**setting)
+        trial = experiment.with_parameters(**setting)
         trained = trial.train_f2m(seed)
         flat = indicators(trial, trained, seed)
         for session_lr in SESSION_LEARNING_RATES:
-            found = trial.play(trial.learner("f2m", trained, seed, lr=session_lr), seed)
+            found = trial.run_sessions(trial.learner("f2m", trained, seed, lr=session_lr), seed)
             row = {"seed": seed, **setting, "session_lr": session_lr}
             rows.append(row | accuracies(found, len(found.rows)) | flat)
             print(rows[-1], flush=True)

@@ -111,7 +111,7 @@ def search(
             found = SessionResults()
             try:
                 learner = experiment.learner(name, networks[start], seed, **own)
-                experiment.play(learner, seed, found)
+                experiment.run_sessions(learner, seed, found)
                 diverged = False
             except FloatingPointError:
                 diverged = True

@@ -1,4 +1,4 @@
-"""The few-shot continual learning protocol: which classes and images belong to which session."""
+"""The few-shot protocol: which classes and images each session has (thesis, section 3.4)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ class Session:
         train: ``(n,)`` positions of its training images in the training set.
         validation: ``(m,)`` positions of held-out training-set images of its classes, for choosing
             settings; never trained on. Empty unless asked for.
+
+    Example:
+        >>> rows = torch.tensor([0, 5])
+        >>> Session(1, classes=torch.tensor([4, 2]), train=rows, validation=rows[:0]).number
+        1
     """
 
     number: int
@@ -61,6 +66,12 @@ def few_shot_sessions(
 
     Raises:
         ValueError: if classes or images do not suffice, naming what is asked and what there is.
+
+    Example:
+        >>> sessions = few_shot_sessions(torch.arange(40) % 5, base_classes=3, sessions=2, ways=1,
+        ...                              shots=2, class_seed=1997, seed=0)
+        >>> [(session.number, len(session.classes), len(session.train)) for session in sessions]
+        [(1, 3, 24), (2, 1, 2), (3, 1, 2)]
     """
     for name, value, least in (
         ("base_classes", base_classes, 1),
@@ -120,6 +131,10 @@ def positions_of(labels: Tensor, classes: Tensor) -> Tensor:
 
     Returns:
         ``(n,)`` the position of each label in ``classes``, -1 where it is not among them.
+
+    Example:
+        >>> positions_of(torch.tensor([7, 3, 9]), torch.tensor([3, 7]))
+        tensor([ 1,  0, -1])
     """
     match = labels[:, None] == classes.to(labels.device)[None, :]  # (n, k)
     return torch.where(match.any(dim=1), match.int().argmax(dim=1), -1)

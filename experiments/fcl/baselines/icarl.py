@@ -25,17 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from experiments.fcl.baselines.learner import Learner
-from experiments.fcl.baselines.memory import Exemplars
 from experiments.fcl.baselines.session_training import (
-    SessionTrainer,
+    ExemplarLearner,
     TrainingOptions,
     extend_linear,
-    require_base_classes,
-    require_rows,
 )
 from ktlib.checks import require_at_least
-from ktlib.fcl.evaluation import embed
 from ktlib.fcl.protocol import positions_of
 from ktlib.fcl.prototypes import class_means, nearest_class_mean
 from ktlib.fcl.split import SplitNetwork
@@ -74,7 +69,7 @@ def distillation_loss(scores: Tensor, old_scores: Tensor) -> Tensor:
     return summed / len(scores)
 
 
-class ICaRL(Learner):
+class ICaRL(ExemplarLearner):
     """Train on new images and exemplars with distillation; classify by the mean of exemplars.
 
     The linear classifier serves training only. For classification, features and class means have
@@ -88,7 +83,7 @@ class ICaRL(Learner):
         base_exemplars: images kept per base class.
         new_exemplars: images kept per new class.
         training: see :class:`~experiments.fcl.baselines.session_training.SessionTrainer`; the
-            generator is the source of the new rows, too.
+            generator draws the new rows, too.
 
     Raises:
         ValueError: if a class would have no exemplar, and so no mean.
@@ -106,30 +101,27 @@ class ICaRL(Learner):
         new_exemplars: int = 2,
         **training: Unpack[TrainingOptions],
     ) -> None:
-        require_rows(classifier.out_features, base_classes)
         require_at_least("base_exemplars", base_exemplars, 1)
         require_at_least("new_exemplars", new_exemplars, 1)
-        self.trainer = SessionTrainer(split, **training)
+        super().__init__(
+            split,
+            classifier.out_features,
+            base_classes,
+            base_exemplars=base_exemplars,
+            new_exemplars=new_exemplars,
+            **training,
+        )
         self.classifier = classifier
-        self.classes = base_classes
-        self.kept = Exemplars(base_exemplars, new_exemplars)
-
-    @override
-    def start(self, images: Tensor, labels: Tensor) -> None:
-        require_base_classes(labels, self.classes)
-        self.classes = self.classes.to(labels)
-        self.remember(images, labels, base=True)
 
     @override
     def learn(self, images: Tensor, labels: Tensor) -> None:
-        shown, shown_labels = self.kept.joined_with(images, labels)
-        inputs = self.trainer.inputs(shown)
+        inputs, joined_labels = self.joined_inputs(images, labels)
         with torch.no_grad():
             old_scores = self.classifier(self.trainer.embed(inputs))  # (n, old classes)
         new_classes = labels.unique()
         self.classifier = extend_linear(self.classifier, len(new_classes), self.trainer.generator)
         self.classes = torch.cat([self.classes, new_classes])
-        targets = positions_of(shown_labels, self.classes)
+        targets = positions_of(joined_labels, self.classes)
         self.trainer.minimise(
             lambda rows: sum_of(self.loss_terms(inputs[rows], targets[rows], old_scores[rows])),
             len(targets),
@@ -154,20 +146,12 @@ class ICaRL(Learner):
             "distillation": distillation_loss(scores[:, :old], old_scores),
         }
 
+    @override
     def remember(self, images: Tensor, labels: Tensor, *, base: bool) -> None:
         """Choose exemplars of these classes, then compute the means of all classes anew."""
-        embeddings = self.unit_embeddings(images)
-        self.kept.add_chosen(images, labels, embeddings, base=base, choice="herding")
+        super().remember(images, labels, base=base)
         kept, kept_labels = self.kept.all()
         self.means = F.normalize(class_means(self.unit_embeddings(kept), kept_labels, self.classes))
-
-    def unit_embeddings(self, images: Tensor) -> Tensor:
-        """Embeddings ``(n, dim)`` of norm 1."""
-        return F.normalize(embed(self.trainer.split.network, images))
-
-    @override
-    def features(self, images: Tensor) -> Tensor:
-        return self.trainer.inputs(images)
 
     @override
     def classify(self, features: Tensor) -> Tensor:

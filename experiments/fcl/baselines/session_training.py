@@ -1,14 +1,18 @@
-"""What methods share that go on training in few-shot sessions: the loop, and linear classifiers."""
+"""Shared by the methods that go on training in few-shot sessions: the loop, linear classifiers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, Required, TypedDict
+from typing import Literal, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
 
+from experiments.fcl.baselines.learner import Learner
+from experiments.fcl.baselines.memory import Exemplars
 from ktlib.checks import require_at_least, require_finite, require_positive
 from ktlib.fcl.evaluation import embed
 from ktlib.fcl.split import SplitNetwork
@@ -36,7 +40,7 @@ class SessionTrainer:
         epochs: passes over the images of a session.
         lr: first learning rate of each session; it falls to 0 by a cosine.
         batch_size: images per step.
-        generator: source of the batches.
+        generator: draws the batches.
         train: ``"tail"`` changes the tuned weights alone, and everything in front of them is
             computed once per session; ``"all"`` changes every parameter.
         momentum: of :class:`torch.optim.SGD`, set to zero velocity before each session.
@@ -93,7 +97,7 @@ class SessionTrainer:
         *,
         epochs: int | None = None,
         lr: float | None = None,
-        chances: Tensor | None = None,
+        sampling_weights: Tensor | None = None,
     ) -> list[float]:
         """One session.
 
@@ -103,8 +107,8 @@ class SessionTrainer:
             parameters: what to change; each of them must reach the loss.
             epochs: other than :attr:`epochs`.
             lr: other than :attr:`lr`.
-            chances: ``(count,)`` draw rows with replacement, this often each (up to a factor);
-                by default every row comes once an epoch.
+            sampling_weights: ``(count,)`` draw rows with replacement, in proportion to these; by
+                default every row comes once an epoch.
 
         Returns:
             The loss before each step.
@@ -124,7 +128,7 @@ class SessionTrainer:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         losses: list[float] = []
         for _ in range(epochs):
-            for rows in self._rows(count, chances).split(self.batch_size):
+            for rows in self._rows(count, sampling_weights).split(self.batch_size):
                 value = require_finite(loss(rows), step=len(losses) + 1)
                 # Only these gradients: `backward` would fill those of the frozen weights too.
                 gradients = torch.autograd.grad(value, list(parameters))
@@ -136,12 +140,90 @@ class SessionTrainer:
                 losses.append(value.item())
         return losses
 
-    def _rows(self, count: int, chances: Tensor | None) -> Tensor:
+    def _rows(self, count: int, sampling_weights: Tensor | None) -> Tensor:
         device = self.generator.device
-        if chances is None:
+        if sampling_weights is None:
             return torch.randperm(count, generator=self.generator, device=device)
-        chances = chances.to(device)
-        return torch.multinomial(chances, count, replacement=True, generator=self.generator)
+        sampling_weights = sampling_weights.to(device)
+        return torch.multinomial(
+            sampling_weights, count, replacement=True, generator=self.generator
+        )
+
+
+class SessionLearner(Learner):
+    """A method with one score per class that goes on training in its sessions.
+
+    Args:
+        split: network trained on the base session.
+        rows: number of scores of the base classifier.
+        base_classes: ``(k,)`` class number of each score.
+        training: see :class:`SessionTrainer`.
+    """
+
+    def __init__(
+        self,
+        split: SplitNetwork,
+        rows: int,
+        base_classes: Tensor,
+        **training: Unpack[TrainingOptions],
+    ) -> None:
+        require_rows(rows, base_classes)
+        self.trainer = SessionTrainer(split, **training)
+        self.classes = base_classes
+
+    @override
+    def start(self, images: Tensor, labels: Tensor) -> None:
+        require_base_classes(labels, self.classes)
+        self.classes = self.classes.to(labels)
+
+    @override
+    def features(self, images: Tensor) -> Tensor:
+        return self.trainer.inputs(images)
+
+
+class ExemplarLearner(SessionLearner):
+    """A :class:`SessionLearner` that keeps images of old classes, chosen by herding.
+
+    Args:
+        split: see :class:`SessionLearner`.
+        rows: see :class:`SessionLearner`.
+        base_classes: see :class:`SessionLearner`.
+        base_exemplars: images kept per base class.
+        new_exemplars: images kept per new class.
+        training: see :class:`SessionTrainer`.
+    """
+
+    def __init__(
+        self,
+        split: SplitNetwork,
+        rows: int,
+        base_classes: Tensor,
+        *,
+        base_exemplars: int,
+        new_exemplars: int,
+        **training: Unpack[TrainingOptions],
+    ) -> None:
+        super().__init__(split, rows, base_classes, **training)
+        self.kept = Exemplars(base_exemplars, new_exemplars)
+
+    @override
+    def start(self, images: Tensor, labels: Tensor) -> None:
+        super().start(images, labels)
+        self.remember(images, labels, base=True)
+
+    def joined_inputs(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of the exemplars, followed by those of the new images."""
+        joined, joined_labels = self.kept.joined_with(images, labels)
+        return self.trainer.inputs(joined), joined_labels
+
+    def remember(self, images: Tensor, labels: Tensor, *, base: bool) -> None:
+        """Choose exemplars of these classes by herding on embeddings of norm 1."""
+        embeddings = self.unit_embeddings(images)
+        self.kept.add_chosen(images, labels, embeddings, base=base, choice="herding")
+
+    def unit_embeddings(self, images: Tensor) -> Tensor:
+        """Embeddings ``(n, dim)`` of norm 1."""
+        return F.normalize(embed(self.trainer.split.network, images))
 
 
 def new_linear(like: nn.Linear, rows: int, generator: torch.Generator) -> nn.Linear:
@@ -176,7 +258,7 @@ def extend_linear(classifier: nn.Linear, count: int, generator: torch.Generator)
     Args:
         classifier: left as it is.
         count: rows to add.
-        generator: source of the new rows.
+        generator: draws the new rows.
     """
     layer = new_linear(classifier, classifier.out_features + count, generator)
     with torch.no_grad():
@@ -185,8 +267,8 @@ def extend_linear(classifier: nn.Linear, count: int, generator: torch.Generator)
     return layer
 
 
-def class_balanced_chances(labels: Tensor) -> Tensor:
-    """How often to draw each row so that all classes come equally often: ``1 / class size``.
+def class_balanced_weights(labels: Tensor) -> Tensor:
+    """Sampling weights with which all classes are drawn equally often: ``1 / class size``.
 
     Args:
         labels: ``(n,)`` integers.

@@ -159,9 +159,9 @@ def test_a_row_of_the_search_record():
     known = {k: v for k, v in record.parameters.items() if k in type(parameters).model_fields}
     same = {k: known[k] for k in ("base_images", "epochs", "batch_size", "class_seed", "width")}
     assert parameters.model_dump().items() >= same.items()  # the record is of the size of today
-    experiment = search_fcl.new_experiment(parameters).changed(lr=row["lr"])
+    experiment = search_fcl.new_experiment(parameters).with_parameters(lr=row["lr"])
     trained = experiment.train_plain(seed)
-    found = experiment.play(experiment.learner("ncm", trained, seed), seed)
+    found = experiment.run_sessions(experiment.learner("ncm", trained, seed), seed)
     again = search_fcl.accuracies(found, len(found.rows))
     assert again["mean_accuracy"] == pytest.approx(row["mean_accuracy"], abs=POINTS)
 
