@@ -12,7 +12,8 @@ from ktlib.seeding import deterministic
 SIZES = {
     "dataset": "digits", "base_classes": 4, "sessions": 2, "ways": 2, "shots": 3, "base_images": 8,
     "test_images": 5, "width": 4, "stem_stride": 1, "tuned_convolutions": 2, "epochs": 1,
-    "batch_size": 16, "crop_padding": 1, "seeds": [3, 4], "method_settings": {}, "device": "cpu",
+    "batch_size": 16, "crop_padding": 1, "seeds": [3, 4], "device": "cpu",
+    "method_settings": {"ewc_wide": {"penalty": 1.0}}, "flatness_images": 20,
 }  # fmt: skip
 
 
@@ -137,8 +138,9 @@ def test_equal_seeds_draw_equal_noise_for_two_networks(experiment):
 
 
 def test_settings_of_a_method_are_whole_where_they_count():
-    given = parameters(method_settings={"topic": {"epochs": 7, "lr": 0.1}}, ewc_bound=0.3)
+    given = {"topic": {"epochs": 7, "lr": 0.1}, "ewc_wide": {"penalty": 2.0}}
+    given = parameters(method_settings=given, ewc_bound=0.3)
     assert given.setting("topic") == {"epochs": 7, "lr": 0.1}
     assert isinstance(given.setting("topic")["epochs"], int)
-    assert given.setting("ewc_wide") == {"bound": 0.3}
+    assert given.setting("ewc_wide") == {"penalty": 2.0, "bound": 0.3}
     assert given.setting("ncm") == {}
