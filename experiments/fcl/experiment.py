@@ -1,8 +1,7 @@
-"""The few-shot experiment that the chapters, their studies and their searches have in common.
+"""The few-shot experiment shared by the chapters, their studies and their searches.
 
-What must be the same wherever methods are compared has its one home here: which images each session
-has, how the network is trained on session 1, and how each method is set up. The chapter
-``chapters/fcl.py`` shows the functions in the order in which it explains them.
+Everything that must be the same for all methods is here: the images of each session, the training
+on session 1, and how each method is set up. ``chapters/fcl.py`` explains the functions in turn.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from ktlib.fcl.training import BaseTraining, train_base
 from ktlib.seeding import generator
 
 Trained = tuple[SplitNetwork, nn.Module]
-"""A network, cut in front of its tuned layers, and the classifier trained with it."""
+"""A network, split in front of its tuned layers, and the classifier trained with it."""
 
 STARTS_FROM = {"f2m": "f2m", "ewc_wide": "f2m", "sam": "sam", "lucir": "cosine"}
 """Base training of each method; plain training of all others."""
@@ -105,7 +104,7 @@ class FewShotExperiment(Generic[Parameters]):
         other.parameters = type(self.parameters).model_validate(known | values)
         if values.keys() & _DATA_PARAMETERS:
             for name in ("normalisation", "images", "test_pool"):
-                other.__dict__.pop(name, None)  # computed anew when it is asked for
+                other.__dict__.pop(name, None)  # recomputed at the next access
         elif "test_images" in values:
             other.__dict__.pop("test_pool", None)
         return other
@@ -205,13 +204,13 @@ class FewShotExperiment(Generic[Parameters]):
     # Base training -----------------------------------------------------------------------------
 
     def new_network(self, seed: int, *, cosine: bool = False) -> Trained:
-        """An untrained network, cut in front of its last convolutions, and a classifier.
+        """An untrained network, split in front of its last convolutions, and a classifier.
 
         Equal seeds give equal initial weights.
 
         Args:
             seed: of the initial weights.
-            cosine: a classifier that looks at angles only, which LUCIR needs.
+            cosine: use a cosine classifier, which LUCIR needs.
         """
         p = self.parameters
         torch.manual_seed(seed)
@@ -237,7 +236,7 @@ class FewShotExperiment(Generic[Parameters]):
         cosine: bool = False,
         sam_radius: float = 0.0,
     ) -> Trained:
-        """Train on session 1. The loss is all that methods of one seed differ in.
+        """Train on session 1. Methods of one seed differ in their loss alone.
 
         They start from the same weights and see the same batches and crops.
 
@@ -315,7 +314,7 @@ class FewShotExperiment(Generic[Parameters]):
             method: id, one of :data:`experiments.fcl.parameters.METHODS`.
             trained: what :meth:`train_plain` or :meth:`train_f2m` gave.
             seed: of what the method draws at random.
-            setting: arguments of the method other than those of F2M: ``epochs``, ``lr``, ...
+            setting: arguments that replace those of F2M: ``epochs``, ``lr``, ...
 
         Raises:
             ValueError: for an unknown method.

@@ -151,7 +151,7 @@ class FewShotParameters(NetworkParameters):
         found = getattr(self, name)
         if found > most:
             raise ValueError(
-                f"{name} must be at most {most}, the images that there are. Found {name}={found}"
+                f"{name} must be at most {most}, the number available. Found {name}={found}"
             )
 
     def _require_weights_that_fit(self) -> None:

@@ -50,7 +50,7 @@ class FclProofParameters(NetworkParameters):
             found = getattr(self, name)
             if found > most:
                 raise ValueError(
-                    f"{name} must be at most {most}, what there is. Found {name}={found}"
+                    f"{name} must be at most {most}, the number available. Found {name}={found}"
                 )
         return self
 

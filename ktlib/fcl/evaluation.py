@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into ``eval`` mode for a ``with`` block, then each layer back into its own mode.
-
-    The halves of a :class:`~ktlib.fcl.SplitNetwork` share layers with a network that has a mode of
-    its own, so the layers need not all have been in the same one.
-    """
+    """Put a module into ``eval`` mode for a ``with`` block, then each layer back into its own."""
     modes = {layer: layer.training for layer in module.modules()}
     module.eval()
     try:
@@ -29,7 +25,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def embed(module: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
     """Embeddings ``(n, dim)`` of images ``(n, ...)``, in ``eval`` mode and without gradients.
 
-    Afterwards each layer is in the mode it was in before.
+    Afterwards each layer is in its mode of before: halves of a split share layers with a network.
 
     Args:
         module: network, or the prefix or tail of a :class:`~ktlib.fcl.SplitNetwork`.

@@ -25,8 +25,8 @@ class F2MLoss:
     """The base loss of one batch, equations (3.5) and (3.6).
 
     Attributes:
-        total: scalar to call ``backward`` on: the mean over draws of equation (3.6), and what was
-            asked for beyond it.
+        total: scalar to call ``backward`` on: the mean over draws of equation (3.6), and the spread
+            of the variant.
         cross_entropy: ``(draws,)`` classification loss of each draw.
         prototype_shift: ``(draws,)`` mean squared shift of the prototypes, before lambda; zeros
             when lambda is 0, as it is then not computed.
@@ -112,8 +112,8 @@ def f2m_loss(
         variant: departures from the printed loss, such as those of the released code.
 
     Raises:
-        ValueError: if ``draws < 1``, ``bound`` or ``prototype_weight`` is negative, or a variant
-            with a spread is asked for with one draw.
+        ValueError: if ``draws < 1``, ``bound`` or ``prototype_weight`` is negative, or the
+            variant has a spread and ``draws`` is 1.
 
     Example:
         >>> from ktlib.fcl import split_network
@@ -128,17 +128,14 @@ def f2m_loss(
     require_at_least("draws", draws, 1)
     require_bound("bound", bound)
     require_at_least("prototype_weight", prototype_weight, 0)
-    if variant.spread_weight and draws < 2:
-        raise ValueError(
-            f"spread_weight={variant.spread_weight!r} needs draws >= 2. Found draws={draws}."
-        )
+    spread, levels, shapes = variant.spread_weight, variant.noise_levels, variant.noise_shapes
+    if spread and draws < 2:
+        raise ValueError(f"spread_weight={spread!r} needs draws >= 2. Found draws={draws}.")
     features = split.prefix(images)
     still = class_means(split.tail_forward(features), labels) if prototype_weight else None
     losses, shifts = [], []
     for _ in range(draws):
-        noise = draw_noise(
-            split.tuned, bound, generator, variant.noise_levels, variant.noise_shapes
-        )
+        noise = draw_noise(split.tuned, bound, generator, levels, shapes)
         embeddings = split.tail_forward(features, noise)  # (batch, dim)
         losses.append(F.cross_entropy(classifier(embeddings), labels))
         if still is not None:
@@ -150,8 +147,8 @@ def f2m_loss(
     if shifts:
         penalty = prototype_weight * shift.mean()
         total = total + (penalty if variant.prototype_gradient else penalty.detach())
-    if variant.spread_weight:
-        total = total + variant.spread_weight * cross_entropy.std()
+    if spread:
+        total = total + spread * cross_entropy.std()
     return F2MLoss(total, cross_entropy, shift)
 
 

@@ -79,9 +79,8 @@ def flatness(
     """
     require_at_least("draws", draws, 1)
     noise = (draw_noise(split.tuned, bound, generator) for _ in range(draws))
-    found = losses_around(
-        split, classifier, images, labels, itertools.chain([None], noise), batch_size=batch_size
-    )
+    shifts = itertools.chain([None], noise)
+    found = losses_around(split, classifier, images, labels, shifts, batch_size=batch_size)
     minimum, losses = found[0], found[1:]
     return Flatness(
         indicator=float((losses - minimum).square().mean()),

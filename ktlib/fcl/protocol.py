@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ktlib.checks import require_at_least
+
 
 @dataclass(frozen=True)
 class Session:
@@ -18,7 +20,7 @@ class Session:
         classes: ``(k,)`` class numbers that appear first in this session.
         train: ``(n,)`` positions of its training images in the training set.
         validation: ``(m,)`` positions of held-out training-set images of its classes, for choosing
-            settings; never trained on. Empty unless asked for.
+            settings; never trained on. Empty by default.
 
     Example:
         >>> rows = torch.tensor([0, 5])
@@ -73,16 +75,12 @@ def few_shot_sessions(
         >>> [(session.number, len(session.classes), len(session.train)) for session in sessions]
         [(1, 3, 24), (2, 1, 2), (3, 1, 2)]
     """
-    for name, value, least in (
-        ("base_classes", base_classes, 1),
-        ("sessions", sessions, 0),
-        ("ways", ways, 1),
-        ("shots", shots, 1),
-        ("base_images", base_images if base_images is not None else 1, 1),
-        ("validation_images", validation_images, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}. Found {name}={value!r}.")
+    require_at_least("base_classes", base_classes, 1)
+    require_at_least("sessions", sessions, 0)
+    require_at_least("ways", ways, 1)
+    require_at_least("shots", shots, 1)
+    require_at_least("base_images", 1 if base_images is None else base_images, 1)
+    require_at_least("validation_images", validation_images, 0)
     classes = labels.unique().numpy()
     wanted = base_classes + sessions * ways
     if wanted > len(classes):
@@ -111,14 +109,8 @@ def few_shot_sessions(
             validation.append(pool[:validation_images])
             rest = pool[validation_images:]
             train.append(rest if per_class is None else rest[:per_class])
-        result.append(
-            Session(
-                number,
-                torch.as_tensor(own),
-                torch.as_tensor(np.concatenate(train)),
-                torch.as_tensor(np.concatenate(validation)),
-            )
-        )
+        images = (torch.as_tensor(np.concatenate(part)) for part in (train, validation))
+        result.append(Session(number, torch.as_tensor(own), *images))
     return result
 
 

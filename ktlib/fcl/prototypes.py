@@ -13,13 +13,13 @@ def class_means(embeddings: Tensor, labels: Tensor, classes: Tensor | None = Non
     Args:
         embeddings: ``(n, dim)``; gradients flow through the means.
         labels: ``(n,)`` integers.
-        classes: ``(k,)`` the classes wanted, in the order wanted; by default those present, sorted.
+        classes: ``(k,)`` classes, in the order of the result; by default those present, sorted.
 
     Returns:
         ``(k, dim)``.
 
     Raises:
-        ValueError: if a wanted class has no embedding.
+        ValueError: if one of ``classes`` has no embedding.
 
     Example:
         >>> class_means(torch.tensor([[0.0, 2.0], [2.0, 0.0], [5.0, 5.0]]), torch.tensor([1, 1, 4]))
@@ -32,7 +32,7 @@ def class_means(embeddings: Tensor, labels: Tensor, classes: Tensor | None = Non
     counts = membership.sum(dim=1)
     if bool((counts == 0).any()):
         missing = classes[counts == 0].tolist()
-        raise ValueError(f"labels must hold every wanted class. Found none of {missing}.")
+        raise ValueError(f"labels must hold every one of the classes. Found none of {missing}.")
     return (membership @ embeddings) / counts[:, None]
 
 

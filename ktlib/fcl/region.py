@@ -29,7 +29,6 @@ class FlatRegion:
 
     Attributes:
         center: name -> copy of the parameter at ``phi*``.
-        bound: half-width ``b``.
 
     Raises:
         ValueError: for no parameters, a bound that is negative or not finite, a negative grid step,
@@ -70,10 +69,7 @@ class FlatRegion:
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Move every parameter to the nearest point of the box, in place; round before, if asked.
-
-        Call it after every update: parameter clamping (PC).
-        """
+        """Parameter clamping (PC): round if asked, then move to the nearest point of the box."""
         for name, parameter in self._parameters.items():
             if self.grid_step:
                 steps = ((parameter - self.center[name]) / self.grid_step).round()

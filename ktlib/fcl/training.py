@@ -137,9 +137,8 @@ def train_base(
         >>> network, classifier = nn.Flatten(), nn.Linear(4, 2)
         >>> images, labels = torch.randn(6, 1, 2, 2), torch.arange(6) % 2
         >>> loss = lambda x, y: nn.functional.cross_entropy(classifier(network(x)), y)
-        >>> settings = BaseTraining(epochs=2, batch_size=3, lr=0.1, padding=0)
-        >>> len(train_base(network, classifier, images, labels, loss, settings,
-        ...                generator=torch.Generator()))
+        >>> settings, rng = BaseTraining(epochs=2, batch_size=3, lr=0.1), torch.Generator()
+        >>> len(train_base(network, classifier, images, labels, loss, settings, generator=rng))
         2
     """
     optimizer, sam = _optimizers(network, classifier, settings)
@@ -177,7 +176,8 @@ def _optimizers(
     """SGD over both modules, and SAM around it if a radius is given."""
     head = {"params": list(classifier.parameters()), "lr": settings.classifier_lr or settings.lr}
     groups: list[dict[str, Any]] = [{"params": list(network.parameters())}, head]
-    sgd = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
+    sgd: dict[str, Any] = {"lr": settings.lr, "momentum": settings.momentum}
+    sgd["weight_decay"] = settings.weight_decay
     if not settings.sam_radius:
         return torch.optim.SGD(groups, **sgd), None
     from pytorch_optimizer import SAM  # slow to import, and rarely needed

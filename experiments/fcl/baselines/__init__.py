@@ -1,7 +1,7 @@
 """The methods that the few-shot chapter compares, one module each.
 
 All are a :class:`Learner`: they take a network that was trained on the base session, and
-:func:`run_learner` leads them through the sessions::
+:func:`run_learner` runs them through the sessions::
 
     split, classifier = ...                  # after train_base
     results = run_learner(FSLL(split, epochs=6, lr=0.02), sessions, images, labels, *test_data)

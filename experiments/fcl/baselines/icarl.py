@@ -5,8 +5,8 @@ CVPR 2017: algorithms 1 (classification), 3 (update of the representation) and 4
 
 Simplified, and different from the paper:
 
-- The base session is trained by whoever makes the network, here with softmax cross-entropy as for
-  every other method; the paper trains it with the sigmoid outputs of :func:`classification_loss`.
+- The base session is trained beforehand, here with softmax cross-entropy as for every other method;
+  the paper trains it with the sigmoid outputs of :func:`classification_loss`.
 - The budget is a fixed number of images per class (the thesis: 2), not a total ``K`` that is shared
   by ever more classes; nothing is ever taken out of an exemplar set.
 - By default the tuned weights alone are trained. Batch norm keeps its statistics, images are not
@@ -48,8 +48,8 @@ def classification_loss(scores: Tensor, targets: Tensor) -> Tensor:
         Scalar: sum over the classes, mean over the images.
     """
     columns = torch.arange(scores.shape[1], device=scores.device)
-    wanted = (targets[:, None] == columns).to(scores.dtype)  # (n, k)
-    summed = F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum")
+    targets = (targets[:, None] == columns).to(scores.dtype)  # (n, k)
+    summed = F.binary_cross_entropy_with_logits(scores, targets, reduction="sum")
     return summed / len(scores)
 
 
@@ -64,8 +64,8 @@ def distillation_loss(scores: Tensor, old_scores: Tensor) -> Tensor:
         Scalar: sum over the classes, mean over the images. Its minimum, where both agree, is the
         entropy of the old outputs, not 0.
     """
-    wanted = old_scores.detach().sigmoid()
-    summed = F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum")
+    targets = old_scores.detach().sigmoid()
+    summed = F.binary_cross_entropy_with_logits(scores, targets, reduction="sum")
     return summed / len(scores)
 
 
@@ -74,7 +74,7 @@ class ICaRL(ExemplarLearner):
 
     The linear classifier serves training only. For classification, features and class means have
     norm 1, and the means of all classes, base classes too, are those of their exemplars in the
-    network of the day.
+    present network.
 
     Args:
         split: network trained on the base session.
@@ -132,7 +132,7 @@ class ICaRL(ExemplarLearner):
     def loss_terms(self, inputs: Tensor, targets: Tensor, old_scores: Tensor) -> dict[str, Tensor]:
         """The two terms of algorithm 3 on one batch.
 
-        For old classes the old network alone is asked: the label of an exemplar is not used.
+        The targets of old classes come from the old network: labels of exemplars are not used.
 
         Args:
             inputs: from :meth:`SessionTrainer.inputs`.
@@ -160,5 +160,5 @@ class ICaRL(ExemplarLearner):
 
 
 def sum_of(terms: dict[str, Tensor]) -> Tensor:
-    """The loss that the terms make up."""
+    """Sum of the terms of a loss."""
     return torch.stack(list(terms.values())).sum()

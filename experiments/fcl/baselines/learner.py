@@ -1,8 +1,8 @@
 """The interface of all methods of few-shot continual learning, and the run through the sessions.
 
-A method is a :class:`Learner`. :func:`run_learner` shows it one session after the other and asks it
-for predictions after each; it never hands the images of an earlier session over again. What a
-method wants to see later it must keep in :class:`~experiments.fcl.baselines.memory.Exemplars`.
+A method is a :class:`Learner`. :func:`run_learner` gives it the images of one session after the
+other, never those of an earlier one again, and tests it after each. What a method needs later it
+must keep in :class:`~experiments.fcl.baselines.memory.Exemplars`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Learner(ABC):
         """One few-shot session; arguments as in :meth:`start`, classes never seen before."""
 
     def features(self, images: Tensor) -> Tensor:
-        """What predictions are made from and no session changes: computed once.
+        """The part of a prediction that no session changes, computed once.
 
         Args:
             images: ``(n, channels, height, width)``.
@@ -98,7 +98,7 @@ def run_learner(
     test_labels: Tensor,
     results: SessionResults | None = None,
 ) -> SessionResults:
-    """Run all sessions, testing on the test images of all classes seen after each of them.
+    """Run all sessions; after each, test on the test images of all classes seen so far.
 
     Args:
         learner: the method, its network trained on session 1.

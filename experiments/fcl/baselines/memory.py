@@ -125,7 +125,7 @@ def herding(embeddings: Tensor, count: int) -> Tensor:
 
     Args:
         embeddings: ``(n, dim)`` of one class.
-        count: rows wanted; all if there are fewer.
+        count: number of rows; all if there are fewer.
 
     Returns:
         ``(min(count, n),)`` row numbers, none twice.

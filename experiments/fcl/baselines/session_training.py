@@ -82,7 +82,7 @@ class SessionTrainer:
         )
 
     def inputs(self, images: Tensor) -> Tensor:
-        """What :attr:`trained` takes: the images themselves, or their fixed prefix features."""
+        """Inputs of :attr:`trained`: the images themselves, or their fixed prefix features."""
         return images if self.train == "all" else embed(self.split.prefix, images)
 
     def embed(self, inputs: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ class SessionTrainer:
             loss: row numbers ``(batch,)`` of a batch -> scalar.
             count: number of rows.
             parameters: what to change; each of them must reach the loss.
-            epochs: other than :attr:`epochs`.
-            lr: other than :attr:`lr`.
+            epochs: in place of :attr:`epochs`.
+            lr: in place of :attr:`lr`.
             sampling_weights: ``(count,)`` draw rows with replacement, in proportion to these; by
                 default every row comes once an epoch.
 
@@ -296,7 +296,7 @@ def require_base_classes(labels: Tensor, base_classes: Tensor) -> None:
 
 
 def require_rows(rows: int, base_classes: Tensor) -> None:
-    """Refuse a base classifier that has not one row for each base class."""
+    """Refuse a base classifier that does not have one row for each base class."""
     if rows != len(base_classes):
         raise ValueError(
             f"base_classes must name one class for each of the {rows} rows of the classifier. "

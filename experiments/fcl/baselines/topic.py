@@ -292,7 +292,7 @@ class TOPIC(Learner):
         self.anchors = embeddings[rows]
 
     def _nodes_to_anchor(self) -> Tensor:
-        """Nodes with most wins of each base class, as many as may keep an image, no image twice."""
+        """Nodes of each base class with the most wins, within its budget; no image twice."""
         chosen: list[int] = []
         taken: set[int] = set()
         left = dict.fromkeys(self.base_classes.tolist(), self.kept.per_base_class)
@@ -373,7 +373,7 @@ class TOPIC(Learner):
         self.weight, self.bias = weight.detach(), bias.detach()
 
     def _neighbour_pairs(self, inserted: list[int], means: Tensor) -> tuple[Tensor, Tensor]:
-        """For each edge of a new node: the row of its mean, and where the other end lies.
+        """For each edge of a new node: the row of its mean, and the place of its other end.
 
         Returns:
             ``(pairs,)`` rows of ``means`` and ``(pairs, dim)``; ends that are new nodes themselves
@@ -394,7 +394,7 @@ class TOPIC(Learner):
         )
 
     def _anchor_new(self, earlier: int, inserted: list[int]) -> None:
-        """Give each new node the kept image that lies nearest to it."""
+        """Give each new node the kept image nearest to it."""
         if len(self.kept) == earlier:
             return
         images, labels = self.kept.all()
