@@ -11,34 +11,18 @@ from data_prep.reading.topic import PROTOCOLS
 from experiments.run.parameters import ChapterParameters
 
 METHODS = (
-    "ncm",
-    "finetune",
-    "icarl",
-    "lucir",
-    "topic",
-    "fsll",
-    "idlvq",
-    "f2m",
-    "sam",
-    "ewc_wide",
-    "joint",
-    "crt",
-)
+    "ncm", "finetune", "icarl", "lucir", "topic", "fsll", "idlvq", "f2m", "sam", "ewc_wide",
+    "joint", "crt",
+)  # fmt: skip
 """Ids of all methods, in the order of the tables."""
 
 
 class Sizes(NamedTuple):
-    """Classes of a data set, and images per class.
-
-    Attributes:
-        classes: number of classes.
-        train: training images of the smallest class.
-        test: test images of the largest class.
-    """
+    """Classes of a data set, and images per class."""
 
     classes: int
-    train: int
-    test: int
+    train: int  # of the smallest class
+    test: int  # of the largest class
 
 
 SIZES = {
@@ -67,6 +51,7 @@ def _not_one(value: int) -> int:
     return value
 
 
+MethodSettings = dict[str, dict[str, float]]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Convolutions = Annotated[int, Field(ge=1, le=17)]
@@ -189,7 +174,7 @@ class FclParameters(FewShotParameters):
 
     noise_bound: float = Field(ge=0, description="half-width b of the box, in units of the weights")
     compared_seeds: int = Field(ge=1, description="seeds, at most, that every method is run with")
-    method_settings: dict[str, dict[str, float]] = Field(
+    method_settings: MethodSettings = Field(
         description="epochs, lr or penalty of a method, where not those of F2M"
     )
     sam_radius: float = Field(gt=0, description="step uphill of SAM, over all weights together")
@@ -200,9 +185,7 @@ class FclParameters(FewShotParameters):
 
     @field_validator("method_settings")
     @classmethod
-    def _fits_the_methods(
-        cls, settings: dict[str, dict[str, float]]
-    ) -> dict[str, dict[str, float]]:
+    def _fits_the_methods(cls, settings: MethodSettings) -> MethodSettings:
         allowed = [name for name in METHODS if name not in ("ncm", "f2m")]
         for method, setting in settings.items():
             if method not in allowed:

@@ -14,6 +14,12 @@ from experiments.run.results import format_mean_std, mean_and_spread
 Rows = Iterable[Mapping[str, Any]]
 
 
+def mean_std_texts(spread: pd.DataFrame, digits: int = 2) -> list[str]:
+    """``mean ± std`` of each row; a row without a mean comes from runs that all diverged."""
+    pairs = zip(spread["mean"], spread["std"], strict=True)
+    return ["diverged" if math.isnan(m) else format_mean_std(m, s, digits) for m, s in pairs]
+
+
 def session_table(rows: Rows, value: str = "accuracy") -> pd.DataFrame:
     """Mean ± standard deviation over seeds, one row a method and one column a session.
 
@@ -23,10 +29,7 @@ def session_table(rows: Rows, value: str = "accuracy") -> pd.DataFrame:
     """
     spread = session_spread(rows, value)
     methods = list(spread["method"].unique())
-    spread["text"] = [
-        format_mean_std(mean, std, 1)
-        for mean, std in zip(spread["mean"], spread["std"], strict=True)
-    ]
+    spread["text"] = mean_std_texts(spread, 1)
     table = spread.set_index(["method", "session"])["text"].unstack("session")  # noqa: PD010
     return table.loc[methods]
 
@@ -79,12 +82,7 @@ def comparison_summary(rows: Rows, upper_bound: str = "crt") -> pd.DataFrame:
     texts = {}
     for name, values in columns.items():
         spread = mean_and_spread(values.rename("value").reset_index(), ["method"], "value")
-        texts[name] = {
-            method: format_mean_std(mean, std, 1)
-            for method, mean, std in zip(
-                spread["method"], spread["mean"], spread["std"], strict=True
-            )
-        }
+        texts[name] = pd.Series(mean_std_texts(spread, 1), index=spread["method"])
     return pd.DataFrame(texts).loc[list(table["method"].unique())]
 
 
@@ -147,9 +145,7 @@ def flatness_summary(table: pd.DataFrame) -> pd.DataFrame:
     mean = table.pivot_table(index=keys, columns="method", values="indicator")
     texts = mean.map("{:.1e}".format).add_prefix("indicator, ")
     ratio = mean_and_spread(flatness_ratios(table), keys, "ratio").set_index(keys)
-    texts["ncm / f2m"] = [
-        format_mean_std(m, s, 1) for m, s in zip(ratio["mean"], ratio["std"], strict=True)
-    ]
+    texts["ncm / f2m"] = mean_std_texts(ratio, 1)
     return texts
 
 
@@ -327,10 +323,7 @@ def shift_table(rows: Rows, study: str) -> pd.DataFrame:
     """
     table = pd.DataFrame(study_rows(rows, study)).astype({"shift_in_b": float})
     spread = mean_and_spread(table, ["value", "method"], "shift_in_b")
-    spread["text"] = [
-        "diverged" if math.isnan(mean) else format_mean_std(mean, std, 2)
-        for mean, std in zip(spread["mean"], spread["std"], strict=True)
-    ]
+    spread["text"] = mean_std_texts(spread)
     wide = spread.set_index(["value", "method"])["text"].unstack("method")  # noqa: PD010
     return wide[list(spread["method"].unique())].rename_axis(index=study)
 
@@ -351,10 +344,7 @@ def norm_table(rows: Rows, printed: pd.DataFrame | None = None) -> pd.DataFrame:
             ["method", "group"],
             "norm",
         ).set_index(["method", "group"])
-        texts[name] = [
-            format_mean_std(mean, std)
-            for mean, std in zip(spread["mean"], spread["std"], strict=True)
-        ]
+        texts[name] = mean_std_texts(spread)
     found = pd.DataFrame(texts, index=spread.index)
     if printed is None:
         return found

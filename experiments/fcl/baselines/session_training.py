@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Required, TypedDict, Unpack
 
 import torch
@@ -32,6 +33,7 @@ class TrainingOptions(TypedDict, total=False):
     weight_decay: float
 
 
+@dataclass(kw_only=True, eq=False)
 class SessionTrainer:
     """SGD on a network in few-shot sessions, batch norm with its stored statistics.
 
@@ -51,35 +53,25 @@ class SessionTrainer:
             ``train``.
     """
 
-    def __init__(
-        self,
-        split: SplitNetwork,
-        *,
-        epochs: int,
-        lr: float,
-        batch_size: int,
-        generator: torch.Generator,
-        train: TrainedPart = "tail",
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-    ) -> None:
-        require_at_least("epochs", epochs, 1)
-        require_at_least("batch_size", batch_size, 1)
-        require_positive("lr", lr)
-        if train not in ("tail", "all"):
-            raise ValueError(f"train must be 'tail' or 'all'. Found train={train!r}.")
-        self.split = split
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.generator = generator
-        self.train = train
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.trained: nn.Module = split.network if train == "all" else split.tail
-        self.parameters: list[Tensor] = (
-            list(split.network.parameters()) if train == "all" else list(split.tuned.values())
-        )
+    split: SplitNetwork = field(kw_only=False)
+    epochs: int
+    lr: float
+    batch_size: int
+    generator: torch.Generator
+    train: TrainedPart = "tail"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        require_at_least("epochs", self.epochs, 1)
+        require_at_least("batch_size", self.batch_size, 1)
+        require_positive("lr", self.lr)
+        if self.train not in ("tail", "all"):
+            raise ValueError(f"train must be 'tail' or 'all'. Found train={self.train!r}.")
+        split, whole = self.split, self.train == "all"
+        self.trained: nn.Module = split.network if whole else split.tail
+        weights = split.network.parameters() if whole else split.tuned.values()
+        self.parameters: list[Tensor] = list(weights)
 
     def inputs(self, images: Tensor) -> Tensor:
         """Inputs of :attr:`trained`: the images themselves, or their fixed prefix features."""
@@ -184,13 +176,8 @@ class SessionLearner(Learner):
 class ExemplarLearner(SessionLearner):
     """A :class:`SessionLearner` that keeps images of old classes, chosen by herding.
 
-    Args:
-        split: see :class:`SessionLearner`.
-        rows: see :class:`SessionLearner`.
-        base_classes: see :class:`SessionLearner`.
-        base_exemplars: images kept per base class.
-        new_exemplars: images kept per new class.
-        training: see :class:`SessionTrainer`.
+    Its arguments are those of :class:`SessionLearner`, and ``base_exemplars`` and
+    ``new_exemplars``, the images kept per base class and per new class.
     """
 
     def __init__(
@@ -199,8 +186,8 @@ class ExemplarLearner(SessionLearner):
         rows: int,
         base_classes: Tensor,
         *,
-        base_exemplars: int,
-        new_exemplars: int,
+        base_exemplars: int = 2,
+        new_exemplars: int = 2,
         **training: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(split, rows, base_classes, **training)
@@ -218,8 +205,7 @@ class ExemplarLearner(SessionLearner):
 
     def remember(self, images: Tensor, labels: Tensor, *, base: bool) -> None:
         """Choose exemplars of these classes by herding on embeddings of norm 1."""
-        embeddings = self.unit_embeddings(images)
-        self.kept.add_chosen(images, labels, embeddings, base=base, choice="herding")
+        self.kept.add_chosen(images, labels, self.unit_embeddings(images), base=base)
 
     def unit_embeddings(self, images: Tensor) -> Tensor:
         """Embeddings ``(n, dim)`` of norm 1."""
