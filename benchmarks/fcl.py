@@ -114,16 +114,16 @@ def main() -> None:
     for draws in (1, 2, 4):
 
         def shared(draws: int = draws, net: SplitNetwork = split) -> list[Tensor]:
-            source = torch.Generator().manual_seed(1)
+            rng = torch.Generator().manual_seed(1)
             loss = f2m_loss(
                 net, classifier, images, labels, bound=BOUND, draws=draws,
-                prototype_weight=PROTOTYPE_WEIGHT, generator=source,
+                prototype_weight=PROTOTYPE_WEIGHT, generator=rng,
             )  # fmt: skip
             return gradients(loss.total, net.network, classifier)
 
         def naive(draws: int = draws, net: SplitNetwork = split) -> list[Tensor]:
-            source = torch.Generator().manual_seed(1)
-            loss = naive_f2m_loss(net, classifier, images, labels, draws, source)
+            rng = torch.Generator().manual_seed(1)
+            loss = naive_f2m_loss(net, classifier, images, labels, draws, rng)
             return gradients(loss, net.network, classifier)
 
         pairs = zip(shared(net=copy.deepcopy(split)), naive(net=copy.deepcopy(split)), strict=True)
@@ -132,9 +132,9 @@ def main() -> None:
         print(f"F2M gradient step, M = {draws}: {line}; largest relative difference {error:.0e}")
 
     def cached() -> Tensor:
-        source = torch.Generator().manual_seed(0)
+        rng = torch.Generator().manual_seed(0)
         return flatness(
-            split, classifier, images, labels, bound=BOUND, draws=50, generator=source
+            split, classifier, images, labels, bound=BOUND, draws=50, generator=rng
         ).losses
 
     def whole() -> Tensor:

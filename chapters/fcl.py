@@ -186,13 +186,13 @@ import textwrap
 from IPython.display import Code
 
 
-def shown(function):
-    """The lines of a function below its description."""
+def show_source(function):
+    """The source of a function without its signature and docstring."""
     lines = inspect.getsource(function).split('"""')[2].strip("\n")
     return Code(textwrap.dedent(lines), language="python")
 
 
-shown(FewShotExperiment.train_plain)
+show_source(FewShotExperiment.train_plain)
 
 # %%
 from experiments.run.parallel import parallel_map
@@ -228,25 +228,25 @@ results, by_origin = [], []  # rows of the record's tables session_accuracy and 
 entries = {}  # name in the tables -> id of the method, the network of each seed, settings
 
 
-def lead(case):
-    """The learner after all sessions of a seed, its accuracies, and why it stopped, if it did."""
+def run_case(case):
+    """Run one method with one seed: the learner, its accuracies, and why it stopped, if it did."""
     name, seed = case
     method, trained, setting = entries[name]
     learner, found = experiment.learner(method, trained[seed], seed, **setting), SessionResults()
     try:
-        experiment.play(learner, seed, found)
+        experiment.run_sessions(learner, seed, found)
     except FloatingPointError as error:
         return learner, found, str(error)
     return learner, found, ""
 
 
 # %%
-def play(new, seeds):
-    """Lead learners through all sessions and note their accuracies; the learners at the end."""
+def run_methods(new, seeds):
+    """Run methods through all sessions, keep their accuracies, return the learners at the end."""
     entries.update(new)
     cases = [(name, seed) for name in new for seed in seeds]
     learners = {}
-    for case, done in parallel_map(lead, cases, "sessions", device=experiment.device).items():
+    for case, done in parallel_map(run_case, cases, "sessions", device=experiment.device).items():
         learners[case], found, stopped = done
         known = dict(zip(("method", "seed"), case, strict=True))
         results.extend(known | row for row in found.rows)
@@ -261,7 +261,9 @@ from experiments.fcl.report import session_table
 
 fast = {"lr": 0.02}  # of the thesis
 first = P.seeds[0]
-learners = play({"ncm": ("ncm", plain, {}), "finetune fast": ("finetune", plain, fast)}, P.seeds)
+learners = run_methods(
+    {"ncm": ("ncm", plain, {}), "finetune fast": ("finetune", plain, fast)}, P.seeds
+)
 finished = {"finetune fast": learners["finetune fast", first]}  # for a map further down
 session_table(results)
 
@@ -352,7 +354,7 @@ save_figure(fig, P.run_dir, "box")
 # %%
 from ktlib.fcl import f2m_loss
 
-shown(f2m_loss)
+show_source(f2m_loss)
 
 # %% [markdown]
 # Noise touches only the tail of the network. Everything in front of it gives the same features for all
@@ -377,7 +379,7 @@ flat = parallel_map(experiment.train_f2m, P.seeds, "F2M training", device=experi
 # because $\lVert f-p\rVert^2=\lVert f\rVert^2-2f^{\top}p+\lVert p\rVert^2$ and only the middle term differs between classes.
 
 # %%
-learners = play({"f2m": ("f2m", flat, {})}, P.seeds)
+learners = run_methods({"f2m": ("f2m", flat, {})}, P.seeds)
 finished["f2m"] = learners["f2m", first]
 shifts = [learner.region.largest_shift() for learner in learners.values()]
 glue("fcl-shift", max(shifts), display=False)
@@ -523,8 +525,8 @@ reach = 1.0  # in units of each filter's own norm
 
 def plane_around(trained, seed):
     """Loss on a plane of two filter-normalised directions, and the box as a polygon in it."""
-    source = generator(seed, "plane")
-    axes = [random_direction(trained[0], source, scale="filter") for _ in range(2)]
+    rng = generator(seed, "plane")
+    axes = [random_direction(trained[0], rng, scale="filter") for _ in range(2)]
     sample = experiment.base_sample(seed, "test", P.flatness_images)
     steps = torch.linspace(-reach, reach, P.landscape_points).tolist()
     return loss_plane(*trained, *sample, *axes, steps), box_polygon(*axes, P.noise_bound)
@@ -569,7 +571,7 @@ save_figure(fig, P.run_dir, "plane")
 # that no session may change; **f2m unclamped** goes through the sessions without the box.
 
 # %%
-play({"f2m frozen": ("ncm", flat, {}), "f2m unclamped": ("finetune", flat, {})}, P.seeds)
+run_methods({"f2m frozen": ("ncm", flat, {}), "f2m unclamped": ("finetune", flat, {})}, P.seeds)
 session_table(results)
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Line plot of the accuracy on all classes seen so far after each session, one line per method with a band.", "classes": "chart"}, "figure": {"name": "fig-fcl-sessions", "caption": "Accuracy on all classes seen so far, mean over seeds with a band of one standard deviation, test images, live run."}}
@@ -621,13 +623,13 @@ from ktlib.fcl import embed, positions_of
 
 chosen = torch.cat([example[0].classes[:3], example[-1].classes[:3]])
 pool, pool_labels = experiment.test_pool
-shown_images = pool[torch.isin(pool_labels, chosen.to(pool_labels))]
-shown_labels = positions_of(pool_labels[torch.isin(pool_labels, chosen.to(pool_labels))], chosen)
+mapped_images = pool[torch.isin(pool_labels, chosen.to(pool_labels))]
+mapped_labels = positions_of(pool_labels[torch.isin(pool_labels, chosen.to(pool_labels))], chosen)
 start = {"finetune fast": plain[first], "f2m": flat[first]}
 maps = {
     name: project(
-        embed(start[name][0].network, shown_images),
-        embed(learner.split.network, shown_images),
+        embed(start[name][0].network, mapped_images),
+        embed(learner.split.network, mapped_images),
     )
     for name, learner in finished.items()
 }
@@ -636,7 +638,7 @@ maps = {
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.2))
 for ax, (name, found) in zip(axes, maps.items(), strict=True):
     for number in range(len(chosen)):
-        own = (shown_labels == number).cpu().numpy()
+        own = (mapped_labels == number).cpu().numpy()
         ends = np.stack([found.before[own], found.after[own]])
         ax.plot(ends[..., 0], ends[..., 1], color=f"C{number}", alpha=0.25, linewidth=0.8)
         marker = "o" if number < 3 else "x"
@@ -667,14 +669,14 @@ save_figure(fig, P.run_dir, "map")
 from experiments.fcl.experiment import STARTS_FROM
 
 networks = {"plain": plain, "f2m": flat, "sam": sharp_aware, "cosine": cosine}
-shown(FewShotExperiment.learner)
+show_source(FewShotExperiment.learner)
 
 # %%
 from experiments.fcl.parameters import METHODS
 
 rest = [name for name in METHODS if name not in entries]
 start = {name: networks[STARTS_FROM.get(name, "plain")] for name in rest}
-learners = play({name: (name, start[name], P.setting(name)) for name in rest}, compared)
+learners = run_methods({name: (name, start[name], P.setting(name)) for name in rest}, compared)
 
 # %%
 from experiments.fcl.report import comparison_summary
@@ -920,10 +922,10 @@ def beats_all(method, words):
     verdict = verdict_of_share(len(clear), len(earlier))
     if min(d.seeds for d in found.values()) < 2:
         verdict = "not testable here"
-    told = ", ".join(f"{o} {d.mean:+.1f}" if d.seeds else f"{o} stopped" for o, d in found.items())
-    told = f"clearly better than {len(clear)} of {len(earlier)} (points: {told})"
+    points = [f"{o} {d.mean:+.1f}" if d.seeds else f"{o} stopped" for o, d in found.items()]
+    ours = f"clearly better than {len(clear)} of {len(earlier)} (points: {', '.join(points)})"
     return Claim(
-        words, "Tables 3.1 and 3.2", "best of all", told, setting, verdict, "fig-fcl-methods"
+        words, "Tables 3.1 and 3.2", "best of all", ours, setting, verdict, "fig-fcl-methods"
     )
 
 
@@ -933,10 +935,10 @@ claims.append(beats_all("f2m", "F2M beats every earlier incremental method"))
 # %%
 ratios = flatness_ratios(table)
 flatter = verdict_of_share(int((ratios["ratio"] > 1).sum()), len(ratios))
-told = f"ratio {ratios['ratio'].min():.1f} to {ratios['ratio'].max():.1f} over seeds and splits"
+found = f"ratio {ratios['ratio'].min():.1f} to {ratios['ratio'].max():.1f} over seeds and splits"
 ratio = f"ratio {printed_flat['Baseline'] / printed_flat['F2M']:.1f} on test data"
 words = "F2M's minimum is flatter than that of plain training"
-claims.append(Claim(words, "Table 3.5", ratio, told, setting, flatter, "fig-fcl-flatness"))
+claims.append(Claim(words, "Table 3.5", ratio, found, setting, flatter, "fig-fcl-flatness"))
 reason = "the images cannot be fetched here; loaders and profile are in the project"
 for name, place in (("miniImageNet", "Table 3.2"), ("CUB-200-2011", "Table 3.3")):
     words = f"F2M beats the frozen network on {name}"
@@ -1073,7 +1075,7 @@ f"PD: A {80 - 60}, B {50 - 40}; A reaches {new_accuracy:.0f} % on new classes"
 # ```{exercise}
 # :label: ex-fcl-learner
 # *Write code.* Make a learner of your own: `ncm` that classifies by the nearest *image* kept instead of the nearest mean, for the new
-# classes. Derive it from `NearestMean`, override `learn`, and play it with the first seed.
+# classes. Derive it from `NearestMean`, override `learn`, and run it with the first seed.
 # ```
 #
 # ```{solution-start} ex-fcl-learner
@@ -1095,7 +1097,7 @@ class NearestImage(NearestMean):
 
 
 mine = NearestImage(copy.deepcopy(plain[first][0]))
-experiment.play(mine, first).rows[-1]
+experiment.run_sessions(mine, first).rows[-1]
 
 # %% [markdown]
 # Single images are noisier than means, so one expects less on the new classes; with more prototypes to

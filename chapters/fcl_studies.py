@@ -130,7 +130,7 @@ pd.DataFrame(
 # ## Pilot study: how much is chance?
 #
 # Two networks for each seed are the reference of all studies: a **plain** one, trained with cross-entropy alone, and a
-# **flat** one, trained with F2M's base loss. `of` names the values that differ from the parameters above; with none,
+# **flat** one, trained with F2M's base loss. `vary` lists values that differ from the parameters above; with none,
 # it is the reference. `networks` remembers: a network that several studies need is trained once.
 
 # %%
@@ -140,14 +140,14 @@ AFTERWARDS = {"shots", "session_epochs", "session_lr"}  # what base training doe
 RELEASED = {"noise_shapes", "spread_weight", "prototype_gradient"}  # of the released code only
 
 
-def of(**values):
+def vary(**values):
     """The values that differ from the parameters, in a form that can be remembered."""
     return tuple((k, v) for k, v in sorted(values.items()) if v != getattr(P, k, None))
 
 
-def at(values):
+def experiment_with(values):
     """The experiment with these values, on the same images."""
-    return experiment.changed(**{k: v for k, v in values if k not in RELEASED})
+    return experiment.with_parameters(**{k: v for k, v in values if k not in RELEASED})
 
 
 # %%
@@ -160,8 +160,9 @@ def base_training(case):
     """Train on session 1; a training that diverges gives its error instead of a network."""
     noise, seed, values = case
     released = {k: v for k, v in values if k in RELEASED}
+    varied = experiment_with(values)
     try:
-        return at(values).train_f2m(seed, **released) if noise else at(values).train_plain(seed)
+        return varied.train_f2m(seed, **released) if noise else varied.train_plain(seed)
     except FloatingPointError as error:
         return error
 
@@ -193,7 +194,7 @@ def flat(seed, values):
 
 
 # %% [markdown]
-# `played` leads a method through all sessions and keeps the learner and its accuracies. With a learning rate that is too
+# `run` takes a method through all sessions and keeps the learner and its accuracies. With a learning rate that is too
 # large a loss may stop being a finite number. Such a run is said to **diverge**. It keeps the sessions that it
 # finished, and the tables say so.
 
@@ -204,12 +205,12 @@ UNTRAINED = {"session": 1, "accuracy": None, "base_accuracy": None, "new_accurac
 
 
 @cache
-def played(method, seed, network, values, **setting):
+def run(method, seed, network, values, **setting):
     """The learner after the last session, and a row of accuracies for each session."""
     learner, found = None, SessionResults()
     try:
-        learner = at(values).learner(method, network(seed, values), seed, **setting)
-        at(values).play(learner, seed, found)
+        learner = experiment_with(values).learner(method, network(seed, values), seed, **setting)
+        experiment_with(values).run_sessions(learner, seed, found)
     except FloatingPointError as error:
         print(f"diverged, seed {seed}, {dict(values)}: {error}")
     return learner, found.rows or [UNTRAINED]
@@ -226,11 +227,11 @@ def note(study, value, method, seed, rows):
 
 
 for noise in (False, True):
-    train(noise, P.seeds, [of()])
+    train(noise, P.seeds, [vary()])
 
 for seed in tqdm(P.seeds, desc="reference", leave=False):
-    note("reference", "all parts", "ncm", seed, played("ncm", seed, plain, of())[1])
-    note("reference", "all parts", "f2m", seed, played("f2m", seed, flat, of())[1])
+    note("reference", "all parts", "ncm", seed, run("ncm", seed, plain, vary())[1])
+    note("reference", "all parts", "f2m", seed, run("f2m", seed, flat, vary())[1])
 
 # %%
 from experiments.fcl.report import study_table
@@ -270,14 +271,14 @@ save_figure(fig, P.run_dir, "pairs")
 
 # %%
 def study(name, values_of):
-    """Train F2M with each value of a setting, play all sessions, measure the flatness."""
+    """Train F2M with each value of a setting, run all sessions, measure the flatness."""
     train(True, P.seeds, values_of.values())
     cases = [(value, seed) for value in values_of for seed in P.seeds]
     for value, seed in tqdm(cases, desc=name, leave=False):
-        learner, rows = played("f2m", seed, flat, values_of[value])
+        learner, rows = run("f2m", seed, flat, values_of[value])
         note(name, value, "f2m", seed, rows)
-        boxes = {P.noise_bound, at(values_of[value]).parameters.noise_bound} if learner else ()
-        for bound in sorted(boxes):
+        own = dict(values_of[value]).get("noise_bound", P.noise_bound)
+        for bound in sorted({P.noise_bound, own} if learner else ()):
             measure(name, value, seed, values_of[value], bound)
 
 
@@ -295,7 +296,7 @@ flatness_rows = []
 @cache
 def flatness_of(seed, values, bound):
     draws = {"draws": P.flatness_draws, "images": P.flatness_images}
-    return at(values).flatness(flat(seed, values), seed, "test", bound=bound, **draws)
+    return experiment_with(values).flatness(flat(seed, values), seed, "test", bound=bound, **draws)
 
 
 def measure(study, value, seed, values, bound):
@@ -374,13 +375,13 @@ combinations = thesis_ablation(printed)[list(PARTS)].to_dict("records")
 
 def with_parts(seed, fm, pf, pc, pn):
     """Each part is one switch."""
-    values = of(prototype_weight=P.prototype_weight if pf else 0.0) if fm else of()
+    values = vary(prototype_weight=P.prototype_weight if pf else 0.0) if fm else vary()
     switches = {} if pn else {"normalise": False}
-    return played("f2m" if pc else "finetune", seed, flat if fm else plain, values, **switches)
+    return run("f2m" if pc else "finetune", seed, flat if fm else plain, values, **switches)
 
 
 # %%
-train(True, P.seeds, [of(), of(prototype_weight=0.0)])
+train(True, P.seeds, [vary(), vary(prototype_weight=0.0)])
 ablation = []
 for parts in tqdm(combinations, desc="ablation", leave=False):
     for seed in P.seeds:
@@ -439,12 +440,12 @@ for name, pair in adds.items():
 # learn. The best width is in between, and wide boxes should have the larger indicator *in their own box*.
 
 # %%
-study("bound", {b: of(noise_bound=b) for b in P.bounds_studied})
-for b in P.bounds_studied:
+study("bound", {bound: vary(noise_bound=bound) for bound in P.bounds_studied})
+for bound in P.bounds_studied:
     for seed in P.seeds:
-        learner, _ = played("f2m", seed, flat, of(noise_bound=b))
+        learner, _ = run("f2m", seed, flat, vary(noise_bound=bound))
         if learner:
-            note_shift("bound", b, "f2m", seed, learner, learner.region.center, b)
+            note_shift("bound", bound, "f2m", seed, learner, learner.region.center, bound)
 
 study_table(studies, "bound")
 
@@ -491,7 +492,7 @@ save_figure(fig, P.run_dir, "bound")
 # The batch is shared, so a few draws should do.
 
 # %%
-study("draws", {m: of(noise_draws=m) for m in P.draws_studied})
+study("draws", {m: vary(noise_draws=m) for m in P.draws_studied})
 display(study_flatness_table(flatness_rows, "draws"))
 study_table(studies, "draws")
 
@@ -510,7 +511,7 @@ study_figure("draws", "draws M", P.draws_studied)
 # point a less accurate one.
 
 # %%
-study("prototype_weight", {w: of(prototype_weight=w) for w in P.weights_studied})
+study("prototype_weight", {w: vary(prototype_weight=w) for w in P.weights_studied})
 display(study_flatness_table(flatness_rows, "prototype_weight"))
 study_table(studies, "prototype_weight")
 
@@ -530,7 +531,7 @@ study_figure("prototype_weight", "lambda", P.weights_studied)
 # change more.
 
 # %%
-study("layers", {n: of(tuned_convolutions=n) for n in P.layers_studied})
+study("layers", {n: vary(tuned_convolutions=n) for n in P.layers_studied})
 display(study_flatness_table(flatness_rows, "layers"))
 study_table(studies, "layers")
 
@@ -560,16 +561,17 @@ from ktlib.fcl.noise import RELEASED_SHAPES
 beta = {"noise_levels": 5, "noise_shapes": RELEASED_SHAPES}
 spread = {"spread_weight": 2.0, "noise_draws": max(2, P.noise_draws)}  # a spread needs two draws
 no_gradient, half = {"prototype_gradient": False}, {"noise_bound": P.noise_bound / 2}
-choices = {"as printed": of(), "five levels": of(noise_levels=5), "Beta levels": of(**beta)}
-choices |= {"spread": of(**spread), "no gradient": of(**no_gradient), "half of b": of(**half)}
-together = of(**beta, **spread, **no_gradient, **half)
+choices = {"as printed": vary(), "five levels": vary(noise_levels=5), "Beta levels": vary(**beta)}
+choices["spread"], choices["no gradient"] = vary(**spread), vary(**no_gradient)
+choices["half of b"] = vary(**half)
+together = vary(**beta, **spread, **no_gradient, **half)
 study("noise", choices | {"all but rounding": together})
 
 # %%
 for seed in tqdm(P.seeds, desc="rounding", leave=False):
     rounding = {"grid_step": P.noise_bound / 4}
-    note("noise", "rounded", "f2m", seed, played("f2m", seed, flat, of(), **rounding)[1])
-    note("noise", "as released", "f2m", seed, played("f2m", seed, flat, together, **rounding)[1])
+    note("noise", "rounded", "f2m", seed, run("f2m", seed, flat, vary(), **rounding)[1])
+    note("noise", "as released", "f2m", seed, run("f2m", seed, flat, together, **rounding)[1])
 
 study_table(studies, "noise")
 
@@ -624,9 +626,9 @@ walls = {
 cases = [(rate, name, seed) for rate in P.rates_studied for name in walls for seed in P.seeds]
 for rate, name, seed in tqdm(cases, desc="learning rates", leave=False):
     method, network = walls[name]
-    learner, rows = played(method, seed, network, of(session_lr=rate))
+    learner, rows = run(method, seed, network, vary(session_lr=rate))
     note("rate", rate, name, seed, rows)
-    note_shift("rate", rate, name, seed, learner, network(seed, of())[0].tuned, P.noise_bound)
+    note_shift("rate", rate, name, seed, learner, network(seed, vary())[0].tuned, P.noise_bound)
 
 display(shift_table(shift_rows, "rate"))
 study_table(studies, "rate")
@@ -645,8 +647,8 @@ def draw_methods(axes, rows):
 fig, axes = plt.subplots(1, 3, figsize=(7.2, 3.2))
 draw_methods(axes[:2], study_rows(studies, "rate"))
 axes[1].set_ylabel("")
-shown = pd.DataFrame(study_rows(shift_rows, "rate")).dropna()
-for name, part in shown.groupby("method", sort=False):
+reached = pd.DataFrame(study_rows(shift_rows, "rate")).dropna()
+for name, part in reached.groupby("method", sort=False):
     mean = part.groupby("value")["shift_in_b"].mean()
     axes[2].plot(mean.index, mean, label=name, **style_for(name))
 axes[2].axhline(1, color="black", linewidth=1)
@@ -686,12 +688,12 @@ lines = {"f2m": ("f2m", {}), "f2m narrow": ("f2m", {"bound": P.narrow_bound})}
 lines["f2m unclamped"] = ("finetune", {})
 cases = [(k, seed) for k in P.shots_studied for seed in P.seeds]
 for k, seed in tqdm(cases, desc="shots", leave=False):
-    values = of(shots=k, session_epochs=P.shot_steps, session_lr=4 * P.session_lr)
-    note("shots", k, "ncm", seed, played("ncm", seed, plain, values)[1])
+    values = vary(shots=k, session_epochs=P.shot_steps, session_lr=4 * P.session_lr)
+    note("shots", k, "ncm", seed, run("ncm", seed, plain, values)[1])
     for name, (method, setting) in lines.items():
-        learner, rows = played(method, seed, flat, values, new_exemplars=k, **setting)
+        learner, rows = run(method, seed, flat, values, new_exemplars=k, **setting)
         note("shots", k, name, seed, rows)
-        centre = flat(seed, of())[0].tuned
+        centre = flat(seed, vary())[0].tuned
         note_shift("shots", k, name, seed, learner, centre, P.narrow_bound)
 
 study_table(studies, "shots")
@@ -741,7 +743,7 @@ pd.DataFrame(narrow).set_index(["shots", "accuracy on"])
 norm_rows, lengths = [], {}
 for method, network in {"ncm": plain, "f2m": flat}.items():
     for seed in P.seeds:
-        learner, _ = played(method, seed, network, of())
+        learner, _ = run(method, seed, network, vary())
         norms, base = learner.prototypes.norm(dim=1), len(learner.base_classes)
         lengths[method, seed] = {"base": norms[:base], "new": norms[base:]}
         for group, part in lengths[method, seed].items():
@@ -766,8 +768,8 @@ save_figure(fig, P.run_dir, "norms")
 # %%
 for seed in tqdm(P.seeds, desc="without normalisation", leave=False):
     for method, network in {"ncm": plain, "f2m": flat}.items():
-        note("normalise", "on", method, seed, played(method, seed, network, of())[1])
-        raw = played(method, seed, network, of(), normalise=False)[1]
+        note("normalise", "on", method, seed, run(method, seed, network, vary())[1])
+        raw = run(method, seed, network, vary(), normalise=False)[1]
         note("normalise", "off", method, seed, raw)
 
 study_table(studies, "normalise")
@@ -787,14 +789,14 @@ study_table(studies, "normalise")
 # two methods should change less.
 
 # %%
-orders = [of(class_seed=order) for order in P.class_orders]
+orders = [vary(class_seed=order) for order in P.class_orders]
 for noise in (False, True):
     train(noise, P.seeds[:1], orders)
 
 for order in tqdm(P.class_orders, desc="class orders", leave=False):
-    values = of(class_seed=order)
-    note("class_order", order, "ncm", P.seeds[0], played("ncm", P.seeds[0], plain, values)[1])
-    note("class_order", order, "f2m", P.seeds[0], played("f2m", P.seeds[0], flat, values)[1])
+    values = vary(class_seed=order)
+    note("class_order", order, "ncm", P.seeds[0], run("ncm", P.seeds[0], plain, values)[1])
+    note("class_order", order, "f2m", P.seeds[0], run("f2m", P.seeds[0], flat, values)[1])
 
 orders = [{**row, "class_order": row["value"]} for row in study_rows(studies, "class_order")]
 across = paired_difference(orders, "f2m", "ncm", pairs="class_order")
@@ -1041,7 +1043,7 @@ print(f"a gradient of {P.noise_bound / 8 / P.session_lr:.3g} or more")
 # %%
 import torch
 
-learner, _ = played("f2m", P.seeds[0], flat, of(session_lr=max(P.rates_studied)))
+learner, _ = run("f2m", P.seeds[0], flat, vary(session_lr=max(P.rates_studied)))
 centre = learner.region.center
 moved = [(weight.detach() - centre[k]).abs().flatten() for k, weight in learner.split.tuned.items()]
 float((torch.cat(moved) >= 0.999 * P.noise_bound).float().mean())
@@ -1065,7 +1067,7 @@ float((torch.cat(moved) >= 0.999 * P.noise_bound).float().mean())
 
 # %%
 seed = P.seeds[0]
-found = experiment.play(experiment.learner("f2m", flat(seed, of()), seed), seed)
+found = experiment.run_sessions(experiment.learner("f2m", flat(seed, vary()), seed), seed)
 matrix = pd.DataFrame(found.by_origin).pivot_table(
     index="origin", columns="session", values="accuracy"
 )

@@ -353,7 +353,14 @@ for name, loss in {"smoothed": smoothed, "|w|": lambda x: (x.abs(), x.sign())}.i
 from torch import nn
 
 from experiments.models import resnet18_features
-from ktlib.fcl import f2m_loss, last_convolutions, positions_of, split_network, train_base
+from ktlib.fcl import (
+    BaseTraining,
+    f2m_loss,
+    last_convolutions,
+    positions_of,
+    split_network,
+    train_base,
+)
 
 train = data.load(P.dataset, "train")
 known = (train.labels < P.classes).nonzero().squeeze(1)
@@ -383,11 +390,10 @@ def train_network(seed, split, classifier):
             split, classifier, batch, targets, draws=2, generator=noise, **settings
         ).total
 
-    schedule = {"epochs": P.epochs, "batch_size": P.batch_size, "lr": P.lr, "padding": 0}
+    schedule = BaseTraining(epochs=P.epochs, batch_size=P.batch_size, lr=P.lr, padding=0)
     batches = generator(seed, "batches")
-    train_base(
-        split.network, classifier, *training_images(seed), loss, generator=batches, **schedule
-    )
+    pool = training_images(seed)
+    train_base(split.network, classifier, *pool, loss, schedule, generator=batches)
 
 
 # %% [markdown]
@@ -454,13 +460,13 @@ average.style.format(precision=3)
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two charts of the variance of the mean gradient against the number of draws, logarithmic axes, before and after training. The measured points follow the repaired formula down to a floor; the line of the printed formula falls far below them.", "classes": "chart"}, "figure": {"name": "fig-proof-variance", "caption": "Variance of the gradient of the mean of $M$ noise draws on one batch, before and after training, mean over seeds. Points: measured directly. Lines: the repaired and the printed formula, from a nested sample with draws of its own."}}
 fig, axes = plt.subplots(1, 2, figsize=(6.4, 3.4))
 for ax, training in zip(axes, ("before", "after"), strict=True):
-    shown = average.loc[training]
-    ax.plot(shown.index, shown["measured"], "o", color="black", label="measured")
-    ax.plot(shown.index, shown["repaired"], label="repaired")
-    ax.plot(shown.index, shown["printed"], linestyle="--", label="printed (3.19)")
-    ax.axhline(shown["floor"].iloc[0], color="gray", linestyle=":", label="batch part")
+    curve = average.loc[training]
+    ax.plot(curve.index, curve["measured"], "o", color="black", label="measured")
+    ax.plot(curve.index, curve["repaired"], label="repaired")
+    ax.plot(curve.index, curve["printed"], linestyle="--", label="printed (3.19)")
+    ax.axhline(curve["floor"].iloc[0], color="gray", linestyle=":", label="batch part")
     ax.set(xscale="log", yscale="log", xlabel="noise draws M", title=f"{training} training")
-    ax.set_xticks(shown.index, shown.index)
+    ax.set_xticks(curve.index, curve.index)
     ax.minorticks_off()
 axes[0].set_ylabel("variance of the gradient")
 axes[0].legend(loc="lower left")

@@ -482,7 +482,7 @@ from tqdm import tqdm
 
 from experiments.models import resnet18_features
 from experiments.mtl.proof import network_point
-from ktlib.fcl import train_base
+from ktlib.fcl import BaseTraining, train_base
 
 train, test = data.load("pairs", "train"), data.load("pairs", "test")
 pixels = train.images[::50].float() / 255
@@ -509,10 +509,10 @@ def train_network(seed):
         scores = [head(features) for head in heads]
         return sum(nn.functional.cross_entropy(s, labels[:, i]) for i, s in enumerate(scores))
 
-    settings = {"epochs": P.epochs, "batch_size": P.batch_size, "lr": P.lr, "padding": 0}
+    settings = BaseTraining(epochs=P.epochs, batch_size=P.batch_size, lr=P.lr, padding=0)
     stream = generator(seed, "batches")
     train_base(
-        trunk, heads, *draw(train, P.images, seed, "images"), loss, generator=stream, **settings
+        trunk, heads, *draw(train, P.images, seed, "images"), loss, settings, generator=stream
     )
     return trunk, heads
 

@@ -1,8 +1,7 @@
-"""The few-shot experiment that the chapters, their studies and their searches have in common.
+"""The few-shot experiment shared by the chapters, their studies and their searches.
 
-What must be the same wherever methods are compared has its one home here: which images each session
-has, how the network is trained on session 1, and how each method is set up. The chapter
-``chapters/fcl.py`` shows the functions in the order in which it explains them.
+Everything that must be the same for all methods is here: the images of each session, the training
+on session 1, and how each method is set up. ``chapters/fcl.py`` explains the functions in turn.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from experiments.models import (
 )
 from experiments.models.images import NormalisedImages
 from ktlib.device import autocast
-from ktlib.fcl.f2m import f2m_loss
+from ktlib.fcl.f2m import F2MVariant, f2m_loss
 from ktlib.fcl.flatness import Flatness, flatness
 from ktlib.fcl.protocol import Session, few_shot_sessions, positions_of
 from ktlib.fcl.split import SplitNetwork, last_convolutions, split_network
-from ktlib.fcl.training import train_base
+from ktlib.fcl.training import BaseTraining, train_base
 from ktlib.seeding import generator
 
 Trained = tuple[SplitNetwork, nn.Module]
-"""A network, cut in front of its tuned layers, and the classifier trained with it."""
+"""A network, split in front of its tuned layers, and the classifier trained with it."""
 
 STARTS_FROM = {"f2m": "f2m", "ewc_wide": "f2m", "sam": "sam", "lucir": "cosine"}
 """Base training of each method; plain training of all others."""
@@ -71,8 +70,8 @@ class FewShotExperiment(Generic[Parameters]):
         self.validation_images = validation_images
         self.train = data.load(parameters.dataset, "train")
 
-    def changed(self, **values: Any) -> Self:
-        """The same experiment with other values of some parameters, on the same images.
+    def with_parameters(self, **values: Any) -> Self:
+        """A copy of the experiment with other values of some parameters, on the same images.
 
         Raises:
             ValueError: for an unknown name, the data set, or a value that is not allowed.
@@ -86,7 +85,7 @@ class FewShotExperiment(Generic[Parameters]):
         other.parameters = type(self.parameters).model_validate(known | values)
         if values.keys() & _DATA_PARAMETERS:
             for name in ("normalisation", "images", "test_pool"):
-                other.__dict__.pop(name, None)  # computed anew when it is asked for
+                other.__dict__.pop(name, None)  # recomputed at the next access
         elif "test_images" in values:
             other.__dict__.pop("test_pool", None)
         return other
@@ -154,8 +153,8 @@ class FewShotExperiment(Generic[Parameters]):
         images = data.normalised(test.images[chosen], *self.normalisation)
         return images.to(self.device), test.labels[chosen].to(self.device)
 
-    def tested(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Images and labels to test on: :attr:`test_pool`, or what is held out with this seed."""
+    def evaluation_data(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Images and labels to evaluate on: :attr:`test_pool`, or those held out with this seed."""
         if not self.validation_images:
             return self.test_pool
         held_out = torch.cat([session.validation for session in self.sessions(seed)])
@@ -176,7 +175,7 @@ class FewShotExperiment(Generic[Parameters]):
         """
         pool, targets = self.base_data(seed)
         if part == "test":
-            pool, labels = self.tested(seed)
+            pool, labels = self.evaluation_data(seed)
             targets = positions_of(labels, self.sessions(seed)[0].classes)
         known = (targets >= 0).nonzero().squeeze(1).cpu()
         chosen = torch.randperm(len(known), generator=generator(seed, "flatness images"))
@@ -186,13 +185,13 @@ class FewShotExperiment(Generic[Parameters]):
     # Base training -----------------------------------------------------------------------------
 
     def new_network(self, seed: int, *, cosine: bool = False) -> Trained:
-        """An untrained network, cut in front of its last convolutions, and a classifier.
+        """An untrained network, split in front of its last convolutions, and a classifier.
 
         Equal seeds give equal initial weights.
 
         Args:
             seed: of the initial weights.
-            cosine: a classifier that looks at angles only, which LUCIR needs.
+            cosine: use a cosine classifier, which LUCIR needs.
         """
         p = self.parameters
         torch.manual_seed(seed)
@@ -218,7 +217,7 @@ class FewShotExperiment(Generic[Parameters]):
         cosine: bool = False,
         sam_radius: float = 0.0,
     ) -> Trained:
-        """Train on session 1. The loss is all that methods of one seed differ in.
+        """Train on session 1. Methods of one seed differ in their loss alone.
 
         They start from the same weights and see the same batches and crops.
 
@@ -226,24 +225,22 @@ class FewShotExperiment(Generic[Parameters]):
             seed: of weights, batches and crops.
             make_loss: network and classifier -> loss of a batch of images and labels.
             cosine: see :meth:`new_network`.
-            sam_radius: see :func:`ktlib.fcl.train_base`.
+            sam_radius: see :class:`ktlib.fcl.BaseTraining`.
         """
         p = self.parameters
         split, classifier = self.new_network(seed, cosine=cosine)
-        train_base(
-            split.network,
-            classifier,
-            *self.base_data(seed),
-            make_loss(split, classifier),
+        settings = BaseTraining(
             epochs=p.epochs,
             batch_size=p.batch_size,
             lr=p.lr,
-            generator=generator(seed, "batches"),
             padding=p.crop_padding,
             flip=p.flip,
             classifier_lr=p.classifier_lr or None,
             sam_radius=sam_radius,
         )
+        loss, batches = make_loss(split, classifier), generator(seed, "batches")
+        pool = self.base_data(seed)
+        train_base(split.network, classifier, *pool, loss, settings, generator=batches)
         return split, classifier
 
     def train_plain(self, seed: int, *, cosine: bool = False, sam_radius: float = 0.0) -> Trained:
@@ -263,10 +260,10 @@ class FewShotExperiment(Generic[Parameters]):
 
         Args:
             seed: of weights, batches, crops and noise.
-            released: further arguments of :func:`ktlib.fcl.f2m_loss`, which reproduce the authors'
-                released code.
+            released: fields of :class:`ktlib.fcl.F2MVariant` other than ``noise_levels``.
         """
         p = self.parameters
+        variant = F2MVariant(noise_levels=p.noise_levels, **released)
 
         def make_loss(split: SplitNetwork, classifier: nn.Module) -> Loss:
             noise = generator(seed, "noise")
@@ -280,10 +277,9 @@ class FewShotExperiment(Generic[Parameters]):
                         targets,
                         bound=p.noise_bound,
                         draws=p.noise_draws,
-                        noise_levels=p.noise_levels,
                         prototype_weight=p.prototype_weight,
                         generator=noise,
-                        **released,
+                        variant=variant,
                     ).total
 
             return loss
@@ -299,7 +295,7 @@ class FewShotExperiment(Generic[Parameters]):
             method: id, one of :data:`experiments.fcl.parameters.METHODS`.
             trained: what :meth:`train_plain` or :meth:`train_f2m` gave.
             seed: of what the method draws at random.
-            setting: arguments of the method other than those of F2M: ``epochs``, ``lr``, ...
+            setting: arguments that replace those of F2M: ``epochs``, ``lr``, ...
 
         Raises:
             ValueError: for an unknown method.
@@ -312,31 +308,29 @@ class FewShotExperiment(Generic[Parameters]):
         split, head = copy.deepcopy(trained)
         classes = self.sessions(seed)[0].classes
         steps: dict[str, Any] = {"epochs": p.session_epochs, "lr": p.session_lr, **setting}
-        source = generator(seed, method)
-        batches = steps | {"batch_size": p.batch_size, "generator": source}
+        rng = generator(seed, method)
+        batches = steps | {"batch_size": p.batch_size, "generator": rng}
         make: dict[str, Callable[[], Learner]] = {
             "ncm": partial(methods.NearestMean, split, **setting),
             "finetune": partial(methods.Finetune, split, **steps),
             "f2m": partial(methods.F2M, split, **{"bound": p.noise_bound} | steps),
             "sam": partial(methods.F2M, split, **{"bound": p.noise_bound} | steps),
-            "ewc_wide": partial(methods.EWCInBox, split, generator=source, **steps),
+            "ewc_wide": partial(methods.EWCInBox, split, generator=rng, **steps),
             "fsll": partial(methods.FSLL, split, **steps),
             "idlvq": partial(methods.IDLVQC, split, **steps),
             "icarl": partial(methods.ICaRL, split, head, classes, **batches),
             "lucir": partial(methods.LUCIR, split, head, classes, **batches),
-            "topic": partial(
-                methods.TOPIC, split, head, classes, generator=source, base_exemplars=2, **steps
-            ),
+            "topic": partial(methods.TOPIC, split, head, classes, generator=rng, **steps),
             "joint": partial(methods.Joint, split, head, classes, **batches),
             "crt": partial(methods.ClassifierRetraining, split, head, classes, **batches),
         }
         return make[method]()
 
-    def play(
+    def run_sessions(
         self, learner: Learner, seed: int, results: SessionResults | None = None
     ) -> SessionResults:
-        """Lead a method through all sessions of a seed, testing after each."""
-        pools = self.images, self.labels, *self.tested(seed)
+        """Run a method through all sessions of a seed, testing after each."""
+        pools = self.images, self.labels, *self.evaluation_data(seed)
         return run_learner(learner, self.sessions(seed), *pools, results=results)
 
     # Flatness ----------------------------------------------------------------------------------

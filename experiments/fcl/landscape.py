@@ -38,7 +38,7 @@ def random_direction(
 
     Args:
         split: the network, from :func:`ktlib.fcl.split_network`.
-        generator: source of the draw. The same seed gives the same draw for two networks of one
+        generator: of the draw. The same seed gives the same draw for two networks of one
             shape; with ``"filter"`` each then has filter norms of its own.
         scale: ``"box"`` or ``"filter"``.
 
@@ -101,7 +101,6 @@ def loss_plane(
     first: Mapping[str, Tensor],
     second: Mapping[str, Tensor],
     distances: Iterable[float],
-    other_distances: Iterable[float] | None = None,
     *,
     batch_size: int = 512,
 ) -> Tensor:
@@ -114,26 +113,24 @@ def loss_plane(
         labels: ``(n,)`` integers.
         first: name -> tensor of the tuned parameter's shape.
         second: the same for the other axis.
-        distances: multiples ``s`` of ``first``.
-        other_distances: multiples ``t`` of ``second``; ``None`` takes ``distances`` again.
+        distances: multiples ``s`` of ``first`` and ``t`` of ``second``.
         batch_size: images per pass; changes memory, not the result beyond rounding.
 
     Returns:
-        ``(len(distances), len(other_distances))`` losses, in float64 on the CPU: row ``i`` holds
-        those at ``s = distances[i]``.
+        ``(len(distances), len(distances))`` losses, in float64 on the CPU: row ``i`` holds those at
+        ``s = distances[i]``.
 
     Raises:
         ValueError: as :func:`loss_along`.
     """
     _require_direction("first", split, first)
     _require_direction("second", split, second)
-    rows = _finite("distances", distances)
-    columns = rows if other_distances is None else _finite("other_distances", other_distances)
+    steps = _finite("distances", distances)
     shifts = (
-        {name: s * first[name] + t * second[name] for name in first} for s in rows for t in columns
+        {name: s * first[name] + t * second[name] for name in first} for s in steps for t in steps
     )
     losses = losses_around(split, classifier, images, labels, shifts, batch_size=batch_size)
-    return losses.reshape(len(rows), len(columns))
+    return losses.reshape(len(steps), len(steps))
 
 
 def box_reach(direction: Mapping[str, Tensor], bound: float) -> float:

@@ -2,36 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from data_prep.common.topic import PROTOCOLS
 from experiments.run.parameters import ChapterParameters
 
-CLASSES = {"pairs": 100, "cifar100": 100, "digits": 10, "mini_imagenet": 100, "cub200": 200}
-
 METHODS = (
-    "ncm",
-    "finetune",
-    "icarl",
-    "lucir",
-    "topic",
-    "fsll",
-    "idlvq",
-    "f2m",
-    "sam",
-    "ewc_wide",
-    "joint",
-    "crt",
-)
+    "ncm", "finetune", "icarl", "lucir", "topic", "fsll", "idlvq", "f2m", "sam", "ewc_wide",
+    "joint", "crt",
+)  # fmt: skip
 """Ids of all methods, in the order of the tables."""
 
-METHOD_SETTINGS = ("epochs", "lr", "penalty")
+
+class Sizes(NamedTuple):
+    """Classes of a data set, and images per class."""
+
+    classes: int
+    train: int  # of the smallest class
+    test: int  # of the largest class
 
 
-class FewShotParameters(ChapterParameters):
-    """Data, protocol, network, base training and F2M: what all few-shot experiments can be told."""
+SIZES = {
+    "pairs": Sizes(100, 500, 100),
+    "cifar100": Sizes(100, 500, 100),
+    "digits": Sizes(10, 134, 40),
+    "mini_imagenet": Sizes(100, 500, 100),
+    "cub200": Sizes(200, 29, 30),
+}
+GREY = ("pairs", "digits")
+TORCHVISION_WEIGHTS = ("DEFAULT", "IMAGENET1K_V1")
+LARGEST_SEED = 2**32 - 1  # of NumPy's RandomState, which draws the sessions
+
+Item = TypeVar("Item", int, float)
+
+
+def _distinct(values: list[Item]) -> list[Item]:
+    if len(set(values)) != len(values):
+        raise ValueError("values must differ from each other")
+    return values
+
+
+def _not_one(value: int) -> int:
+    if value == 1:
+        raise ValueError("must be 0 or at least 2")
+    return value
+
+
+MethodSettings = dict[str, dict[str, float]]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Convolutions = Annotated[int, Field(ge=1, le=17)]
+ClassSeed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Studied = Annotated[list[Item], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class NetworkParameters(ChapterParameters):
+    """Network, base training and noise: shared by the experiments and the proof."""
+
+    width: int = Field(ge=1, description="channels of the first ResNet stage")
+    stem_stride: int = Field(ge=1, le=4, description="stride of the first convolution")
+    tuned_convolutions: Convolutions = Field(description="last convolutions that get noise")
+    epochs: int = Field(ge=1, description="epochs of the base session")
+    batch_size: int = Field(ge=2, description="images per step of the base session")
+    lr: float = Field(gt=0, description="first learning rate of the base session")
+    noise_bound: float = Field(gt=0, description="half-width b of the box, in units of the weights")
+    prototype_weight: float = Field(ge=0, description="weight lambda of prototype fixing")
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_fit(cls, seeds: list[int]) -> list[int]:
+        if max(seeds) > LARGEST_SEED:
+            raise ValueError(f"seeds must be at most {LARGEST_SEED}")
+        return seeds
+
+
+class FewShotParameters(NetworkParameters):
+    """Parameters that all few-shot experiments share: data, protocol, sessions, measurement."""
 
     dataset: Literal["pairs", "cifar100", "digits", "mini_imagenet", "cub200"] = Field(
         description="images to learn from"
@@ -43,48 +92,69 @@ class FewShotParameters(ChapterParameters):
     sessions: int = Field(ge=1, description="few-shot sessions after session 1")
     ways: int = Field(ge=1, description="new classes per few-shot session")
     shots: int = Field(ge=1, description="training images per new class")
-    class_seed: int = Field(ge=0, lt=2**32, description="seed of the class order")
-    base_images: int = Field(ge=0, description="training images per base class; 0: all")
+    class_seed: ClassSeed = Field(description="seed of the class order")
+    base_images: Annotated[int, Field(ge=0), AfterValidator(_not_one)] = Field(
+        description="training images per base class; 0: all"
+    )
     test_images: int = Field(ge=0, description="test images per class; 0: all")
     weights: str = Field(
         description="empty: the narrow network; else ResNet18 of torchvision with these weights"
     )
-    width: int = Field(ge=1, description="channels of the first ResNet stage")
-    stem_stride: int = Field(ge=1, le=4, description="stride of the first convolution")
-    tuned_convolutions: int = Field(ge=1, le=17, description="last convolutions that get noise")
-    epochs: int = Field(ge=1, description="epochs of the base session")
-    batch_size: int = Field(ge=2, description="images per step of the base session")
-    lr: float = Field(gt=0, description="first learning rate of the base session")
     classifier_lr: float = Field(ge=0, description="that of the classifier; 0: the same")
     crop_padding: int = Field(ge=0, description="largest shift of the random crop, in pixels")
     flip: bool = Field(description="whether images are mirrored at random")
-    noise_bound: float = Field(ge=0, description="half-width b of the box, in units of the weights")
     noise_draws: int = Field(ge=1, description="noise draws M per step")
-    noise_levels: int = Field(ge=0, description="0: uniform noise; k >= 2: k levels of the box")
-    prototype_weight: float = Field(ge=0, description="weight lambda of prototype fixing")
+    noise_levels: Annotated[int, Field(ge=0), AfterValidator(_not_one)] = Field(
+        description="0: uniform noise; k >= 2: k levels of the box"
+    )
     session_epochs: int = Field(ge=1, description="full-batch steps per few-shot session")
     session_lr: float = Field(gt=0, description="learning rate of the few-shot sessions")
+    flatness_draws: int = Field(ge=2, description="random points of the box per measurement")
+    flatness_images: int = Field(ge=1, description="images per split of each measurement")
 
     @model_validator(mode="after")
     def _fits_the_data(self) -> Self:
+        sizes = SIZES[self.dataset]
         wanted = self.base_classes + self.sessions * self.ways
-        if wanted > CLASSES[self.dataset]:
+        if wanted > sizes.classes:
             raise ValueError(
                 f"base_classes + sessions x ways = {self.base_classes} + {self.sessions} x "
-                f"{self.ways} = {wanted}, but {self.dataset!r} has {CLASSES[self.dataset]} classes"
+                f"{self.ways} = {wanted}, but {self.dataset!r} has {sizes.classes} classes"
             )
-        if self.noise_levels == 1:
-            raise ValueError("noise_levels must be 0 (uniform) or at least 2. Found 1")
-        if self.base_images == 1:
-            raise ValueError("base_images must be 0 (all) or at least 2. Found 1")
+        self._require_at_most("base_images", sizes.train)
+        self._require_at_most("shots", sizes.train)
+        self._require_at_most("test_images", sizes.test)
+        smaller = min(self.base_images or sizes.train, self.test_images or sizes.test)
+        self._require_at_most("flatness_images", self.base_classes * smaller)
+        if self.weights:
+            self._require_weights_that_fit()
         if self.split == "topic":
             self._require_topic_sizes()
         return self
 
+    def _require_at_most(self, name: str, most: int) -> None:
+        found = getattr(self, name)
+        if found > most:
+            raise ValueError(
+                f"{name} must be at most {most}, the number available. Found {name}={found}"
+            )
+
+    def _require_weights_that_fit(self) -> None:
+        if self.dataset in GREY:
+            raise ValueError(
+                f"weights must be empty for the grey images of {self.dataset!r}. "
+                f"Found weights={self.weights!r}"
+            )
+        if self.weights not in TORCHVISION_WEIGHTS and not Path(self.weights).is_file():
+            raise ValueError(
+                f"weights must be empty, one of {TORCHVISION_WEIGHTS} or a file. "
+                f"Found weights={self.weights!r}"
+            )
+
     def _require_topic_sizes(self) -> None:
         if self.dataset not in PROTOCOLS:
             raise ValueError(
-                f"split 'topic' is there for {', '.join(PROTOCOLS)}. Found {self.dataset!r}"
+                f"split 'topic' exists for {', '.join(PROTOCOLS)}. Found dataset={self.dataset!r}"
             )
         protocol = PROTOCOLS[self.dataset]
         for name in ("base_classes", "sessions", "ways", "shots"):
@@ -100,41 +170,40 @@ class FewShotParameters(ChapterParameters):
 
 
 class FclParameters(FewShotParameters):
-    """What ``chapters/fcl.py`` can be told."""
+    """Parameters of ``chapters/fcl.py``."""
 
+    noise_bound: float = Field(ge=0, description="half-width b of the box, in units of the weights")
     compared_seeds: int = Field(ge=1, description="seeds, at most, that every method is run with")
-    method_settings: dict[str, dict[str, float]] = Field(
+    method_settings: MethodSettings = Field(
         description="epochs, lr or penalty of a method, where not those of F2M"
     )
     sam_radius: float = Field(gt=0, description="step uphill of SAM, over all weights together")
     ewc_bound: float = Field(ge=0, description="half-width of the wider box of ewc_wide")
-    flatness_draws: int = Field(ge=2, description="random points of the box per measurement")
-    flatness_images: int = Field(ge=1, description="images per split of each measurement")
-    flatness_bounds: list[float] = Field(min_length=1, description="half-widths to measure at")
+    flatness_bounds: Studied[Positive] = Field(description="half-widths to measure at")
     landscape_directions: int = Field(ge=1, description="random lines through the minimum")
     landscape_points: int = Field(ge=3, description="points on a line, and on a side of the plane")
 
-    @model_validator(mode="after")
-    def _fits_the_methods(self) -> Self:
-        if min(self.flatness_bounds) <= 0:
-            raise ValueError(f"flatness_bounds must be above 0. Found {self.flatness_bounds}")
-        for method, setting in self.method_settings.items():
-            if method not in METHODS:
-                raise ValueError(f"method_settings must be for {METHODS}. Found {method!r}")
+    @field_validator("method_settings")
+    @classmethod
+    def _fits_the_methods(cls, settings: MethodSettings) -> MethodSettings:
+        allowed = [name for name in METHODS if name not in ("ncm", "f2m")]
+        for method, setting in settings.items():
+            if method not in allowed:
+                raise ValueError(f"method must be one of {allowed}. Found {method!r}")
+            names = ("epochs", "lr", "penalty") if method == "ewc_wide" else ("epochs", "lr")
             for name, value in setting.items():
-                if name not in METHOD_SETTINGS or value < 0 or (name != "penalty" and value == 0):
+                if name not in names or value < 0 or (name != "penalty" and value == 0):
                     raise ValueError(
-                        f"method_settings may hold {METHOD_SETTINGS} above 0. "
-                        f"Found {name} = {value!r} for {method!r}"
+                        f"{method} may have {names}, above 0. Found {name} = {value!r}"
                     )
                 if name == "epochs" and value != int(value):
-                    raise ValueError(
-                        f"epochs in method_settings must be whole. Found {value!r} for {method!r}"
-                    )
-        return self
+                    raise ValueError(f"epochs of {method} must be whole. Found {value!r}")
+        if "penalty" not in settings.get("ewc_wide", {}):
+            raise ValueError("ewc_wide must have a penalty. Found none")
+        return settings
 
     def setting(self, method: str) -> dict[str, float | int]:
-        """What a method is told beyond, or other than, the settings of F2M."""
+        """Settings of one method where they differ from F2M's."""
         setting: dict[str, float | int] = dict(self.method_settings.get(method, {}))
         if "epochs" in setting:
             setting["epochs"] = int(setting["epochs"])
@@ -142,36 +211,31 @@ class FclParameters(FewShotParameters):
 
 
 class FclStudyParameters(FewShotParameters):
-    """What ``chapters/fcl_studies.py`` can be told."""
+    """Parameters of ``chapters/fcl_studies.py``."""
 
-    bounds_studied: list[float] = Field(min_length=1, description="half-widths b to train with")
-    draws_studied: list[int] = Field(min_length=1, description="numbers M of draws to train with")
-    weights_studied: list[float] = Field(min_length=1, description="values of lambda")
-    layers_studied: list[int] = Field(min_length=1, description="numbers of tuned convolutions")
-    class_orders: list[int] = Field(min_length=1, description="seeds of the class order")
-    rates_studied: list[float] = Field(min_length=1, description="learning rates of the sessions")
-    shots_studied: list[int] = Field(min_length=1, description="training images per new class")
+    bounds_studied: Studied[Positive] = Field(description="half-widths b to train with")
+    draws_studied: Studied[Count] = Field(description="numbers M of draws to train with")
+    weights_studied: Studied[Annotated[float, Field(ge=0)]] = Field(description="values of lambda")
+    layers_studied: Studied[Convolutions] = Field(description="numbers of tuned convolutions")
+    class_orders: Studied[ClassSeed] = Field(description="seeds of the class order")
+    rates_studied: Studied[Positive] = Field(description="learning rates of the sessions")
+    shots_studied: Studied[Count] = Field(description="training images per new class")
     shot_steps: int = Field(ge=1, description="full-batch steps per session with many shots")
-    narrow_bound: float = Field(ge=0, description="half-width of the narrow box with many shots")
-    flatness_draws: int = Field(ge=2, description="random points of the box per measurement")
-    flatness_images: int = Field(ge=1, description="images per split of each measurement")
+    narrow_bound: float = Field(gt=0, description="half-width of the narrow box with many shots")
 
     @model_validator(mode="after")
     def _fits_the_studies(self) -> Self:
-        least = {
-            "bounds_studied": 0.0,
-            "draws_studied": 1,
-            "weights_studied": 0.0,
-            "layers_studied": 1,
-            "class_orders": 0,
-            "shots_studied": 1,
-        }
-        for name, value in least.items():
-            found = getattr(self, name)
-            if min(found) < value:
-                raise ValueError(f"{name} must be at least {value}. Found {found}")
-        if min(self.rates_studied) <= 0:
-            raise ValueError(f"rates_studied must be above 0. Found {self.rates_studied}")
-        if max(self.layers_studied) > 17:
-            raise ValueError(f"layers_studied must be at most 17. Found {self.layers_studied}")
+        most = SIZES[self.dataset].train
+        if max(self.shots_studied) > most:
+            raise ValueError(f"shots_studied must be at most {most}. Found {self.shots_studied}")
+        if self.split == "topic" and self.shots_studied != [self.shots]:
+            raise ValueError(
+                f"shots_studied must be [{self.shots}] with split 'topic'. "
+                f"Found {self.shots_studied}"
+            )
+        if self.sessions * self.ways < 2:
+            raise ValueError(
+                "sessions x ways must be at least 2, as the spread over new classes is measured. "
+                f"Found {self.sessions} x {self.ways}"
+            )
         return self

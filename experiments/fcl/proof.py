@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from experiments.fcl.parameters import CLASSES
-from experiments.run.parameters import ChapterParameters
+from experiments.fcl.parameters import SIZES, Count, NetworkParameters, Studied
 from ktlib.checks import require_at_least, require_bound
 from ktlib.fcl.f2m import f2m_loss
 from ktlib.fcl.noise import noise_variance
@@ -25,41 +24,34 @@ from ktlib.fcl.split import SplitNetwork
 Batch = TypeVar("Batch")
 
 
-class FclProofParameters(ChapterParameters):
-    """What ``chapters/proofs/fcl.py`` can be told."""
+class FclProofParameters(NetworkParameters):
+    """Parameters of ``chapters/proofs/fcl.py``."""
 
     dataset: Literal["pairs", "digits"] = Field(description="images of the network")
     classes: int = Field(ge=2, description="classes that the network learns")
-    images: int = Field(ge=1, description="training images per class")
-    width: int = Field(ge=1, description="channels of the first ResNet stage")
-    stem_stride: int = Field(ge=1, le=4, description="stride of the first convolution")
-    tuned_convolutions: int = Field(ge=1, le=17, description="last convolutions that get noise")
-    epochs: int = Field(ge=1, description="epochs of training before the measurement")
-    batch_size: int = Field(ge=2, description="images per batch")
-    lr: float = Field(gt=0, description="first learning rate of the training")
-    noise_bound: float = Field(gt=0, description="half-width b of the noise")
-    prototype_weight: float = Field(ge=0, description="weight lambda of prototype fixing")
+    images: int = Field(ge=2, description="training images per class")
     variance_batches: int = Field(ge=2, description="batches z that a variance is measured over")
     variance_draws: int = Field(ge=2, description="noise draws per batch of the nested sampling")
-    averaged_draws: list[int] = Field(min_length=2, description="numbers M of averaged draws")
+    averaged_draws: Annotated[Studied[Count], Field(min_length=2)] = Field(
+        description="numbers M of averaged draws"
+    )
     dimension: int = Field(ge=2, le=50, description="parameters of the noisy quadratic")
     steps: int = Field(ge=100, description="SGD steps on the noisy quadratic")
     repetitions: int = Field(ge=2, description="simulated paths per seed")
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.classes > CLASSES[self.dataset]:
-            raise ValueError(
-                f"classes must be at most {CLASSES[self.dataset]} for {self.dataset!r}. "
-                f"Found {self.classes}"
-            )
-        if self.batch_size > self.classes * self.images:
-            raise ValueError(
-                f"batch_size must be at most classes x images = {self.classes * self.images}. "
-                f"Found {self.batch_size}"
-            )
-        if min(self.averaged_draws) < 1:
-            raise ValueError(f"averaged_draws must be at least 1. Found {self.averaged_draws}")
+    def _fits_the_data(self) -> Self:
+        sizes = SIZES[self.dataset]
+        for name, most in (
+            ("classes", sizes.classes),
+            ("images", sizes.train),
+            ("batch_size", self.classes * self.images),
+        ):
+            found = getattr(self, name)
+            if found > most:
+                raise ValueError(
+                    f"{name} must be at most {most}, the number available. Found {name}={found}"
+                )
         return self
 
 

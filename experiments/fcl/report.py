@@ -14,6 +14,12 @@ from experiments.run.results import format_mean_std, mean_and_spread
 Rows = Iterable[Mapping[str, Any]]
 
 
+def mean_std_texts(spread: pd.DataFrame, digits: int = 2) -> list[str]:
+    """``mean ± std`` of each row; a row without a mean comes from runs that all diverged."""
+    pairs = zip(spread["mean"], spread["std"], strict=True)
+    return ["diverged" if math.isnan(m) else format_mean_std(m, s, digits) for m, s in pairs]
+
+
 def session_table(rows: Rows, value: str = "accuracy") -> pd.DataFrame:
     """Mean ± standard deviation over seeds, one row a method and one column a session.
 
@@ -23,11 +29,8 @@ def session_table(rows: Rows, value: str = "accuracy") -> pd.DataFrame:
     """
     spread = session_spread(rows, value)
     methods = list(spread["method"].unique())
-    spread["shown"] = [
-        format_mean_std(mean, std, 1)
-        for mean, std in zip(spread["mean"], spread["std"], strict=True)
-    ]
-    table = spread.set_index(["method", "session"])["shown"].unstack("session")  # noqa: PD010
+    spread["text"] = mean_std_texts(spread, 1)
+    table = spread.set_index(["method", "session"])["text"].unstack("session")  # noqa: PD010
     return table.loc[methods]
 
 
@@ -76,16 +79,11 @@ def comparison_summary(rows: Rows, upper_bound: str = "crt") -> pd.DataFrame:
         "drop": first["accuracy"] - last["accuracy"],
         f"behind {upper_bound}": bound.reindex(last.index, level="seed") - last["accuracy"],
     }
-    shown = {}
+    texts = {}
     for name, values in columns.items():
         spread = mean_and_spread(values.rename("value").reset_index(), ["method"], "value")
-        shown[name] = {
-            method: format_mean_std(mean, std, 1)
-            for method, mean, std in zip(
-                spread["method"], spread["mean"], spread["std"], strict=True
-            )
-        }
-    return pd.DataFrame(shown).loc[list(table["method"].unique())]
+        texts[name] = pd.Series(mean_std_texts(spread, 1), index=spread["method"])
+    return pd.DataFrame(texts).loc[list(table["method"].unique())]
 
 
 def paired_difference(
@@ -97,7 +95,7 @@ def paired_difference(
     pairs: str = "seed",
     session: int | None = None,
 ) -> PairedDifference:
-    """Compare two methods seed by seed, at the last session if no other is asked for.
+    """Compare two methods seed by seed, at the last session unless another is named.
 
     A seed whose run with one of the two ended early has no difference.
 
@@ -145,12 +143,10 @@ def flatness_summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean indicator over seeds of each method, and mean ± standard deviation of their ratio."""
     keys = ["split", "bound"]
     mean = table.pivot_table(index=keys, columns="method", values="indicator")
-    shown = mean.map("{:.1e}".format).add_prefix("indicator, ")
+    texts = mean.map("{:.1e}".format).add_prefix("indicator, ")
     ratio = mean_and_spread(flatness_ratios(table), keys, "ratio").set_index(keys)
-    shown["ncm / f2m"] = [
-        format_mean_std(m, s, 1) for m, s in zip(ratio["mean"], ratio["std"], strict=True)
-    ]
-    return shown
+    texts["ncm / f2m"] = mean_std_texts(ratio, 1)
+    return texts
 
 
 # Studies: one setting changed at a time -----------------------------------------------------------
@@ -214,20 +210,20 @@ def study_table(rows: Rows, study: str) -> pd.DataFrame:
 
 
 def accuracy_table(rows: Rows, keys: list[str]) -> pd.DataFrame:
-    """As :func:`study_table`, for rows told apart by columns other than its."""
-    columns = {"session 1": _shown(last_spread(rows, keys, session=1))}
+    """As :func:`study_table`, for rows that other columns tell apart."""
+    columns = {"session 1": _formatted(last_spread(rows, keys, session=1))}
     for value, name in GROUPS.items():
-        columns[f"{name}, last session"] = _shown(last_spread(rows, keys, value))
+        columns[f"{name}, last session"] = _formatted(last_spread(rows, keys, value))
     index = last_spread(rows, keys)[keys]
     return pd.DataFrame(columns).set_axis(pd.MultiIndex.from_frame(index), axis="index")
 
 
-def _shown(spread: pd.DataFrame) -> list[str]:
-    shown = []
+def _formatted(spread: pd.DataFrame) -> list[str]:
+    texts = []
     for mean, std, n, runs in spread[["mean", "std", "n", "runs"]].itertuples(index=False):
         text = format_mean_std(mean, std, 1) if n else "diverged"
-        shown.append(f"{text} ({n} of {runs} runs, others diverged)" if 0 < n < runs else text)
-    return shown
+        texts.append(f"{text} ({n} of {runs} runs, others diverged)" if 0 < n < runs else text)
+    return texts
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -276,18 +272,18 @@ def ablation_table(rows: Rows, printed: pd.DataFrame) -> pd.DataFrame:
     final = int(table["session"].max())
     wide = table.pivot_table(index=["method", "seed"], columns="session", values="accuracy")
     drop = (wide[1] - wide[final]).rename("drop").reset_index()
-    shown = {}
+    texts = {}
     for name, column, session in (
         ("session 1", "session_1", 1),
         ("last session", "session_9", final),
     ):
         spread = last_spread(named, "method", session=session).set_index("method")
-        shown[name, "thesis"] = thesis[column].map("{:.2f}".format)
-        shown[name, "this run"] = pd.Series(_shown(spread), index=spread.index)
+        texts[name, "thesis"] = thesis[column].map("{:.2f}".format)
+        texts[name, "this run"] = pd.Series(_formatted(spread), index=spread.index)
     spread = last_spread(_records(drop.assign(session=1)), "method", "drop")
-    shown["PD", "thesis"] = thesis["pd"].map("{:.2f}".format)
-    shown["PD", "this run"] = pd.Series(_shown(spread), index=spread["method"])
-    return pd.DataFrame(shown).loc[thesis.index].rename_axis("parts")
+    texts["PD", "thesis"] = thesis["pd"].map("{:.2f}".format)
+    texts["PD", "this run"] = pd.Series(_formatted(spread), index=spread["method"])
+    return pd.DataFrame(texts).loc[thesis.index].rename_axis("parts")
 
 
 def study_flatness_table(rows: Rows, study: str) -> pd.DataFrame:
@@ -305,16 +301,16 @@ def study_flatness_table(rows: Rows, study: str) -> pd.DataFrame:
     measured = ["indicator", "loss_at_minimum"]  # None where it is not finite
     table = pd.DataFrame(study_rows(rows, study)).astype(dict.fromkeys(measured, float))
     keys = ["value", "bound"]
-    shown = {}
+    texts = {}
     for column, form in (("indicator", "{:.1e}"), ("loss_at_minimum", "{:.2f}")):
         spread = mean_and_spread(table, keys, column).set_index(keys)
-        shown[column.replace("_at_", " at the ")] = [
+        texts[column.replace("_at_", " at the ")] = [
             "diverged"
             if math.isnan(mean)
             else form.format(mean) + ("" if math.isnan(std) else " ± " + form.format(std))
             for mean, std in zip(spread["mean"], spread["std"], strict=True)
         ]
-    return pd.DataFrame(shown, index=spread.index).rename_axis([study, "b measured at"])
+    return pd.DataFrame(texts, index=spread.index).rename_axis([study, "b measured at"])
 
 
 def shift_table(rows: Rows, study: str) -> pd.DataFrame:
@@ -327,11 +323,8 @@ def shift_table(rows: Rows, study: str) -> pd.DataFrame:
     """
     table = pd.DataFrame(study_rows(rows, study)).astype({"shift_in_b": float})
     spread = mean_and_spread(table, ["value", "method"], "shift_in_b")
-    spread["shown"] = [
-        "diverged" if math.isnan(mean) else format_mean_std(mean, std, 2)
-        for mean, std in zip(spread["mean"], spread["std"], strict=True)
-    ]
-    wide = spread.set_index(["value", "method"])["shown"].unstack("method")  # noqa: PD010
+    spread["text"] = mean_std_texts(spread)
+    wide = spread.set_index(["value", "method"])["text"].unstack("method")  # noqa: PD010
     return wide[list(spread["method"].unique())].rename_axis(index=study)
 
 
@@ -344,18 +337,15 @@ def norm_table(rows: Rows, printed: pd.DataFrame | None = None) -> pd.DataFrame:
         printed: table 3.7 of the thesis, to be put in front.
     """
     table = pd.DataFrame(list(rows))
-    shown = {}
+    texts = {}
     for column, name in (("mean", "mean over classes"), ("std", "std over classes")):
         spread = mean_and_spread(
             table[["method", "group", column]].rename(columns={column: "norm"}),
             ["method", "group"],
             "norm",
         ).set_index(["method", "group"])
-        shown[name] = [
-            format_mean_std(mean, std)
-            for mean, std in zip(spread["mean"], spread["std"], strict=True)
-        ]
-    found = pd.DataFrame(shown, index=spread.index)
+        texts[name] = mean_std_texts(spread)
+    found = pd.DataFrame(texts, index=spread.index)
     if printed is None:
         return found
     thesis = pd.DataFrame(

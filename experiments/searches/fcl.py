@@ -26,6 +26,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -46,6 +47,7 @@ SESSION_LEARNING_RATES = (0.0025, 0.005, 0.01, 0.02)
 
 
 Experiment = FewShotExperiment[FclParameters]
+Row = dict[str, Any]  # of a record's table
 
 
 def parameters_of(base: str, *, seeds: list[int], profile: str) -> FclParameters:
@@ -62,7 +64,7 @@ def new_experiment(parameters: FclParameters) -> Experiment:
 
 
 def accuracies(found: SessionResults, sessions: int) -> dict[str, float]:
-    """Validation accuracies; sessions that a method did not live to see count as 0."""
+    """Validation accuracies; sessions that a diverged method did not reach count as 0."""
     values = [row["accuracy"] for row in found.rows]
     diverged = len(values) < sessions
     values += [0.0] * (sessions - len(values))
@@ -87,44 +89,42 @@ def indicators(experiment: Experiment, trained: Trained, seed: int) -> dict[str,
     }
 
 
-def search_baseline(parameters: FclParameters, seed: int) -> list[dict[str, float]]:
+def search_baseline(parameters: FclParameters, seed: int) -> list[Row]:
     """Every learning rate of plain training."""
     torch.set_num_threads(1)
     rows = []
     for lr in LEARNING_RATES:
-        experiment = new_experiment(parameters).changed(lr=lr)
+        experiment = new_experiment(parameters).with_parameters(lr=lr)
         trained = experiment.train_plain(seed)
-        found = experiment.play(experiment.learner("ncm", trained, seed), seed)
+        found = experiment.run_sessions(experiment.learner("ncm", trained, seed), seed)
         flat = indicators(experiment, trained, seed)
         rows.append({"seed": seed, "lr": lr, **accuracies(found, len(found.rows)), **flat})
         print(rows[-1], flush=True)
     return rows
 
 
-def search_f2m(
-    parameters: FclParameters, seed: int, lr: float, known: list[dict[str, float]]
-) -> list[dict[str, float]]:
+def search_f2m(parameters: FclParameters, seed: int, lr: float, known: list[Row]) -> list[Row]:
     """Every setting of F2M that is not among the known rows."""
     torch.set_num_threads(1)
-    experiment = new_experiment(parameters).changed(lr=lr)
+    experiment = new_experiment(parameters).with_parameters(lr=lr)
     done = {(row["seed"], row["noise_bound"], row["prototype_weight"]) for row in known}
     rows = []
     for bound, weight in itertools.product(NOISE_BOUNDS, PROTOTYPE_WEIGHTS):
         if (seed, bound, weight) in done:
             continue
         setting = {"noise_bound": bound, "prototype_weight": weight}
-        trial = experiment.changed(**setting)
+        trial = experiment.with_parameters(**setting)
         trained = trial.train_f2m(seed)
         flat = indicators(trial, trained, seed)
         for session_lr in SESSION_LEARNING_RATES:
-            found = trial.play(trial.learner("f2m", trained, seed, lr=session_lr), seed)
+            found = trial.run_sessions(trial.learner("f2m", trained, seed, lr=session_lr), seed)
             row = {"seed": seed, **setting, "session_lr": session_lr}
             rows.append(row | accuracies(found, len(found.rows)) | flat)
             print(rows[-1], flush=True)
     return rows
 
 
-def add_flatness_gain(rows: list[dict[str, float]], plain: list[dict[str, float]]) -> None:
+def add_flatness_gain(rows: list[Row], plain: list[Row]) -> None:
     """How many times flatter than plain training of the same seed, inside the row's own box."""
     indicators = {row["seed"]: row for row in plain}
     for row in rows:
@@ -137,8 +137,8 @@ def choose(table: pd.DataFrame) -> dict[str, float]:
     names = ["noise_bound", "prototype_weight", "session_lr"]
     mean = table.groupby(names)[["mean_accuracy", "flatness_gain"]].mean()
     allowed = mean[mean["flatness_gain"] >= FLATTER]
-    best = allowed["mean_accuracy"].idxmax()
-    return dict(zip(names, best, strict=True))
+    best = allowed.reset_index().iloc[int(allowed["mean_accuracy"].argmax())]
+    return {name: float(best[name]) for name in names}
 
 
 def main() -> None:
@@ -150,7 +150,8 @@ def main() -> None:
     parameters = parameters_of("full", seeds=arguments.seeds, profile="search")
     record = RunRecord.start("fcl", parameters, data=data.checksums(parameters.dataset))
     before = load_record(arguments.out).tables if arguments.out.exists() else {}
-    baseline, rows = before.get("baseline", []), before.get("search", [])
+    baseline: list[Row] = before.get("baseline", [])
+    rows: list[Row] = before.get("search", [])
     if any(f"flatness at {bound}" not in row for row in baseline for bound in NOISE_BOUNDS):
         baseline = []  # measured at fewer half-widths
     for row in rows:

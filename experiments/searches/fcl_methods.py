@@ -1,10 +1,10 @@
 """Settings of methods to compare with F2M: ``python -m experiments.searches.fcl_methods``.
 
-Every method gets the same care as F2M: the data, seeds and validation images of the search in
-``search_fcl.py``, and a grid of its own over what its paper leaves to the data. Chosen is the best
-mean validation accuracy over all sessions, mean over seeds. Constants that a paper does state are
-left at the defaults of ``experiments.fcl.baselines``. A setting that diverges counts as accuracy 0.
-The test images play no part.
+Every method gets the same care as F2M: the data, seeds and validation images of
+:mod:`experiments.searches.fcl`, and a grid of its own over what its paper leaves to the data.
+Chosen is the best mean validation accuracy over all sessions, mean over seeds. Constants that a
+paper does state are left at the defaults of ``experiments.fcl.baselines``. A setting that diverges
+counts as accuracy 0. The test images are not used.
 
 How it went: a first grid of 0.005, 0.02 and 0.1 for all showed that FSLL and IDLVQ-C want much
 smaller rates (FSLL fell to 3 % at 0.01, IDLVQ-C diverged at 0.02), and that the weight of
@@ -38,7 +38,7 @@ from experiments.fcl.baselines import SessionResults
 from experiments.fcl.experiment import STARTS_FROM, Trained
 from experiments.fcl.parameters import FclParameters
 from experiments.run.results import RunRecord, load_record
-from experiments.searches.fcl import Experiment, accuracies, new_experiment, parameters_of
+from experiments.searches.fcl import Experiment, Row, accuracies, new_experiment, parameters_of
 
 RATES = (0.0005, 0.002, 0.005, 0.02, 0.1)
 Grid = dict[str, tuple[float, ...]]
@@ -81,14 +81,12 @@ def settings(name: str) -> Iterator[dict[str, Any]]:
             yield dict(zip(grid, values, strict=True))
 
 
-def shown(setting: dict[str, Any]) -> str:
+def setting_text(setting: dict[str, Any]) -> str:
     """The setting as the record writes it."""
     return ", ".join(f"{key} {value:g}" for key, value in setting.items())
 
 
-def search(
-    parameters: FclParameters, seed: int, profile: str, known: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def search(parameters: FclParameters, seed: int, profile: str, known: list[Row]) -> list[Row]:
     """Validation accuracies of every setting of every method that is not among the known rows."""
     torch.set_num_threads(1)
     done = {(row["method"], row["setting"]) for row in known if row["seed"] == seed}
@@ -97,7 +95,7 @@ def search(
     rows = []
     for name in GRIDS:
         for setting in settings(name):
-            if (name, shown(setting)) in done:
+            if (name, setting_text(setting)) in done:
                 continue
             started = time.monotonic()
             own = dict(setting)
@@ -111,7 +109,7 @@ def search(
             found = SessionResults()
             try:
                 learner = experiment.learner(name, networks[start], seed, **own)
-                experiment.play(learner, seed, found)
+                experiment.run_sessions(learner, seed, found)
                 diverged = False
             except FloatingPointError:
                 diverged = True
@@ -119,7 +117,7 @@ def search(
                 {
                     "method": name,
                     "seed": seed,
-                    "setting": shown(setting),
+                    "setting": setting_text(setting),
                     **accuracies(found, parameters.sessions + 1),
                     "diverged": diverged,
                     "seconds": time.monotonic() - started,
@@ -146,7 +144,7 @@ def main() -> None:
     parameters = parameters_of(arguments.profile, seeds=arguments.seeds, profile=name)
     record = RunRecord.start("fcl", parameters, data=data.checksums(parameters.dataset))
     out = Path(f"results/fcl.{name}.json")
-    rows = load_record(out).tables["methods"] if out.exists() else []
+    rows: list[Row] = load_record(out).tables["methods"] if out.exists() else []
     with ProcessPoolExecutor(len(arguments.seeds)) as pool:  # one process and thread per seed
         searches = pool.map(
             partial(search, parameters, profile=arguments.profile, known=rows), arguments.seeds

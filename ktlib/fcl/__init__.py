@@ -1,4 +1,4 @@
-"""Few-shot continual learning by flat minima. Explained in ``chapters/fcl.py``.
+"""Few-shot continual learning by flat minima (thesis, chapter 3). Explained in ``chapters/fcl.py``.
 
 A few lines on a network of your own::
 
@@ -11,7 +11,7 @@ A few lines on a network of your own::
 """
 
 from ktlib.fcl.evaluation import embed
-from ktlib.fcl.f2m import F2MLoss, f2m_loss, learn_session
+from ktlib.fcl.f2m import F2MLoss, F2MVariant, f2m_loss, learn_session
 from ktlib.fcl.flatness import Flatness, flatness
 from ktlib.fcl.noise import draw_noise, noise_variance
 from ktlib.fcl.protocol import Session, few_shot_sessions, positions_of
@@ -23,10 +23,12 @@ from ktlib.fcl.prototypes import (
 )
 from ktlib.fcl.region import FlatRegion
 from ktlib.fcl.split import SplitNetwork, last_convolutions, split_network
-from ktlib.fcl.training import random_crop, train_base
+from ktlib.fcl.training import BaseTraining, random_crop, train_base
 
 __all__ = [
+    "BaseTraining",
     "F2MLoss",
+    "F2MVariant",
     "FlatRegion",
     "Flatness",
     "Session",

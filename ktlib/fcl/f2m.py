@@ -1,7 +1,7 @@
 """F2M: find a flat minimum in the base session, then stay inside it (thesis, chapter 3).
 
 Shi et al., "Overcoming catastrophic forgetting in incremental few-shot learning by finding flat
-minima", NeurIPS 2021. Chapter ``chapters/fcl.py`` explains each part.
+minima", NeurIPS 2021. Equations (3.5) to (3.8); ``chapters/fcl.py`` explains each part.
 """
 
 from __future__ import annotations
@@ -22,19 +22,59 @@ from ktlib.fcl.split import SplitNetwork
 
 @dataclass(frozen=True)
 class F2MLoss:
-    """The base loss of one batch.
+    """The base loss of one batch, equations (3.5) and (3.6).
 
     Attributes:
-        total: scalar to call ``backward`` on: the mean over draws of equation (3.6), and what was
-            asked for beyond it.
+        total: scalar to call ``backward`` on: the mean over draws of equation (3.6), and the spread
+            of the variant.
         cross_entropy: ``(draws,)`` classification loss of each draw.
         prototype_shift: ``(draws,)`` mean squared shift of the prototypes, before lambda; zeros
             when lambda is 0, as it is then not computed.
+
+    Example:
+        >>> F2MLoss(torch.tensor(0.5), torch.tensor([0.4, 0.6]), torch.zeros(2)).total
+        tensor(0.5000)
     """
 
     total: Tensor
     cross_entropy: Tensor
     prototype_shift: Tensor
+
+
+@dataclass(frozen=True)
+class F2MVariant:
+    """Departures from the printed base loss; the defaults are the printed method.
+
+    They reproduce the authors' released code: there the noise is a rounded Beta law, twice the
+    standard deviation of the M losses is added, and the prototype term, turned into a number,
+    contributes no gradient.
+
+    Attributes:
+        noise_levels: see :func:`ktlib.fcl.draw_noise`.
+        noise_shapes: see :func:`ktlib.fcl.draw_noise`.
+        spread_weight: times the standard deviation of the M losses (divided by ``M - 1``), which is
+            added to their mean. Released code: 2.
+        prototype_gradient: whether the prototype term has a gradient. Released code: no.
+
+    Raises:
+        ValueError: if ``spread_weight`` is negative.
+
+    Example:
+        >>> F2MVariant(spread_weight=2.0).prototype_gradient
+        True
+    """
+
+    noise_levels: int = 0
+    noise_shapes: Sequence[float] = ()
+    spread_weight: float = 0.0
+    prototype_gradient: bool = True
+
+    def __post_init__(self) -> None:
+        require_at_least("spread_weight", self.spread_weight, 0)
+
+
+PRINTED = F2MVariant()
+"""The base loss as the thesis prints it."""
 
 
 def f2m_loss(
@@ -47,10 +87,7 @@ def f2m_loss(
     draws: int,
     prototype_weight: float,
     generator: torch.Generator,
-    noise_levels: int = 0,
-    noise_shapes: Sequence[float] = (),
-    spread_weight: float = 0.0,
-    prototype_gradient: bool = True,
+    variant: F2MVariant = PRINTED,
 ) -> F2MLoss:
     """Loss of the base session: equations (3.5) and (3.6) on one batch.
 
@@ -63,10 +100,6 @@ def f2m_loss(
     draws: the same gradient, for less work. Batch-norm layers there update their running
     statistics once per batch, those in the tail once per draw.
 
-    The last three arguments reproduce the authors' released code, which differs from the printed
-    text: there the noise is a rounded Beta law, twice the standard deviation of the M losses is
-    added, and the prototype term, turned into a number, contributes no gradient.
-
     Args:
         split: the network, from :func:`ktlib.fcl.split_network`.
         classifier: embeddings ``(batch, dim)`` -> scores ``(batch, classes)``; never perturbed.
@@ -75,28 +108,34 @@ def f2m_loss(
         bound: half-width ``b`` of the noise, in units of the weights.
         draws: number ``M`` of noise draws.
         prototype_weight: ``lambda``; 0 leaves prototype fixing (PF) out.
-        generator: source of the noise.
-        noise_levels: see :func:`ktlib.fcl.draw_noise`.
-        noise_shapes: see :func:`ktlib.fcl.draw_noise`.
-        spread_weight: times the standard deviation of the M losses (divided by ``M - 1``), which is
-            added to their mean. Released code: 2.
-        prototype_gradient: whether the prototype term has a gradient. Released code: no.
+        generator: draws the noise.
+        variant: departures from the printed loss, such as those of the released code.
 
     Raises:
-        ValueError: if ``draws < 1``, ``bound``, ``prototype_weight`` or ``spread_weight`` is
-            negative, or a spread is asked for with one draw.
+        ValueError: if ``draws < 1``, ``bound`` or ``prototype_weight`` is negative, or the
+            variant has a spread and ``draws`` is 1.
+
+    Example:
+        >>> from ktlib.fcl import split_network
+        >>> network, classifier = torch.nn.Sequential(torch.nn.Linear(4, 3)), torch.nn.Linear(3, 2)
+        >>> split = split_network(network, ["0"])
+        >>> images, labels = torch.randn(6, 4), torch.arange(6) % 2
+        >>> loss = f2m_loss(split, classifier, images, labels, bound=0.01, draws=2,
+        ...                 prototype_weight=1.0, generator=torch.Generator())
+        >>> loss.cross_entropy.shape
+        torch.Size([2])
     """
     require_at_least("draws", draws, 1)
     require_bound("bound", bound)
     require_at_least("prototype_weight", prototype_weight, 0)
-    require_at_least("spread_weight", spread_weight, 0)
-    if spread_weight and draws < 2:
-        raise ValueError(f"spread_weight={spread_weight!r} needs draws >= 2. Found draws={draws}.")
+    spread, levels, shapes = variant.spread_weight, variant.noise_levels, variant.noise_shapes
+    if spread and draws < 2:
+        raise ValueError(f"spread_weight={spread!r} needs draws >= 2. Found draws={draws}.")
     features = split.prefix(images)
     still = class_means(split.tail_forward(features), labels) if prototype_weight else None
     losses, shifts = [], []
     for _ in range(draws):
-        noise = draw_noise(split.tuned, bound, generator, noise_levels, noise_shapes)
+        noise = draw_noise(split.tuned, bound, generator, levels, shapes)
         embeddings = split.tail_forward(features, noise)  # (batch, dim)
         losses.append(F.cross_entropy(classifier(embeddings), labels))
         if still is not None:
@@ -107,9 +146,9 @@ def f2m_loss(
     shift = torch.stack(shifts) if shifts else torch.zeros_like(cross_entropy)
     if shifts:
         penalty = prototype_weight * shift.mean()
-        total = total + (penalty if prototype_gradient else penalty.detach())
-    if spread_weight:
-        total = total + spread_weight * cross_entropy.std()
+        total = total + (penalty if variant.prototype_gradient else penalty.detach())
+    if spread:
+        total = total + spread * cross_entropy.std()
     return F2MLoss(total, cross_entropy, shift)
 
 
@@ -123,7 +162,6 @@ def learn_session(
     *,
     epochs: int,
     lr: float,
-    grid_step: float = 0.0,
     penalty: Callable[[], Tensor] | None = None,
 ) -> list[float]:
     """One few-shot session: equation (3.7), then clamping, for a few full-batch steps.
@@ -134,16 +172,14 @@ def learn_session(
 
     Args:
         split: the network; its mode is left at ``eval``.
-        region: the box around the base minimum; ``None`` leaves clamping (PC) out.
+        region: the box around the base minimum, in which each step ends; ``None`` leaves clamping
+            (PC) out.
         images: ``(n, ...)`` shots of this session and saved exemplars of earlier new classes.
         labels: ``(n,)`` class numbers, none of them a base class.
         base_prototypes: ``(base, dim)``, saved after the base session.
         base_classes: ``(base,)`` class number of each saved prototype.
         epochs: number of full-batch steps.
         lr: learning rate of plain SGD.
-        grid_step: after each step, round the distance of every tuned weight to ``phi*`` to a
-            multiple of this, in units of the weights; 0 rounds nothing. The authors' released code:
-            a quarter of its bound. Small steps are then lost altogether.
         penalty: a scalar added to the loss at every step, computed anew from the tuned weights;
             ``None`` adds nothing.
 
@@ -151,14 +187,21 @@ def learn_session(
         The loss before each step, penalty included.
 
     Raises:
-        ValueError: if ``epochs < 1``, ``lr <= 0``, a base class is among ``labels``, or a grid is
-            asked for without a region.
+        ValueError: if ``epochs < 1``, ``lr <= 0``, or a base class is among ``labels``.
         FloatingPointError: at the first loss that is not finite, naming the step.
+
+    Example:
+        >>> from ktlib.fcl import split_network
+        >>> split = split_network(torch.nn.Sequential(torch.nn.Linear(4, 3)), ["0"])
+        >>> region = FlatRegion(split.tuned, bound=0.01)
+        >>> shots, labels = torch.randn(4, 4), torch.tensor([7, 7, 8, 8])
+        >>> losses = learn_session(split, region, shots, labels, torch.randn(2, 3),
+        ...                        torch.tensor([0, 1]), epochs=3, lr=0.1)
+        >>> len(losses), region.contains()
+        (3, True)
     """
     require_at_least("epochs", epochs, 1)
     require_positive("lr", lr)
-    if grid_step and region is None:
-        raise ValueError(f"grid_step={grid_step!r} needs a region, whose centre is the origin.")
     if bool(torch.isin(labels, base_classes).any()):
         raise ValueError(
             "labels must hold new classes only: base data is not kept after session 1. "
@@ -183,8 +226,6 @@ def learn_session(
         optimizer.step()
         optimizer.zero_grad()
         if region is not None:
-            if grid_step:
-                region.round_(grid_step)
             region.clamp_()
         losses.append(loss.item())
     return losses

@@ -1,4 +1,4 @@
-"""How much the loss changes inside the box: the flatness indicator of thesis table 3.5."""
+"""How much the loss changes inside the box: the flatness indicator (thesis, table 3.5)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ktlib.checks import require_at_least
+from ktlib.fcl.evaluation import evaluating
 from ktlib.fcl.noise import draw_noise
 from ktlib.fcl.split import SplitNetwork
 
@@ -25,6 +26,10 @@ class Flatness:
             indicator is never below it.
         loss_at_minimum: ``L*``, the loss without noise.
         losses: ``(draws,)`` the losses ``L_i``, in float64.
+
+    Example:
+        >>> Flatness(0.04, 0.01, loss_at_minimum=1.5, losses=torch.tensor([1.6, 1.8])).indicator
+        0.04
     """
 
     indicator: float
@@ -42,13 +47,12 @@ def flatness(
     bound: float,
     generator: torch.Generator,
     draws: int = 1000,
-    noise_levels: int = 0,
     batch_size: int = 512,
 ) -> Flatness:
     """Flatness indicator and variance of the cross-entropy around the present parameters.
 
-    The features in front of the first tuned layer are computed once and kept for all draws. The
-    network is run in ``eval`` mode and left in the mode it had.
+    The noise is uniform. The features in front of the first tuned layer are computed once and kept
+    for all draws. The network is run in ``eval`` mode and left in the mode it had.
 
     Args:
         split: the network, from :func:`ktlib.fcl.split_network`; its tuned weights receive noise.
@@ -56,20 +60,27 @@ def flatness(
         images: ``(n, ...)``.
         labels: ``(n,)`` integers.
         bound: half-width ``b`` of the box, in units of the weights.
-        generator: source of the noise. The same seed gives the same draws for two networks of
+        generator: draws the noise. The same seed gives the same draws for two networks of
             one shape: compare methods that way.
         draws: number of points; the thesis uses 1000.
-        noise_levels: see :func:`ktlib.fcl.draw_noise`.
         batch_size: images per pass; changes memory, not the result beyond rounding.
 
     Raises:
         ValueError: if ``draws < 1``, ``bound`` is negative, or there are no images.
+
+    Example:
+        >>> from ktlib.fcl import split_network
+        >>> split = split_network(torch.nn.Sequential(torch.nn.Linear(4, 2)), ["0"])
+        >>> found = flatness(split, lambda embeddings: 0 * embeddings, torch.ones(3, 4),
+        ...                  torch.tensor([0, 1, 1]), bound=0.1, draws=5,
+        ...                  generator=torch.Generator())
+        >>> found.indicator, found.losses.shape  # these scores do not depend on the weights
+        (0.0, torch.Size([5]))
     """
     require_at_least("draws", draws, 1)
-    noise = (draw_noise(split.tuned, bound, generator, noise_levels) for _ in range(draws))
-    found = losses_around(
-        split, classifier, images, labels, itertools.chain([None], noise), batch_size=batch_size
-    )
+    noise = (draw_noise(split.tuned, bound, generator) for _ in range(draws))
+    shifts = itertools.chain([None], noise)
+    found = losses_around(split, classifier, images, labels, shifts, batch_size=batch_size)
     minimum, losses = found[0], found[1:]
     return Flatness(
         indicator=float((losses - minimum).square().mean()),
@@ -110,9 +121,7 @@ def losses_around(
         ValueError: if there are no images.
     """
     require_at_least("number of images", len(images), 1)
-    modes = {layer: layer.training for layer in split.network.modules()}
-    split.network.eval()
-    try:
+    with evaluating(split.network):
         features = [split.prefix(batch) for batch in images.split(batch_size)]
         targets = labels.split(batch_size)
 
@@ -126,6 +135,3 @@ def losses_around(
             return torch.as_tensor(total) / len(images)
 
         return torch.stack([mean_loss(shift) for shift in shifts]).cpu()
-    finally:
-        for layer, training in modes.items():
-            layer.training = training

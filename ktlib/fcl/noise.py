@@ -1,9 +1,8 @@
-"""Noise inside the box: the draws that F2M trains under and that flatness is measured with."""
+"""Noise inside the box, for training and for measuring flatness (thesis, section 3.3)."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -31,7 +30,7 @@ def draw_noise(
     Args:
         tuned: name -> parameter; only shape, dtype and device are used.
         bound: half-width ``b`` of the box, in units of the weights.
-        generator: source of the draw. Drawn on the generator's device, then moved.
+        generator: of the draw. Drawn on the generator's device, then moved.
         levels: 0 for the uniform law; ``k >= 2`` for ``k`` equally spaced values from ``-bound`` to
             ``bound``, equally likely unless ``shapes`` are given.
         shapes: shape values of the Beta law, such as :data:`RELEASED_SHAPES`; needs ``levels``.
@@ -42,6 +41,11 @@ def draw_noise(
     Raises:
         ValueError: for a negative or non-finite bound, ``levels`` equal to 1 or negative, shapes
             that are not above 0 or come without levels.
+
+    Example:
+        >>> noise = draw_noise({"w": torch.zeros(1000)}, 0.1, torch.Generator(), levels=5)
+        >>> noise["w"].unique()
+        tensor([-0.1000, -0.0500,  0.0000,  0.0500,  0.1000])
     """
     require_bound("bound", bound)
     if levels < 0 or levels == 1:
@@ -84,8 +88,20 @@ def level_probabilities(levels: int, a: float, b: float) -> list[float]:
 
 
 def noise_variance(bound: float, levels: int = 0) -> float:
-    """Variance of one entry of :func:`draw_noise`: ``b^2/3`` for the uniform law."""
+    """Variance of one entry of :func:`draw_noise`: ``b^2/3`` for the uniform law.
+
+    Args:
+        bound: half-width ``b``.
+        levels: as in :func:`draw_noise`; the levels are taken as equally likely.
+
+    Raises:
+        ValueError: for a negative or non-finite bound.
+
+    Example:
+        >>> noise_variance(1.0, levels=5)
+        0.5
+    """
     require_bound("bound", bound)
     if levels:
         return bound**2 * (levels + 1) / (3 * (levels - 1))
-    return bound**2 / 3 if math.isfinite(bound) else math.nan
+    return bound**2 / 3

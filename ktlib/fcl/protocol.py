@@ -1,4 +1,4 @@
-"""The few-shot continual learning protocol: which classes and images belong to which session."""
+"""The few-shot protocol: which classes and images each session has (thesis, section 3.4)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+from ktlib.checks import require_at_least
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,12 @@ class Session:
         classes: ``(k,)`` class numbers that appear first in this session.
         train: ``(n,)`` positions of its training images in the training set.
         validation: ``(m,)`` positions of held-out training-set images of its classes, for choosing
-            settings; never trained on. Empty unless asked for.
+            settings; never trained on. Empty by default.
+
+    Example:
+        >>> rows = torch.tensor([0, 5])
+        >>> Session(1, classes=torch.tensor([4, 2]), train=rows, validation=rows[:0]).number
+        1
     """
 
     number: int
@@ -61,17 +68,19 @@ def few_shot_sessions(
 
     Raises:
         ValueError: if classes or images do not suffice, naming what is asked and what there is.
+
+    Example:
+        >>> sessions = few_shot_sessions(torch.arange(40) % 5, base_classes=3, sessions=2, ways=1,
+        ...                              shots=2, class_seed=1997, seed=0)
+        >>> [(session.number, len(session.classes), len(session.train)) for session in sessions]
+        [(1, 3, 24), (2, 1, 2), (3, 1, 2)]
     """
-    for name, value, least in (
-        ("base_classes", base_classes, 1),
-        ("sessions", sessions, 0),
-        ("ways", ways, 1),
-        ("shots", shots, 1),
-        ("base_images", base_images if base_images is not None else 1, 1),
-        ("validation_images", validation_images, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}. Found {name}={value!r}.")
+    require_at_least("base_classes", base_classes, 1)
+    require_at_least("sessions", sessions, 0)
+    require_at_least("ways", ways, 1)
+    require_at_least("shots", shots, 1)
+    require_at_least("base_images", 1 if base_images is None else base_images, 1)
+    require_at_least("validation_images", validation_images, 0)
     classes = labels.unique().numpy()
     wanted = base_classes + sessions * ways
     if wanted > len(classes):
@@ -100,14 +109,8 @@ def few_shot_sessions(
             validation.append(pool[:validation_images])
             rest = pool[validation_images:]
             train.append(rest if per_class is None else rest[:per_class])
-        result.append(
-            Session(
-                number,
-                torch.as_tensor(own),
-                torch.as_tensor(np.concatenate(train)),
-                torch.as_tensor(np.concatenate(validation)),
-            )
-        )
+        images = (torch.as_tensor(np.concatenate(part)) for part in (train, validation))
+        result.append(Session(number, torch.as_tensor(own), *images))
     return result
 
 
@@ -120,6 +123,10 @@ def positions_of(labels: Tensor, classes: Tensor) -> Tensor:
 
     Returns:
         ``(n,)`` the position of each label in ``classes``, -1 where it is not among them.
+
+    Example:
+        >>> positions_of(torch.tensor([7, 3, 9]), torch.tensor([3, 7]))
+        tensor([ 1,  0, -1])
     """
     match = labels[:, None] == classes.to(labels.device)[None, :]  # (n, k)
     return torch.where(match.any(dim=1), match.int().argmax(dim=1), -1)

@@ -1,4 +1,4 @@
-"""Class prototypes (mean embeddings) and the nearest-class-mean classifier."""
+"""Class prototypes and the nearest-class-mean classifier (thesis, chapter 3, equation 3.7)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ def class_means(embeddings: Tensor, labels: Tensor, classes: Tensor | None = Non
     Args:
         embeddings: ``(n, dim)``; gradients flow through the means.
         labels: ``(n,)`` integers.
-        classes: ``(k,)`` the classes wanted, in the order wanted; by default those present, sorted.
+        classes: ``(k,)`` classes, in the order of the result; by default those present, sorted.
 
     Returns:
         ``(k, dim)``.
 
     Raises:
-        ValueError: if a wanted class has no embedding.
+        ValueError: if one of ``classes`` has no embedding.
+
+    Example:
+        >>> class_means(torch.tensor([[0.0, 2.0], [2.0, 0.0], [5.0, 5.0]]), torch.tensor([1, 1, 4]))
+        tensor([[1., 1.],
+                [5., 5.]])
     """
     if classes is None:
         classes = labels.unique()
@@ -27,7 +32,7 @@ def class_means(embeddings: Tensor, labels: Tensor, classes: Tensor | None = Non
     counts = membership.sum(dim=1)
     if bool((counts == 0).any()):
         missing = classes[counts == 0].tolist()
-        raise ValueError(f"labels must hold every wanted class. Found none of {missing}.")
+        raise ValueError(f"labels must hold every one of the classes. Found none of {missing}.")
     return (membership @ embeddings) / counts[:, None]
 
 
@@ -37,6 +42,10 @@ def normalise_prototypes(prototypes: Tensor) -> Tensor:
     With prototypes of one norm, the nearest one in Euclidean distance is the one with the largest
     inner product, because ``||f - p||^2 = ||f||^2 - 2 f.p + ||p||^2`` and the first and the last
     term no longer depend on the class. The common norm therefore does not matter.
+
+    Example:
+        >>> normalise_prototypes(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
     """
     return F.normalize(prototypes, dim=1)
 
@@ -50,6 +59,10 @@ def nearest_class_mean(embeddings: Tensor, prototypes: Tensor) -> Tensor:
 
     Returns:
         ``(n,)`` row numbers of ``prototypes``.
+
+    Example:
+        >>> nearest_class_mean(torch.tensor([[0.9, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+        tensor([1])
     """
     return torch.cdist(embeddings, prototypes).argmin(dim=1)
 
@@ -66,5 +79,10 @@ def few_shot_loss(embeddings: Tensor, targets: Tensor, prototypes: Tensor) -> Te
 
     Returns:
         Scalar mean over the examples.
+
+    Example:
+        >>> prototypes = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> few_shot_loss(torch.zeros(1, 2), torch.tensor([0]), prototypes)  # log 2
+        tensor(0.6931)
     """
     return F.cross_entropy(-torch.cdist(embeddings, prototypes), targets)

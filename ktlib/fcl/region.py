@@ -1,14 +1,13 @@
-"""The box around the base minimum that later sessions may not leave."""
+"""The box around the base minimum that later sessions may not leave (thesis, chapter 3, PC)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ktlib.checks import require_bound, require_positive
+from ktlib.checks import require_bound
 
 
 class FlatRegion:
@@ -24,14 +23,24 @@ class FlatRegion:
         bound: half-width ``b``, in units of the weights; 0 freezes the parameters.
         center: name -> tensor of the parameter's shape to use as ``phi*`` instead of the present
             values, for example from a checkpoint of the base session.
+        grid_step: :meth:`clamp_` first rounds the distance of every entry to ``phi*`` to a multiple
+            of this, in units of the weights; 0 rounds nothing. The authors' released code: a
+            quarter of its bound. Small steps are then lost altogether.
 
     Attributes:
         center: name -> copy of the parameter at ``phi*``.
-        bound: half-width ``b``.
 
     Raises:
-        ValueError: for no parameters, a bound that is negative or not finite, or a centre whose
-            names or shapes are not those of the parameters.
+        ValueError: for no parameters, a bound that is negative or not finite, a negative grid step,
+            or a centre whose names or shapes are not those of the parameters.
+
+    Example:
+        >>> weight = torch.zeros(3)
+        >>> region = FlatRegion({"weight": weight}, bound=0.5)
+        >>> _ = weight.copy_(torch.tensor([0.2, -0.7, 3.0]))
+        >>> region.clamp_()
+        >>> weight
+        tensor([ 0.2000, -0.5000,  0.5000])
     """
 
     def __init__(
@@ -39,13 +48,17 @@ class FlatRegion:
         parameters: Mapping[str, Tensor],
         bound: float,
         center: Mapping[str, Tensor] | None = None,
+        *,
+        grid_step: float = 0.0,
     ) -> None:
         require_bound("bound", bound)
+        require_bound("grid_step", grid_step)
         if not parameters:
             raise ValueError("parameters must name at least one tensor. Found an empty mapping.")
         if center is not None:
             _require_same_shapes(parameters, center)
         self.bound = bound
+        self.grid_step = grid_step
         self._parameters = dict(parameters)
         self.center = {
             name: (p if center is None else center[name]).detach().clone().to(p)
@@ -56,21 +69,12 @@ class FlatRegion:
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Move every parameter to the nearest point of the box, in place."""
+        """Parameter clamping (PC): round if asked, then move to the nearest point of the box."""
         for name, parameter in self._parameters.items():
+            if self.grid_step:
+                steps = ((parameter - self.center[name]) / self.grid_step).round()
+                parameter.copy_(self.center[name] + self.grid_step * steps)
             parameter.clamp_(self._lower[name], self._upper[name])
-
-    @torch.no_grad()
-    def round_(self, step: float) -> None:
-        """Round every distance to the centre to a multiple of ``step``, in place.
-
-        Raises:
-            ValueError: if ``step`` is not above 0.
-        """
-        require_positive("step", step)
-        for name, parameter in self._parameters.items():
-            center = self.center[name]
-            parameter.copy_(center + step * ((parameter - center) / step).round())
 
     def contains(self) -> bool:
         """Whether every parameter lies in the box now, exactly (no tolerance)."""
@@ -82,21 +86,6 @@ class FlatRegion:
             float((parameter.detach().double() - self.center[name].double()).abs().max())
             for name, parameter in self._parameters.items()
         )
-
-    @contextmanager
-    def at_center(self) -> Iterator[None]:
-        """Put ``phi*`` back for the length of a ``with`` block, then restore, bit for bit."""
-        saved = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-        self._write(self.center)
-        try:
-            yield
-        finally:
-            self._write(saved)
-
-    @torch.no_grad()
-    def _write(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(values[name])
 
 
 def _require_same_shapes(parameters: Mapping[str, Tensor], center: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,8 @@
-"""Cut a network in front of the first layer that noise may touch.
+"""Split a network in front of the first layer that receives noise (thesis, section 3.4).
 
-Noise is added to a few layers near the output. Everything in front of them gives the same values
-for every draw, so it is computed once per batch and shared. The cut is exact: prefix and tail hold
-the very modules of the network, in the order in which its forward pass calls them.
+Everything in front of that layer gives the same values for every noise draw, so it is computed once
+per batch and shared. The split is exact: prefix and tail hold the modules of the network itself, in
+the order in which its forward pass calls them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ class SplitNetwork:
     """An embedding network seen as ``tail(prefix(images))``, with named tuned parameters.
 
     Attributes:
-        network: the network that was cut; the halves share its parameters and buffers.
+        network: the network that was split; the halves share its parameters and buffers.
         layers: names of the chosen layers.
         prefix: the part in front of the first chosen layer.
         tail: the rest, from the first chosen layer to the embedding.
         tuned: name of each chosen parameter in ``network`` -> the parameter itself.
+
+    Example:
+        >>> split = SplitNetwork(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), ["2"])
+        >>> list(split.tuned), split.tail_forward(split.prefix(torch.zeros(5, 4))).shape
+        (['2.weight'], torch.Size([5, 2]))
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
@@ -37,7 +42,7 @@ class SplitNetwork:
         }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SplitNetwork:
-        """A copy that shares nothing: the network is copied, then cut in the same place."""
+        """A copy that shares nothing: the network is copied, then split in the same place."""
         return SplitNetwork(copy.deepcopy(self.network, memo), self.layers)
 
     def tail_forward(self, features: Tensor, noise: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -70,6 +75,10 @@ def last_convolutions(network: nn.Module, count: int) -> list[str]:
 
     Raises:
         ValueError: if ``count`` is below 1 or above the number of such convolutions.
+
+    Example:
+        >>> last_convolutions(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), 1)
+        ['2']
     """
     names = [
         name
@@ -85,10 +94,10 @@ def last_convolutions(network: nn.Module, count: int) -> list[str]:
 
 
 def split_network(network: nn.Module, layers: Sequence[str]) -> SplitNetwork:
-    """Cut ``network`` in front of the first of ``layers``; their weights become the tuned ones.
+    """Split ``network`` in front of the first of ``layers``; their weights become the tuned ones.
 
-    Any module that :mod:`torch.fx` can trace is cut, skip connections included. One that it cannot
-    trace is kept whole, with a warning: results are the same, without the saving.
+    Any module that :mod:`torch.fx` can trace is split, skip connections included. One that it
+    cannot trace is kept whole, with a warning: the results are the same, without the saving.
 
     Args:
         network: images ``(batch, ...)`` -> embeddings ``(batch, dim)``.
@@ -96,6 +105,11 @@ def split_network(network: nn.Module, layers: Sequence[str]) -> SplitNetwork:
 
     Raises:
         ValueError: for an empty list, an unknown name, or a layer without a ``weight``.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> split_network(network, ["1"]).tuned["1.weight"].shape
+        torch.Size([3, 4])
     """
     if not layers:
         raise ValueError("layers must name at least one layer. Found an empty list.")

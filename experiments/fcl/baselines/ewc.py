@@ -14,17 +14,16 @@ so that it is the Fisher information and not the mean squared gradient of the tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from experiments.fcl.baselines.nearest_mean import F2M
+from experiments.fcl.baselines.nearest_mean import F2M, NearestMeanOptions
 from ktlib.checks import require_at_least
 from ktlib.fcl.evaluation import embed
-from ktlib.fcl.f2m import learn_session
 from ktlib.fcl.prototypes import few_shot_loss
 from ktlib.fcl.split import SplitNetwork
 
@@ -42,8 +41,7 @@ class EWCInBox(F2M):
         lr: learning rate of plain SGD.
         generator: draws the images and the labels that the Fisher information is estimated with.
         fisher_images: base images to estimate it with, drawn at random; all if there are fewer.
-        normalise: see :class:`~experiments.fcl.baselines.nearest_mean.NearestMean`.
-        new_exemplars: see :class:`~experiments.fcl.baselines.nearest_mean.TunedNearestMean`.
+        options: see :class:`~experiments.fcl.baselines.nearest_mean.TunedNearestMean`.
 
     Attributes:
         fisher: name -> diagonal of the Fisher information, set by :meth:`start`.
@@ -65,17 +63,9 @@ class EWCInBox(F2M):
         lr: float,
         generator: torch.Generator,
         fisher_images: int = 1000,
-        normalise: bool = True,
-        new_exemplars: int = 5,
+        **options: Unpack[NearestMeanOptions],
     ) -> None:
-        super().__init__(
-            split,
-            bound=bound,
-            epochs=epochs,
-            lr=lr,
-            normalise=normalise,
-            new_exemplars=new_exemplars,
-        )
+        super().__init__(split, bound=bound, epochs=epochs, lr=lr, **options)
         require_at_least("penalty", penalty, 0)
         require_at_least("fisher_images", fisher_images, 1)
         self.penalty = penalty
@@ -93,19 +83,10 @@ class EWCInBox(F2M):
             self.split, features, self.base_prototypes, generator=self.generator
         )
 
+    @property
     @override
-    def tune(self, shots: Tensor, labels: Tensor) -> None:
-        learn_session(
-            self.split,
-            self.region,
-            shots,
-            labels,
-            self.base_prototypes,
-            self.base_classes,
-            epochs=self.epochs,
-            lr=self.lr,
-            penalty=self.weighted_penalty,
-        )
+    def penalty_term(self) -> Callable[[], Tensor]:
+        return self.weighted_penalty
 
     def weighted_penalty(self) -> Tensor:
         """What is added to the loss, a scalar with gradients to the tuned weights."""

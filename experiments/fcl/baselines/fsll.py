@@ -23,17 +23,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from experiments.fcl.baselines.nearest_mean import TunedNearestMean
+from experiments.fcl.baselines.nearest_mean import NearestMeanOptions, TunedNearestMean
 from ktlib.checks import require_at_least, require_finite, require_positive
 from ktlib.fcl.prototypes import class_means
 from ktlib.fcl.split import SplitNetwork
+
+
+@dataclass(frozen=True)
+class FsllSettings:
+    """Share of trainable weights, and weights of FSLL's losses.
+
+    Attributes:
+        fraction: share of the weights of each tuned layer that one session may change; 0 is the
+            frozen network.
+        margin: of the triplet loss, in units of the embedding.
+        separation_weight: weight of the cosine similarity between new and old prototypes.
+        penalty_weight: weight of the shift penalty. With plain SGD the gradient of an L1 norm has
+            this size however small the shift: keep ``lr * penalty_weight`` small.
+
+    Raises:
+        ValueError: if ``fraction`` is not in ``[0, 1]``, or a weight or the margin is negative.
+    """
+
+    fraction: float = 0.1
+    margin: float = 0.0
+    separation_weight: float = 1.0
+    penalty_weight: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise ValueError(f"fraction must be between 0 and 1. Found fraction={self.fraction!r}.")
+        for name in ("margin", "separation_weight", "penalty_weight"):
+            require_at_least(name, getattr(self, name), 0)
 
 
 class FSLL(TunedNearestMean):
@@ -43,21 +72,14 @@ class FSLL(TunedNearestMean):
         split: network trained on the base session.
         epochs: full-batch steps per session.
         lr: learning rate of plain SGD (momentum would move a weight after its session).
-        fraction: share of the weights of each tuned layer that one session may change; 0 is the
-            frozen network.
-        margin: of the triplet loss, in units of the embedding.
-        separation_weight: weight of the cosine similarity between new and old prototypes.
-        penalty_weight: weight of the shift penalty. With plain SGD the gradient of an L1 norm has
-            this size however small the shift: keep ``lr * penalty_weight`` small.
-        normalise: see :class:`~experiments.fcl.baselines.nearest_mean.NearestMean`.
-        new_exemplars: see :class:`~experiments.fcl.baselines.nearest_mean.TunedNearestMean`.
+        settings: by default those of the paper, as far as they are known.
+        options: see :class:`~experiments.fcl.baselines.nearest_mean.TunedNearestMean`.
 
     Attributes:
         selected: name -> mask of the weights that the last session could change.
 
     Raises:
-        ValueError: if ``fraction`` is not in ``[0, 1]``, ``epochs`` is below 1, ``lr`` is not
-            above 0, or a weight or the margin is negative.
+        ValueError: if ``epochs`` is below 1, or ``lr`` is not above 0.
     """
 
     name: ClassVar[str] = "fsll"
@@ -68,33 +90,21 @@ class FSLL(TunedNearestMean):
         *,
         epochs: int,
         lr: float,
-        fraction: float = 0.1,
-        margin: float = 0.0,
-        separation_weight: float = 1.0,
-        penalty_weight: float = 5.0,
-        normalise: bool = True,
-        new_exemplars: int = 5,
+        settings: FsllSettings | None = None,
+        **options: Unpack[NearestMeanOptions],
     ) -> None:
-        super().__init__(split, normalise=normalise, new_exemplars=new_exemplars)
+        super().__init__(split, **options)
         require_at_least("epochs", epochs, 1)
-        require_at_least("margin", margin, 0)
-        require_at_least("separation_weight", separation_weight, 0)
-        require_at_least("penalty_weight", penalty_weight, 0)
         require_positive("lr", lr)
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction must be between 0 and 1. Found fraction={fraction!r}.")
         self.epochs = epochs
         self.lr = lr
-        self.fraction = fraction
-        self.margin = margin
-        self.separation_weight = separation_weight
-        self.penalty_weight = penalty_weight
+        self.settings = settings or FsllSettings()
         self.selected: dict[str, Tensor] = {}
 
     @override
     def tune(self, shots: Tensor, labels: Tensor) -> None:
-        tuned = self.split.tuned
-        self.selected = smallest_weights(tuned, self.fraction)
+        tuned, settings = self.split.tuned, self.settings
+        self.selected = smallest_weights(tuned, settings.fraction)
         before = {name: parameter.detach().clone() for name, parameter in tuned.items()}
         # At this point the classes and prototypes are still those before the session.
         new_classes = labels.unique()[~torch.isin(labels.unique(), self.classes)]
@@ -105,9 +115,9 @@ class FSLL(TunedNearestMean):
             embeddings = self.split.tail_forward(features)
             new_prototypes = class_means(embeddings, labels, new_classes)
             loss = (
-                triplet_loss(embeddings, labels, self.margin)
-                + self.separation_weight * separation_loss(new_prototypes, self.prototypes)
-                + self.penalty_weight * shift_penalty(tuned, before, self.selected)
+                triplet_loss(embeddings, labels, settings.margin)
+                + settings.separation_weight * separation_loss(new_prototypes, self.prototypes)
+                + settings.penalty_weight * shift_penalty(tuned, before, self.selected)
             )
             gradients = torch.autograd.grad(require_finite(loss, step), list(tuned.values()))
             with torch.no_grad():

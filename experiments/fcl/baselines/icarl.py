@@ -5,8 +5,8 @@ CVPR 2017: algorithms 1 (classification), 3 (update of the representation) and 4
 
 Simplified, and different from the paper:
 
-- The base session is trained by whoever makes the network, here with softmax cross-entropy as for
-  every other method; the paper trains it with the sigmoid outputs of :func:`classification_loss`.
+- The base session is trained beforehand, here with softmax cross-entropy as for every other method;
+  the paper trains it with the sigmoid outputs of :func:`classification_loss`.
 - The budget is a fixed number of images per class (the thesis: 2), not a total ``K`` that is shared
   by ever more classes; nothing is ever taken out of an exemplar set.
 - By default the tuned weights alone are trained. Batch norm keeps its statistics, images are not
@@ -25,17 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from experiments.fcl.baselines.learner import Learner
-from experiments.fcl.baselines.memory import Exemplars
 from experiments.fcl.baselines.session_training import (
-    SessionTrainer,
+    ExemplarLearner,
     TrainingOptions,
     extend_linear,
-    require_base_classes,
-    require_rows,
 )
 from ktlib.checks import require_at_least
-from ktlib.fcl.evaluation import embed
 from ktlib.fcl.protocol import positions_of
 from ktlib.fcl.prototypes import class_means, nearest_class_mean
 from ktlib.fcl.split import SplitNetwork
@@ -53,8 +48,8 @@ def classification_loss(scores: Tensor, targets: Tensor) -> Tensor:
         Scalar: sum over the classes, mean over the images.
     """
     columns = torch.arange(scores.shape[1], device=scores.device)
-    wanted = (targets[:, None] == columns).to(scores.dtype)  # (n, k)
-    summed = F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum")
+    targets = (targets[:, None] == columns).to(scores.dtype)  # (n, k)
+    summed = F.binary_cross_entropy_with_logits(scores, targets, reduction="sum")
     return summed / len(scores)
 
 
@@ -69,17 +64,17 @@ def distillation_loss(scores: Tensor, old_scores: Tensor) -> Tensor:
         Scalar: sum over the classes, mean over the images. Its minimum, where both agree, is the
         entropy of the old outputs, not 0.
     """
-    wanted = old_scores.detach().sigmoid()
-    summed = F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum")
+    targets = old_scores.detach().sigmoid()
+    summed = F.binary_cross_entropy_with_logits(scores, targets, reduction="sum")
     return summed / len(scores)
 
 
-class ICaRL(Learner):
+class ICaRL(ExemplarLearner):
     """Train on new images and exemplars with distillation; classify by the mean of exemplars.
 
     The linear classifier serves training only. For classification, features and class means have
     norm 1, and the means of all classes, base classes too, are those of their exemplars in the
-    network of the day.
+    present network.
 
     Args:
         split: network trained on the base session.
@@ -88,7 +83,7 @@ class ICaRL(Learner):
         base_exemplars: images kept per base class.
         new_exemplars: images kept per new class.
         training: see :class:`~experiments.fcl.baselines.session_training.SessionTrainer`; the
-            generator is the source of the new rows, too.
+            generator draws the new rows, too.
 
     Raises:
         ValueError: if a class would have no exemplar, and so no mean.
@@ -106,30 +101,27 @@ class ICaRL(Learner):
         new_exemplars: int = 2,
         **training: Unpack[TrainingOptions],
     ) -> None:
-        require_rows(classifier.out_features, base_classes)
         require_at_least("base_exemplars", base_exemplars, 1)
         require_at_least("new_exemplars", new_exemplars, 1)
-        self.trainer = SessionTrainer(split, **training)
+        super().__init__(
+            split,
+            classifier.out_features,
+            base_classes,
+            base_exemplars=base_exemplars,
+            new_exemplars=new_exemplars,
+            **training,
+        )
         self.classifier = classifier
-        self.classes = base_classes
-        self.kept = Exemplars(base_exemplars, new_exemplars)
-
-    @override
-    def start(self, images: Tensor, labels: Tensor) -> None:
-        require_base_classes(labels, self.classes)
-        self.classes = self.classes.to(labels)
-        self.remember(images, labels, base=True)
 
     @override
     def learn(self, images: Tensor, labels: Tensor) -> None:
-        shown, shown_labels = self.kept.joined_with(images, labels)
-        inputs = self.trainer.inputs(shown)
+        inputs, joined_labels = self.joined_inputs(images, labels)
         with torch.no_grad():
             old_scores = self.classifier(self.trainer.embed(inputs))  # (n, old classes)
         new_classes = labels.unique()
         self.classifier = extend_linear(self.classifier, len(new_classes), self.trainer.generator)
         self.classes = torch.cat([self.classes, new_classes])
-        targets = positions_of(shown_labels, self.classes)
+        targets = positions_of(joined_labels, self.classes)
         self.trainer.minimise(
             lambda rows: sum_of(self.loss_terms(inputs[rows], targets[rows], old_scores[rows])),
             len(targets),
@@ -140,7 +132,7 @@ class ICaRL(Learner):
     def loss_terms(self, inputs: Tensor, targets: Tensor, old_scores: Tensor) -> dict[str, Tensor]:
         """The two terms of algorithm 3 on one batch.
 
-        For old classes the old network alone is asked: the label of an exemplar is not used.
+        The targets of old classes come from the old network: labels of exemplars are not used.
 
         Args:
             inputs: from :meth:`SessionTrainer.inputs`.
@@ -154,20 +146,12 @@ class ICaRL(Learner):
             "distillation": distillation_loss(scores[:, :old], old_scores),
         }
 
+    @override
     def remember(self, images: Tensor, labels: Tensor, *, base: bool) -> None:
         """Choose exemplars of these classes, then compute the means of all classes anew."""
-        embeddings = self.unit_embeddings(images)
-        self.kept.add_chosen(images, labels, embeddings, base=base, choice="herding")
+        super().remember(images, labels, base=base)
         kept, kept_labels = self.kept.all()
         self.means = F.normalize(class_means(self.unit_embeddings(kept), kept_labels, self.classes))
-
-    def unit_embeddings(self, images: Tensor) -> Tensor:
-        """Embeddings ``(n, dim)`` of norm 1."""
-        return F.normalize(embed(self.trainer.split.network, images))
-
-    @override
-    def features(self, images: Tensor) -> Tensor:
-        return self.trainer.inputs(images)
 
     @override
     def classify(self, features: Tensor) -> Tensor:
@@ -176,5 +160,5 @@ class ICaRL(Learner):
 
 
 def sum_of(terms: dict[str, Tensor]) -> Tensor:
-    """The loss that the terms make up."""
+    """Sum of the terms of a loss."""
     return torch.stack(list(terms.values())).sum()

@@ -25,6 +25,7 @@ trained; they are the class means, where the spread is smallest.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -36,8 +37,45 @@ from experiments.fcl.baselines.learner import Learner
 from experiments.fcl.baselines.memory import Exemplars
 from ktlib.checks import require_at_least, require_finite, require_positive
 from ktlib.fcl.evaluation import embed
+from ktlib.fcl.protocol import positions_of
 from ktlib.fcl.prototypes import class_means, nearest_class_mean
 from ktlib.fcl.split import SplitNetwork
+
+
+@dataclass(frozen=True)
+class IdlvqSettings:
+    """Training of the references, and weights of IDLVQ-C's losses.
+
+    Attributes:
+        reference_lr: learning rate of the references, in units of ``gamma``: so that a step is a
+            share of the way to go, whatever the scale of the embedding.
+        gamma: width of the soft assignment, a squared distance; ``None`` measures it on the base
+            embeddings.
+        margin: least log-odds of the own class against the nearest other.
+        margin_weight: weight of the margin term.
+        spread_weight: weight of the variation within a class.
+        forgetting_weight: weight of the shift of old references.
+        calibrate: let old references follow the drift of the embedding after a session.
+
+    Raises:
+        ValueError: if ``reference_lr`` or ``gamma`` is not above 0, or the margin or a weight is
+            negative.
+    """
+
+    reference_lr: float = 0.1
+    gamma: float | None = None
+    margin: float = 1.0
+    margin_weight: float = 1.0
+    spread_weight: float = 1.0
+    forgetting_weight: float = 1.0
+    calibrate: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("margin", "margin_weight", "spread_weight", "forgetting_weight"):
+            require_at_least(name, getattr(self, name), 0)
+        require_positive("reference_lr", self.reference_lr)
+        if self.gamma is not None:
+            require_positive("gamma", self.gamma)
 
 
 class IDLVQC(Learner):
@@ -47,15 +85,7 @@ class IDLVQC(Learner):
         split: network trained on the base session.
         epochs: full-batch steps per session.
         lr: learning rate of plain SGD for the tuned weights.
-        reference_lr: the same for the references, in units of ``gamma``: so that a step is a share
-            of the way to go, whatever the scale of the embedding.
-        gamma: width of the soft assignment, a squared distance; ``None`` measures it on the base
-            embeddings.
-        margin: least log-odds of the own class against the nearest other.
-        margin_weight: weight of the margin term.
-        spread_weight: weight of the variation within a class.
-        forgetting_weight: weight of the shift of old references.
-        calibrate: let old references follow the drift of the embedding after a session.
+        settings: by default all weights are 1.
         new_exemplars: images kept per new class; base images are not kept.
 
     Attributes:
@@ -63,8 +93,7 @@ class IDLVQC(Learner):
         references: ``(k, dim)`` one per class.
 
     Raises:
-        ValueError: if ``epochs`` is below 1, a learning rate or ``gamma`` not above 0, or the
-            margin or a weight negative.
+        ValueError: if ``epochs`` is below 1, or ``lr`` is not above 0.
     """
 
     name: ClassVar[str] = "idlvq"
@@ -75,34 +104,15 @@ class IDLVQC(Learner):
         *,
         epochs: int,
         lr: float,
-        reference_lr: float = 0.1,
-        gamma: float | None = None,
-        margin: float = 1.0,
-        margin_weight: float = 1.0,
-        spread_weight: float = 1.0,
-        forgetting_weight: float = 1.0,
-        calibrate: bool = True,
+        settings: IdlvqSettings | None = None,
         new_exemplars: int = 5,
     ) -> None:
         require_at_least("epochs", epochs, 1)
-        require_at_least("margin", margin, 0)
-        require_at_least("margin_weight", margin_weight, 0)
-        require_at_least("spread_weight", spread_weight, 0)
-        require_at_least("forgetting_weight", forgetting_weight, 0)
         require_positive("lr", lr)
-        require_positive("reference_lr", reference_lr)
-        if gamma is not None:
-            require_positive("gamma", gamma)
         self.split = split
         self.epochs = epochs
         self.lr = lr
-        self.reference_lr = reference_lr
-        self.gamma = gamma
-        self.margin = margin
-        self.margin_weight = margin_weight
-        self.spread_weight = spread_weight
-        self.forgetting_weight = forgetting_weight
-        self.calibrate = calibrate
+        self.settings = settings or IdlvqSettings()
         self.kept = Exemplars(per_base_class=0, per_new_class=new_exemplars)
 
     @override
@@ -110,7 +120,7 @@ class IDLVQC(Learner):
         embeddings = embed(self.split.network, images)
         self.classes: Tensor = labels.unique()
         self.references: Tensor = class_means(embeddings, labels)
-        self.width = self.gamma or mixture_width(
+        self.width = self.settings.gamma or mixture_width(
             embeddings, torch.searchsorted(self.classes, labels), self.references
         )
 
@@ -119,13 +129,12 @@ class IDLVQC(Learner):
         new_classes = labels.unique()
         shots, shot_labels = self.kept.joined_with(images, labels)
         classes = torch.cat([self.classes, new_classes])
-        match = shot_labels[:, None] == classes[None, :]
-        targets = match.int().argmax(dim=1)
-        before = embed(self.split.network, shots)
-        old = self.references
-        new = class_means(before, shot_labels, new_classes)
+        targets = positions_of(shot_labels, classes)
+        before = embed(self.split.network, shots)  # (n, dim)
+        old = self.references  # (k, dim)
+        new = class_means(before, shot_labels, new_classes)  # (new classes, dim)
         references = self._train(shots, targets, torch.cat([old, new]), count=len(old))
-        if self.calibrate:
+        if self.settings.calibrate:
             after = embed(self.split.network, shots)
             references[: len(old)] += calibration_shift(before, after, old, self.width)
         self.classes, self.references = classes, references
@@ -133,20 +142,19 @@ class IDLVQC(Learner):
 
     def _train(self, shots: Tensor, targets: Tensor, references: Tensor, count: int) -> Tensor:
         """Full-batch steps on tuned weights and references, the first ``count`` of them old."""
-        old = references[:count].clone()
+        s, width, old = self.settings, self.width, references[:count].clone()
         references = references.clone().requires_grad_()
         weights = list(self.split.tuned.values())
         self.split.network.eval()
         with torch.no_grad():
             features = self.split.prefix(shots)
         for step in range(1, self.epochs + 1):
-            embeddings = self.split.tail_forward(features)
+            embeddings = self.split.tail_forward(features)  # (n, dim)
             loss = (
-                assignment_loss(embeddings, targets, references, self.width)
-                + self.margin_weight
-                * margin_loss(embeddings, targets, references, self.width, self.margin)
-                + self.spread_weight * spread_loss(embeddings, targets, references, self.width)
-                + self.forgetting_weight * forgetting_loss(references[:count], old, self.width)
+                assignment_loss(embeddings, targets, references, width)
+                + s.margin_weight * margin_loss(embeddings, targets, references, width, s.margin)
+                + s.spread_weight * spread_loss(embeddings, targets, references, width)
+                + s.forgetting_weight * forgetting_loss(references[:count], old, width)
             )
             *gradients, pull = torch.autograd.grad(
                 require_finite(loss, step), [*weights, references]
@@ -154,7 +162,7 @@ class IDLVQC(Learner):
             with torch.no_grad():
                 for weight, gradient in zip(weights, gradients, strict=True):
                     weight.add_(gradient, alpha=-self.lr)
-                references.add_(pull, alpha=-self.reference_lr * self.width)
+                references.add_(pull, alpha=-s.reference_lr * width)
         return references.detach()
 
     @override
@@ -224,7 +232,7 @@ def forgetting_loss(references: Tensor, before: Tensor, gamma: float) -> Tensor:
 
 
 def calibration_shift(before: Tensor, after: Tensor, references: Tensor, gamma: float) -> Tensor:
-    """How far the embedding has carried each reference, as told by the shots near it.
+    """How far the embedding has carried each reference, estimated from the shots near it.
 
     Args:
         before: ``(n, dim)`` embeddings of the shots before the session.

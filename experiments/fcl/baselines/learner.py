@@ -1,8 +1,8 @@
-"""What every method of few-shot continual learning has in common, and the run through the sessions.
+"""The interface of all methods of few-shot continual learning, and the run through the sessions.
 
-A method is a :class:`Learner`. :func:`run_learner` shows it one session after the other and asks it
-for predictions after each; it never hands the images of an earlier session over again. What a
-method wants to see later it must keep in :class:`~experiments.fcl.baselines.memory.Exemplars`.
+A method is a :class:`Learner`. :func:`run_learner` gives it the images of one session after the
+other, never those of an earlier one again, and tests it after each. What a method needs later it
+must keep in :class:`~experiments.fcl.baselines.memory.Exemplars`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Learner(ABC):
         """One few-shot session; arguments as in :meth:`start`, classes never seen before."""
 
     def features(self, images: Tensor) -> Tensor:
-        """What predictions are made from and no session changes: computed once.
+        """The part of a prediction that no session changes, computed once.
 
         Args:
             images: ``(n, channels, height, width)``.
@@ -98,7 +98,7 @@ def run_learner(
     test_labels: Tensor,
     results: SessionResults | None = None,
 ) -> SessionResults:
-    """Run all sessions, testing on the test images of all classes seen after each of them.
+    """Run all sessions; after each, test on the test images of all classes seen so far.
 
     Args:
         learner: the method, its network trained on session 1.
@@ -122,19 +122,19 @@ def run_learner(
     features: Tensor | None = None  # of the test images, computed once for all sessions
     origin = torch.zeros_like(test_labels)  # session in which a class first appears, 0: not yet
     for session in sessions:
-        shown = images[session.train], labels[session.train]
+        step = learner.start if session.number == 1 else learner.learn
         try:
-            learner.start(*shown) if session.number == 1 else learner.learn(*shown)
+            step(images[session.train], labels[session.train])
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"method {learner.name!r}, session {session.number}: {error}"
             ) from None
         origin[torch.isin(test_labels, session.classes.to(test_labels))] = session.number
-        tested = origin > 0
+        seen = origin > 0
         if features is None:
             features = learner.features(test_images)
-        correct = learner.classify(features[tested]) == test_labels[tested]
-        _add_rows(results, session.number, correct, origin[tested])
+        correct = learner.classify(features[seen]) == test_labels[seen]
+        _add_rows(results, session.number, correct, origin[seen])
     return results
 
 

@@ -16,6 +16,7 @@ Simplified, and different from the paper or its code:
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, Unpack
 
 import torch
@@ -23,16 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from experiments.fcl.baselines.learner import Learner
-from experiments.fcl.baselines.memory import Exemplars
-from experiments.fcl.baselines.session_training import (
-    SessionTrainer,
-    TrainingOptions,
-    require_base_classes,
-    require_rows,
-)
+from experiments.fcl.baselines.session_training import ExemplarLearner, TrainingOptions
 from ktlib.checks import require_at_least, require_bound, require_positive
-from ktlib.fcl.evaluation import embed
 from ktlib.fcl.protocol import positions_of
 from ktlib.fcl.prototypes import class_means
 from ktlib.fcl.split import SplitNetwork
@@ -141,7 +134,32 @@ def imprinted_rows(embeddings: Tensor, labels: Tensor, old_weight: Tensor) -> Te
     return directions * norm
 
 
-class LUCIR(Learner):
+@dataclass(frozen=True)
+class LucirSettings:
+    """Weights of LUCIR's losses.
+
+    Attributes:
+        less_forget: ``lambda_base`` of :func:`less_forget_weight`.
+        ranking: weight of :func:`margin_ranking_loss`.
+        margin: see :func:`margin_ranking_loss`.
+        nearest: see :func:`margin_ranking_loss`.
+
+    Raises:
+        ValueError: for a negative weight, or ``nearest`` below 1.
+    """
+
+    less_forget: float = 5.0
+    ranking: float = 1.0
+    margin: float = 0.5
+    nearest: int = 2
+
+    def __post_init__(self) -> None:
+        require_bound("less_forget", self.less_forget)
+        require_bound("ranking", self.ranking)
+        require_at_least("nearest", self.nearest, 1)
+
+
+class LUCIR(ExemplarLearner):
     """Cosine classifier, less-forget loss, margin ranking and imprinted new rows.
 
     The rows of old classes are not updated; the scale is.
@@ -150,10 +168,7 @@ class LUCIR(Learner):
         split: network trained on the base session with ``classifier``.
         classifier: left as it is.
         base_classes: ``(k,)`` class number of each row of ``classifier``.
-        less_forget: ``lambda_base`` of :func:`less_forget_weight`.
-        ranking: weight of :func:`margin_ranking_loss`.
-        margin: see :func:`margin_ranking_loss`.
-        nearest: see :func:`margin_ranking_loss`.
+        settings: weights of the losses; by default those of the paper.
         base_exemplars: images kept per base class.
         new_exemplars: images kept per new class.
         training: see :class:`~experiments.fcl.baselines.session_training.SessionTrainer`; the
@@ -168,43 +183,31 @@ class LUCIR(Learner):
         classifier: CosineClassifier,
         base_classes: Tensor,
         *,
-        less_forget: float = 5.0,
-        ranking: float = 1.0,
-        margin: float = 0.5,
-        nearest: int = 2,
+        settings: LucirSettings | None = None,
         base_exemplars: int = 2,
         new_exemplars: int = 2,
         **training: Unpack[TrainingOptions],
     ) -> None:
-        require_rows(len(classifier.weight), base_classes)
-        require_bound("less_forget", less_forget)
-        require_bound("ranking", ranking)
-        require_at_least("nearest", nearest, 1)
-        self.trainer = SessionTrainer(split, **training)
-        self.less_forget = less_forget
-        self.ranking = ranking
-        self.margin = margin
-        self.nearest = nearest
-        self.classes = base_classes
+        super().__init__(
+            split,
+            len(classifier.weight),
+            base_classes,
+            base_exemplars=base_exemplars,
+            new_exemplars=new_exemplars,
+            **training,
+        )
+        self.settings = settings or LucirSettings()
         self.weight = classifier.weight.detach().clone()
         self.scale = classifier.scale.detach().clone().requires_grad_()
-        self.kept = Exemplars(base_exemplars, new_exemplars)
-
-    @override
-    def start(self, images: Tensor, labels: Tensor) -> None:
-        require_base_classes(labels, self.classes)
-        self.classes = self.classes.to(labels)
-        self.remember(images, labels, base=True)
 
     @override
     def learn(self, images: Tensor, labels: Tensor) -> None:
-        shown, shown_labels = self.kept.joined_with(images, labels)
-        inputs = self.trainer.inputs(shown)
+        inputs, joined_labels = self.joined_inputs(images, labels)
         before = self.trainer.embed(inputs)
         # The new images come last.
         new_rows = imprinted_rows(before[-len(labels) :], labels, self.weight).requires_grad_()
         self.classes = torch.cat([self.classes, labels.unique()])
-        targets = positions_of(shown_labels, self.classes)
+        targets = positions_of(joined_labels, self.classes)
 
         def loss(rows: Tensor) -> Tensor:
             terms = self.loss_terms(inputs[rows], targets[rows], before[rows], new_rows)
@@ -225,25 +228,16 @@ class LUCIR(Learner):
             before: ``(n, dim)`` embeddings before this session.
             new_rows: ``(new, dim)`` rows of the new classes.
         """
-        old, new = len(self.weight), len(new_rows)
-        embeddings = self.trainer.trained(inputs)
-        scores = cosines(embeddings, torch.cat([self.weight, new_rows]))
+        old, new, s = len(self.weight), len(new_rows), self.settings
+        embeddings = self.trainer.trained(inputs)  # (n, dim)
+        scores = cosines(embeddings, torch.cat([self.weight, new_rows]))  # (n, old + new)
         return {
             "cross entropy": F.cross_entropy(self.scale * scores, targets),
-            "less forget": less_forget_weight(self.less_forget, old, new)
+            "less forget": less_forget_weight(s.less_forget, old, new)
             * less_forget_loss(embeddings, before),
-            "ranking": self.ranking
-            * margin_ranking_loss(scores, targets, old, margin=self.margin, nearest=self.nearest),
+            "ranking": s.ranking
+            * margin_ranking_loss(scores, targets, old, margin=s.margin, nearest=s.nearest),
         }
-
-    def remember(self, images: Tensor, labels: Tensor, *, base: bool) -> None:
-        """Choose exemplars of these classes by herding on embeddings of norm 1."""
-        embeddings = F.normalize(embed(self.trainer.split.network, images))
-        self.kept.add_chosen(images, labels, embeddings, base=base, choice="herding")
-
-    @override
-    def features(self, images: Tensor) -> Tensor:
-        return self.trainer.inputs(images)
 
     @override
     def classify(self, features: Tensor) -> Tensor:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from ktlib.checks import require_at_least
-
-Choice = Literal["first", "herding", "nearest"]
 
 
 class Exemplars:
@@ -63,23 +59,16 @@ class Exemplars:
             self._labels.append(labels)
 
     def add_chosen(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        embeddings: Tensor | None = None,
-        *,
-        base: bool,
-        choice: Choice = "first",
+        self, images: Tensor, labels: Tensor, embeddings: Tensor | None = None, *, base: bool
     ) -> None:
         """Keep as many images of each class as its budget allows.
 
         Args:
             images: ``(n, ...)``.
             labels: ``(n,)`` class numbers.
-            embeddings: ``(n, dim)``, needed for ``"herding"`` and ``"nearest"``.
+            embeddings: ``(n, dim)`` to choose by :func:`herding`; without them the first images of
+                a class are kept, which are random ones, as sessions are drawn at random.
             base: whether the classes are those of session 1.
-            choice: ``"first"`` in the order given (random, as sessions are drawn at random);
-                ``"nearest"`` to the class mean; ``"herding"``: see :func:`herding`.
         """
         budget = self.per_base_class if base else self.per_new_class
         if budget == 0:
@@ -87,15 +76,8 @@ class Exemplars:
         kept = []
         for label in labels.unique():
             own = (labels == label).nonzero().squeeze(1)
-            if choice == "first":
-                kept.append(own[:budget])
-            elif embeddings is None:
-                raise ValueError(f"choice={choice!r} needs embeddings. Found None.")
-            elif choice == "herding":
-                kept.append(own[herding(embeddings[own], budget)])
-            else:
-                distance = (embeddings[own] - embeddings[own].mean(dim=0)).norm(dim=1)
-                kept.append(own[distance.argsort(stable=True)[:budget]])
+            chosen = own[:budget] if embeddings is None else own[herding(embeddings[own], budget)]
+            kept.append(chosen)
         index = torch.cat(kept)
         self.add(images[index], labels[index], base=base)
 
@@ -125,7 +107,7 @@ def herding(embeddings: Tensor, count: int) -> Tensor:
 
     Args:
         embeddings: ``(n, dim)`` of one class.
-        count: rows wanted; all if there are fewer.
+        count: number of rows; all if there are fewer.
 
     Returns:
         ``(min(count, n),)`` row numbers, none twice.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -65,6 +66,13 @@ class NearestMean(Learner):
         return predicted
 
 
+class NearestMeanOptions(TypedDict, total=False):
+    """Keyword arguments of :class:`TunedNearestMean`, for methods that hand them on."""
+
+    normalise: bool
+    new_exemplars: int
+
+
 class TunedNearestMean(NearestMean):
     """Class means in a network that every session changes.
 
@@ -108,28 +116,28 @@ class Finetune(TunedNearestMean):
         split: network trained on the base session.
         epochs: full-batch steps per session.
         lr: learning rate of plain SGD.
-        normalise: see :class:`NearestMean`.
-        new_exemplars: see :class:`TunedNearestMean`.
+        options: see :class:`TunedNearestMean`.
+
+    Attributes:
+        region: the box that the weights are held in, if there is one.
     """
 
     name: ClassVar[str] = "finetune"
 
     def __init__(
-        self,
-        split: SplitNetwork,
-        *,
-        epochs: int,
-        lr: float,
-        normalise: bool = True,
-        new_exemplars: int = 5,
+        self, split: SplitNetwork, *, epochs: int, lr: float, **options: Unpack[NearestMeanOptions]
     ) -> None:
-        super().__init__(split, normalise=normalise, new_exemplars=new_exemplars)
+        super().__init__(split, **options)
         require_at_least("epochs", epochs, 1)
         require_positive("lr", lr)
         self.epochs = epochs
         self.lr = lr
         self.region: FlatRegion | None = None
-        self.grid_step = 0.0
+
+    @property
+    def penalty_term(self) -> Callable[[], Tensor] | None:
+        """Function that gives a scalar to add to the loss; ``None`` adds nothing."""
+        return None
 
     @override
     def tune(self, shots: Tensor, labels: Tensor) -> None:
@@ -142,7 +150,7 @@ class Finetune(TunedNearestMean):
             self.base_classes,
             epochs=self.epochs,
             lr=self.lr,
-            grid_step=self.grid_step,
+            penalty=self.penalty_term,
         )
 
 
@@ -156,9 +164,8 @@ class F2M(Finetune):
         bound: half-width ``b`` of the box, in units of the weights.
         epochs: full-batch steps per session.
         lr: learning rate of plain SGD.
-        normalise: see :class:`NearestMean`.
-        new_exemplars: see :class:`TunedNearestMean`.
-        grid_step: rounding of the weights as released, see :func:`ktlib.fcl.learn_session`.
+        grid_step: rounding of the weights as released, see :class:`ktlib.fcl.FlatRegion`.
+        options: see :class:`TunedNearestMean`.
     """
 
     name: ClassVar[str] = "f2m"
@@ -170,13 +177,8 @@ class F2M(Finetune):
         bound: float,
         epochs: int,
         lr: float,
-        normalise: bool = True,
-        new_exemplars: int = 5,
         grid_step: float = 0.0,
+        **options: Unpack[NearestMeanOptions],
     ) -> None:
-        super().__init__(
-            split, epochs=epochs, lr=lr, normalise=normalise, new_exemplars=new_exemplars
-        )
-        require_at_least("grid_step", grid_step, 0)
-        self.region: FlatRegion = FlatRegion(split.tuned, bound)
-        self.grid_step = grid_step
+        super().__init__(split, epochs=epochs, lr=lr, **options)
+        self.region: FlatRegion = FlatRegion(split.tuned, bound, grid_step=grid_step)

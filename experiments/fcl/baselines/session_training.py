@@ -1,14 +1,19 @@
-"""What methods share that go on training in few-shot sessions: the loop, and linear classifiers."""
+"""Shared by the methods that go on training in few-shot sessions: the loop, linear classifiers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, Required, TypedDict
+from dataclasses import dataclass, field
+from typing import Literal, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
 
+from experiments.fcl.baselines.learner import Learner
+from experiments.fcl.baselines.memory import Exemplars
 from ktlib.checks import require_at_least, require_finite, require_positive
 from ktlib.fcl.evaluation import embed
 from ktlib.fcl.split import SplitNetwork
@@ -28,6 +33,7 @@ class TrainingOptions(TypedDict, total=False):
     weight_decay: float
 
 
+@dataclass(kw_only=True, eq=False)
 class SessionTrainer:
     """SGD on a network in few-shot sessions, batch norm with its stored statistics.
 
@@ -36,7 +42,7 @@ class SessionTrainer:
         epochs: passes over the images of a session.
         lr: first learning rate of each session; it falls to 0 by a cosine.
         batch_size: images per step.
-        generator: source of the batches.
+        generator: draws the batches.
         train: ``"tail"`` changes the tuned weights alone, and everything in front of them is
             computed once per session; ``"all"`` changes every parameter.
         momentum: of :class:`torch.optim.SGD`, set to zero velocity before each session.
@@ -47,38 +53,28 @@ class SessionTrainer:
             ``train``.
     """
 
-    def __init__(
-        self,
-        split: SplitNetwork,
-        *,
-        epochs: int,
-        lr: float,
-        batch_size: int,
-        generator: torch.Generator,
-        train: TrainedPart = "tail",
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-    ) -> None:
-        require_at_least("epochs", epochs, 1)
-        require_at_least("batch_size", batch_size, 1)
-        require_positive("lr", lr)
-        if train not in ("tail", "all"):
-            raise ValueError(f"train must be 'tail' or 'all'. Found train={train!r}.")
-        self.split = split
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.generator = generator
-        self.train = train
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.trained: nn.Module = split.network if train == "all" else split.tail
-        self.parameters: list[Tensor] = (
-            list(split.network.parameters()) if train == "all" else list(split.tuned.values())
-        )
+    split: SplitNetwork = field(kw_only=False)
+    epochs: int
+    lr: float
+    batch_size: int
+    generator: torch.Generator
+    train: TrainedPart = "tail"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        require_at_least("epochs", self.epochs, 1)
+        require_at_least("batch_size", self.batch_size, 1)
+        require_positive("lr", self.lr)
+        if self.train not in ("tail", "all"):
+            raise ValueError(f"train must be 'tail' or 'all'. Found train={self.train!r}.")
+        split, whole = self.split, self.train == "all"
+        self.trained: nn.Module = split.network if whole else split.tail
+        weights = split.network.parameters() if whole else split.tuned.values()
+        self.parameters: list[Tensor] = list(weights)
 
     def inputs(self, images: Tensor) -> Tensor:
-        """What :attr:`trained` takes: the images themselves, or their fixed prefix features."""
+        """Inputs of :attr:`trained`: the images themselves, or their fixed prefix features."""
         return images if self.train == "all" else embed(self.split.prefix, images)
 
     def embed(self, inputs: Tensor) -> Tensor:
@@ -93,7 +89,7 @@ class SessionTrainer:
         *,
         epochs: int | None = None,
         lr: float | None = None,
-        chances: Tensor | None = None,
+        sampling_weights: Tensor | None = None,
     ) -> list[float]:
         """One session.
 
@@ -101,10 +97,10 @@ class SessionTrainer:
             loss: row numbers ``(batch,)`` of a batch -> scalar.
             count: number of rows.
             parameters: what to change; each of them must reach the loss.
-            epochs: other than :attr:`epochs`.
-            lr: other than :attr:`lr`.
-            chances: ``(count,)`` draw rows with replacement, this often each (up to a factor);
-                by default every row comes once an epoch.
+            epochs: in place of :attr:`epochs`.
+            lr: in place of :attr:`lr`.
+            sampling_weights: ``(count,)`` draw rows with replacement, in proportion to these; by
+                default every row comes once an epoch.
 
         Returns:
             The loss before each step.
@@ -124,7 +120,7 @@ class SessionTrainer:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         losses: list[float] = []
         for _ in range(epochs):
-            for rows in self._rows(count, chances).split(self.batch_size):
+            for rows in self._rows(count, sampling_weights).split(self.batch_size):
                 value = require_finite(loss(rows), step=len(losses) + 1)
                 # Only these gradients: `backward` would fill those of the frozen weights too.
                 gradients = torch.autograd.grad(value, list(parameters))
@@ -136,12 +132,84 @@ class SessionTrainer:
                 losses.append(value.item())
         return losses
 
-    def _rows(self, count: int, chances: Tensor | None) -> Tensor:
+    def _rows(self, count: int, sampling_weights: Tensor | None) -> Tensor:
         device = self.generator.device
-        if chances is None:
+        if sampling_weights is None:
             return torch.randperm(count, generator=self.generator, device=device)
-        chances = chances.to(device)
-        return torch.multinomial(chances, count, replacement=True, generator=self.generator)
+        sampling_weights = sampling_weights.to(device)
+        return torch.multinomial(
+            sampling_weights, count, replacement=True, generator=self.generator
+        )
+
+
+class SessionLearner(Learner):
+    """A method with one score per class that goes on training in its sessions.
+
+    Args:
+        split: network trained on the base session.
+        rows: number of scores of the base classifier.
+        base_classes: ``(k,)`` class number of each score.
+        training: see :class:`SessionTrainer`.
+    """
+
+    def __init__(
+        self,
+        split: SplitNetwork,
+        rows: int,
+        base_classes: Tensor,
+        **training: Unpack[TrainingOptions],
+    ) -> None:
+        require_rows(rows, base_classes)
+        self.trainer = SessionTrainer(split, **training)
+        self.classes = base_classes
+
+    @override
+    def start(self, images: Tensor, labels: Tensor) -> None:
+        require_base_classes(labels, self.classes)
+        self.classes = self.classes.to(labels)
+
+    @override
+    def features(self, images: Tensor) -> Tensor:
+        return self.trainer.inputs(images)
+
+
+class ExemplarLearner(SessionLearner):
+    """A :class:`SessionLearner` that keeps images of old classes, chosen by herding.
+
+    Its arguments are those of :class:`SessionLearner`, and ``base_exemplars`` and
+    ``new_exemplars``, the images kept per base class and per new class.
+    """
+
+    def __init__(
+        self,
+        split: SplitNetwork,
+        rows: int,
+        base_classes: Tensor,
+        *,
+        base_exemplars: int = 2,
+        new_exemplars: int = 2,
+        **training: Unpack[TrainingOptions],
+    ) -> None:
+        super().__init__(split, rows, base_classes, **training)
+        self.kept = Exemplars(base_exemplars, new_exemplars)
+
+    @override
+    def start(self, images: Tensor, labels: Tensor) -> None:
+        super().start(images, labels)
+        self.remember(images, labels, base=True)
+
+    def joined_inputs(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of the exemplars, followed by those of the new images."""
+        joined, joined_labels = self.kept.joined_with(images, labels)
+        return self.trainer.inputs(joined), joined_labels
+
+    def remember(self, images: Tensor, labels: Tensor, *, base: bool) -> None:
+        """Choose exemplars of these classes by herding on embeddings of norm 1."""
+        self.kept.add_chosen(images, labels, self.unit_embeddings(images), base=base)
+
+    def unit_embeddings(self, images: Tensor) -> Tensor:
+        """Embeddings ``(n, dim)`` of norm 1."""
+        return F.normalize(embed(self.trainer.split.network, images))
 
 
 def new_linear(like: nn.Linear, rows: int, generator: torch.Generator) -> nn.Linear:
@@ -176,7 +244,7 @@ def extend_linear(classifier: nn.Linear, count: int, generator: torch.Generator)
     Args:
         classifier: left as it is.
         count: rows to add.
-        generator: source of the new rows.
+        generator: draws the new rows.
     """
     layer = new_linear(classifier, classifier.out_features + count, generator)
     with torch.no_grad():
@@ -185,8 +253,8 @@ def extend_linear(classifier: nn.Linear, count: int, generator: torch.Generator)
     return layer
 
 
-def class_balanced_chances(labels: Tensor) -> Tensor:
-    """How often to draw each row so that all classes come equally often: ``1 / class size``.
+def class_balanced_weights(labels: Tensor) -> Tensor:
+    """Sampling weights with which all classes are drawn equally often: ``1 / class size``.
 
     Args:
         labels: ``(n,)`` integers.
@@ -214,7 +282,7 @@ def require_base_classes(labels: Tensor, base_classes: Tensor) -> None:
 
 
 def require_rows(rows: int, base_classes: Tensor) -> None:
-    """Refuse a base classifier that has not one row for each base class."""
+    """Refuse a base classifier that does not have one row for each base class."""
     if rows != len(base_classes):
         raise ValueError(
             f"base_classes must name one class for each of the {rows} rows of the classifier. "

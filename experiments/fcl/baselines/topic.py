@@ -19,8 +19,8 @@ the greatest distance between two nodes as margin, and the classifier's part in 
 
 Simplifications:
 
-- the image of a node (the one nearest to its centroid) tells where the node is now; its anchor is
-  where the embedding had this image when it was kept, not the centroid, so that the loss is 0 at
+- the image of a node (the one nearest to its centroid) stands for where the node is now; its anchor
+  is where the embedding had this image when it was kept, not the centroid, so that the loss is 0 at
   the start;
 - a kept image counts as an exemplar: only ``base_exemplars`` nodes per base class have one, and an
   anchor. The paper keeps one for each node;
@@ -33,6 +33,7 @@ Simplifications:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -153,7 +154,7 @@ def grow_gas(
         step: share of the way that the nearest node moves.
         decay: ranks after which this share has fallen by the factor e.
         max_age: see :class:`NeuralGas`.
-        passes: times that each embedding is shown.
+        passes: passes over the embeddings.
 
     Raises:
         ValueError: if ``nodes`` is below 2, or ``passes`` is negative.
@@ -168,23 +169,18 @@ def grow_gas(
     chosen = order[(first + rest)[:nodes]].to(embeddings.device)
     gas = NeuralGas(embeddings[chosen], max_age)
     for _ in range(passes):
-        shown = torch.randperm(len(embeddings), generator=generator, device=generator.device)
-        for row in shown.tolist():
+        rows = torch.randperm(len(embeddings), generator=generator, device=generator.device)
+        for row in rows.tolist():
             gas.adapt(embeddings[row], step, decay)
     gas.describe(embeddings, labels)
     return gas
 
 
-class TOPIC(Learner):
-    """Linear classifier and tuned weights, trained under the two losses of the neural gas.
+@dataclass(frozen=True)
+class TopicSettings:
+    """Images kept, neural gas, and weights of TOPIC's losses.
 
-    Args:
-        split: network trained on the base session.
-        classifier: linear layer that it was trained with; copied.
-        base_classes: ``(k,)`` class number of each row of the classifier.
-        epochs: full-batch steps per session.
-        lr: learning rate of plain SGD, for the tuned weights and the classifier.
-        generator: draws the gas and the rows of new classes.
+    Attributes:
         base_exemplars: images kept per base class, each the anchor of one node. With 0 the anchor
             loss knows no base node and only holds those of earlier new classes.
         new_exemplars: images kept per new class; one of them is the anchor of the class's node.
@@ -198,6 +194,38 @@ class TOPIC(Learner):
         margin: distance that the node of a new class should have from its neighbours; ``None``
             takes the greatest distance between two nodes of the base session.
 
+    Raises:
+        ValueError: if a weight is negative.
+    """
+
+    base_exemplars: int = 2
+    new_exemplars: int = 5
+    nodes: int = 400
+    gas_step: float = 0.02
+    gas_decay: float = 10.0
+    max_age: int = 200
+    gas_passes: int = 1
+    anchor_weight: float = 0.5
+    min_max_weight: float = 0.005
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        require_at_least("anchor_weight", self.anchor_weight, 0)
+        require_at_least("min_max_weight", self.min_max_weight, 0)
+
+
+class TOPIC(Learner):
+    """Linear classifier and tuned weights, trained under the two losses of the neural gas.
+
+    Args:
+        split: network trained on the base session.
+        classifier: linear layer that it was trained with; copied.
+        base_classes: ``(k,)`` class number of each row of the classifier.
+        epochs: full-batch steps per session.
+        lr: learning rate of plain SGD, for the tuned weights and the classifier.
+        generator: draws the gas and the rows of new classes.
+        settings: by default those of the paper, as far as they are known.
+
     Attributes:
         gas: the neural gas, set by :meth:`start`.
         classes: ``(k,)`` classes seen so far.
@@ -205,8 +233,8 @@ class TOPIC(Learner):
         bias: ``(k,)`` of the present classifier.
 
     Raises:
-        ValueError: if ``base_classes`` and ``classifier`` do not fit, ``epochs`` is below 1,
-            ``lr`` is not above 0, or a weight is negative.
+        ValueError: if ``base_classes`` and ``classifier`` do not fit, ``epochs`` is below 1, or
+            ``lr`` is not above 0.
     """
 
     name: ClassVar[str] = "topic"
@@ -220,20 +248,9 @@ class TOPIC(Learner):
         epochs: int,
         lr: float,
         generator: torch.Generator,
-        base_exemplars: int,
-        new_exemplars: int = 5,
-        nodes: int = 400,
-        gas_step: float = 0.02,
-        gas_decay: float = 10.0,
-        max_age: int = 200,
-        gas_passes: int = 1,
-        anchor_weight: float = 0.5,
-        min_max_weight: float = 0.005,
-        margin: float | None = None,
+        settings: TopicSettings | None = None,
     ) -> None:
         require_at_least("epochs", epochs, 1)
-        require_at_least("anchor_weight", anchor_weight, 0)
-        require_at_least("min_max_weight", min_max_weight, 0)
         require_positive("lr", lr)
         require_rows(classifier.out_features, base_classes)
         self.split = split
@@ -248,29 +265,24 @@ class TOPIC(Learner):
         self.epochs = epochs
         self.lr = lr
         self.generator = generator
-        self.kept = Exemplars(base_exemplars, new_exemplars)
-        self.gas_settings = {"step": gas_step, "decay": gas_decay}
-        self.nodes = nodes
-        self.max_age = max_age
-        self.gas_passes = gas_passes
-        self.anchor_weight = anchor_weight
-        self.min_max_weight = min_max_weight
-        self.margin = margin
+        self.settings = settings or TopicSettings()
+        self.kept = Exemplars(self.settings.base_exemplars, self.settings.new_exemplars)
 
     @override
     def start(self, images: Tensor, labels: Tensor) -> None:
         require_base_classes(labels, self.base_classes)
-        embeddings = embed(self.split.network, images)
+        embeddings, s = embed(self.split.network, images), self.settings
         self.gas = grow_gas(
             embeddings,
             labels,
-            nodes=self.nodes,
+            nodes=s.nodes,
             generator=self.generator,
-            max_age=self.max_age,
-            passes=self.gas_passes,
-            **self.gas_settings,
+            step=s.gas_step,
+            decay=s.gas_decay,
+            max_age=s.max_age,
+            passes=s.gas_passes,
         )
-        self.distance = self.gas.diameter() if self.margin is None else self.margin
+        self.distance = self.gas.diameter() if s.margin is None else s.margin
         nodes = self._nodes_to_anchor()
         rows = self.gas.images[nodes]
         self.kept.add(images[rows], labels[rows], base=True)
@@ -280,7 +292,7 @@ class TOPIC(Learner):
         self.anchors = embeddings[rows]
 
     def _nodes_to_anchor(self) -> Tensor:
-        """Nodes with most wins of each base class, as many as may keep an image, no image twice."""
+        """Nodes of each base class with the most wins, within its budget; no image twice."""
         chosen: list[int] = []
         taken: set[int] = set()
         left = dict.fromkeys(self.base_classes.tolist(), self.kept.per_base_class)
@@ -340,14 +352,14 @@ class TOPIC(Learner):
         with torch.no_grad():
             features = self.split.prefix(images)
         for step in range(1, self.epochs + 1):
-            embeddings = self.split.tail_forward(features)
+            embeddings = self.split.tail_forward(features)  # (n, dim)
             loss = F.cross_entropy(F.linear(embeddings[shots], weight, bias), targets)
-            loss = loss + self.anchor_weight * anchor_loss(
+            loss = loss + self.settings.anchor_weight * anchor_loss(
                 embeddings[self.anchor_rows], self.anchors, variances
             )
-            means = class_means(embeddings[current], labels[current], new_classes)
+            means = class_means(embeddings[current], labels[current], new_classes)  # (new, dim)
             pairs, others = self._neighbour_pairs(inserted, means)
-            loss = loss + self.min_max_weight * min_max_loss(
+            loss = loss + self.settings.min_max_weight * min_max_loss(
                 embeddings[current],
                 means[torch.searchsorted(new_classes, labels[current])],
                 means[pairs],
@@ -361,7 +373,7 @@ class TOPIC(Learner):
         self.weight, self.bias = weight.detach(), bias.detach()
 
     def _neighbour_pairs(self, inserted: list[int], means: Tensor) -> tuple[Tensor, Tensor]:
-        """For each edge of a new node: the row of its mean, and where the other end lies.
+        """For each edge of a new node: the row of its mean, and the place of its other end.
 
         Returns:
             ``(pairs,)`` rows of ``means`` and ``(pairs, dim)``; ends that are new nodes themselves
@@ -382,7 +394,7 @@ class TOPIC(Learner):
         )
 
     def _anchor_new(self, earlier: int, inserted: list[int]) -> None:
-        """Give each new node the kept image that lies nearest to it."""
+        """Give each new node the kept image nearest to it."""
         if len(self.kept) == earlier:
             return
         images, labels = self.kept.all()

@@ -19,22 +19,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from experiments.fcl.baselines.learner import Learner
 from experiments.fcl.baselines.session_training import (
-    SessionTrainer,
+    SessionLearner,
     TrainingOptions,
-    class_balanced_chances,
+    class_balanced_weights,
     extend_linear,
     new_linear,
-    require_base_classes,
-    require_rows,
 )
 from ktlib.checks import require_at_least, require_positive
 from ktlib.fcl.protocol import positions_of
 from ktlib.fcl.split import SplitNetwork
 
 
-class Joint(Learner):
+class Joint(SessionLearner):
     """Go on training on all images of all sessions so far: ``joint``.
 
     The linear classifier gets fresh rows for the new classes. Every image comes once an epoch, so
@@ -45,7 +42,7 @@ class Joint(Learner):
         classifier: the linear classifier trained with it; left as it is.
         base_classes: ``(k,)`` class number of each row of ``classifier``.
         training: see :class:`~experiments.fcl.baselines.session_training.SessionTrainer`; the
-            generator is the source of the new rows, too.
+            generator draws the new rows, too.
     """
 
     name: ClassVar[str] = "joint"
@@ -58,15 +55,12 @@ class Joint(Learner):
         base_classes: Tensor,
         **training: Unpack[TrainingOptions],
     ) -> None:
-        require_rows(classifier.out_features, base_classes)
-        self.trainer = SessionTrainer(split, **training)
+        super().__init__(split, classifier.out_features, base_classes, **training)
         self.classifier = classifier
-        self.classes = base_classes
 
     @override
     def start(self, images: Tensor, labels: Tensor) -> None:
-        require_base_classes(labels, self.classes)
-        self.classes = self.classes.to(labels)
+        super().start(images, labels)
         # The prefix never changes, so its features are as good as the images, for less work.
         self.inputs = self.trainer.inputs(images)
         self.labels = labels
@@ -87,10 +81,6 @@ class Joint(Learner):
         self.trainer.minimise(
             loss, len(targets), [*self.trainer.parameters, *self.classifier.parameters()]
         )
-
-    @override
-    def features(self, images: Tensor) -> Tensor:
-        return self.trainer.inputs(images)
 
     @override
     @torch.no_grad()
@@ -118,7 +108,7 @@ class ClassifierRetraining(Joint):
             images; ``epochs`` by default.
         classifier_lr: its first learning rate; ``lr`` by default.
         training: see :class:`~experiments.fcl.baselines.session_training.SessionTrainer`; the
-            generator is the source of the new rows, too.
+            generator draws the new rows, too.
     """
 
     name: ClassVar[str] = "crt"
@@ -158,7 +148,7 @@ class ClassifierRetraining(Joint):
             list(self.balanced.parameters()),
             epochs=self.classifier_epochs,
             lr=self.classifier_lr,
-            chances=class_balanced_chances(targets),
+            sampling_weights=class_balanced_weights(targets),
         )
 
     @override

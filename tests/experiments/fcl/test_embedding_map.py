@@ -10,9 +10,9 @@ from experiments.fcl.embedding_map import project
 
 
 def embeddings(n=12, dim=5, seed=0):
-    source = np.random.default_rng(seed)
-    before = source.normal(size=(n, dim))
-    return before, before + 0.3 * source.normal(size=(n, dim))
+    rng = np.random.default_rng(seed)
+    before = rng.normal(size=(n, dim))
+    return before, before + 0.3 * rng.normal(size=(n, dim))
 
 
 def test_by_hand():
@@ -27,9 +27,9 @@ def test_by_hand():
 
 def clusters():
     """Two far clusters of 30; after learning, the images of the second have joined the first."""
-    source = np.random.default_rng(0)
-    near, far = source.normal(size=(2, 30, 10)) + np.array([0.0, 50.0])[:, None, None]
-    shift = 0.3 * source.normal(size=(60, 10))
+    rng = np.random.default_rng(0)
+    near, far = rng.normal(size=(2, 30, 10)) + np.array([0.0, 50.0])[:, None, None]
+    shift = 0.3 * rng.normal(size=(60, 10))
     return np.concatenate([near, far]), np.concatenate([near, near[::-1]]) + shift
 
 

@@ -12,7 +12,8 @@ from ktlib.seeding import deterministic
 SIZES = {
     "dataset": "digits", "base_classes": 4, "sessions": 2, "ways": 2, "shots": 3, "base_images": 8,
     "test_images": 5, "width": 4, "stem_stride": 1, "tuned_convolutions": 2, "epochs": 1,
-    "batch_size": 16, "crop_padding": 1, "seeds": [3, 4], "method_settings": {}, "device": "cpu",
+    "batch_size": 16, "crop_padding": 1, "seeds": [3, 4], "device": "cpu",
+    "method_settings": {"ewc_wide": {"penalty": 1.0}}, "flatness_images": 20,
 }  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def test_a_seed_gives_one_network(experiment):
 
 def test_f2m_without_noise_and_prototype_fixing_is_plain_training(experiment):
     """The limit b = 0, lambda = 0, M = 1, bit for bit."""
-    limit = experiment.changed(noise_bound=0.0, prototype_weight=0.0, noise_draws=1)
+    limit = experiment.with_parameters(noise_bound=0.0, prototype_weight=0.0, noise_draws=1)
     assert same_weights(limit.train_f2m(3), experiment.train_plain(3))
 
 
@@ -62,7 +63,7 @@ def test_base_images_are_normalised_to_mean_0_and_spread_1(experiment):
 def test_changed_values_leave_the_first_experiment_alone(experiment):
     some = torch.arange(len(experiment.images))[::7]
     before = experiment.images[some]
-    other = experiment.changed(class_seed=5, lr=0.2)
+    other = experiment.with_parameters(class_seed=5, lr=0.2)
     assert other.parameters.lr == 0.2
     assert experiment.parameters.lr != 0.2
     assert other.sessions(3)[0].classes.tolist() != experiment.sessions(3)[0].classes.tolist()
@@ -74,11 +75,11 @@ def test_changed_values_leave_the_first_experiment_alone(experiment):
 
 def test_changed_refuses_what_it_does_not_know(experiment):
     with pytest.raises(ValueError, match="nois_bound"):
-        experiment.changed(nois_bound=0.1)
+        experiment.with_parameters(nois_bound=0.1)
     with pytest.raises(ValueError, match="dataset"):
-        experiment.changed(dataset="pairs")
+        experiment.with_parameters(dataset="pairs")
     with pytest.raises(ValueError, match="noise_draws"):
-        experiment.changed(noise_draws=0)
+        experiment.with_parameters(noise_draws=0)
 
 
 def test_a_search_never_loads_test_images(monkeypatch):
@@ -89,9 +90,9 @@ def test_a_search_never_loads_test_images(monkeypatch):
         lambda name, split: load(name, split) if split == "train" else pytest.fail("test images"),
     )
     trained = searching.train_plain(3)
-    rows = searching.play(searching.learner("ncm", trained, 3), 3).rows
+    rows = searching.run_sessions(searching.learner("ncm", trained, 3), 3).rows
     assert len(rows) == 3
-    images, labels = searching.tested(3)
+    images, labels = searching.evaluation_data(3)
     assert len(images) == len(labels) == 8 * 4
     trained_on = torch.cat([s.train for s in searching.sessions(3)]).tolist()
     held_out = torch.cat([s.validation for s in searching.sessions(3)]).tolist()
@@ -99,10 +100,12 @@ def test_a_search_never_loads_test_images(monkeypatch):
 
 
 def test_test_images_are_the_same_for_every_seed_and_as_many_as_asked_for(experiment):
-    _, labels = experiment.tested(3)
-    assert torch.equal(experiment.tested(4)[0], experiment.tested(3)[0])
+    _, labels = experiment.evaluation_data(3)
+    assert torch.equal(experiment.evaluation_data(4)[0], experiment.evaluation_data(3)[0])
     assert labels.bincount().tolist() == [5] * 10
-    assert len(experiment.changed(test_images=0).tested(3)[0]) == len(data.load("digits", "test"))
+    assert len(experiment.with_parameters(test_images=0).evaluation_data(3)[0]) == len(
+        data.load("digits", "test")
+    )
 
 
 def test_every_method_starts_from_its_base_training_and_leaves_it_alone(experiment):
@@ -114,7 +117,7 @@ def test_every_method_starts_from_its_base_training_and_leaves_it_alone(experime
         learner = experiment.learner(name, start, 3, lr=0.001, **setting) if name != "ncm" else (
             experiment.learner(name, start, 3)
         )  # fmt: skip
-        rows = experiment.play(learner, 3).rows
+        rows = experiment.run_sessions(learner, 3).rows
         assert [row["session"] for row in rows] == [1, 2, 3], name
         assert learner.name == {"sam": "f2m"}.get(name, name)
     assert all(torch.equal(v, before[k]) for k, v in plain[0].network.state_dict().items())
@@ -135,8 +138,9 @@ def test_equal_seeds_draw_equal_noise_for_two_networks(experiment):
 
 
 def test_settings_of_a_method_are_whole_where_they_count():
-    given = parameters(method_settings={"topic": {"epochs": 7, "lr": 0.1}}, ewc_bound=0.3)
+    given = {"topic": {"epochs": 7, "lr": 0.1}, "ewc_wide": {"penalty": 2.0}}
+    given = parameters(method_settings=given, ewc_bound=0.3)
     assert given.setting("topic") == {"epochs": 7, "lr": 0.1}
     assert isinstance(given.setting("topic")["epochs"], int)
-    assert given.setting("ewc_wide") == {"bound": 0.3}
+    assert given.setting("ewc_wide") == {"penalty": 2.0, "bound": 0.3}
     assert given.setting("ncm") == {}

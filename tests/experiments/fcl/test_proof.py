@@ -214,9 +214,14 @@ VALUES = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": 11}, "classes must be at most 10 for 'digits'. Found 11"),
-        ({"batch_size": 41}, "batch_size must be at most classes x images = 40. Found 41"),
-        ({"averaged_draws": [0, 1]}, "averaged_draws must be at least 1"),
+        ({"classes": 11}, "classes must be at most 10.* classes=11"),
+        ({"images": 135}, "images must be at most 134.* images=135"),
+        ({"batch_size": 41}, "batch_size must be at most 40.* batch_size=41"),
+        ({"averaged_draws": [0, 1]}, "averaged_draws"),
+        ({"averaged_draws": [2, 2]}, "averaged_draws"),
+        ({"averaged_draws": [2]}, "averaged_draws"),
+        ({"noise_bound": 0.0}, "noise_bound"),
+        ({"seeds": [2**32]}, "seeds"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused(change, message):

@@ -7,12 +7,11 @@ code no longer gives: other data, another protocol, another loss.
 
 from statistics import mean
 
-import matplotlib as mpl
 import pytest
 
+from experiments.fcl.experiment import FewShotExperiment
 from experiments.fcl.parameters import METHODS, FclParameters
 from experiments.fcl.report import best_values, flatness_ratios, paired_difference, study_rows
-from experiments.run.chapter_source import code_cells
 from experiments.run.parameters import check_parameter_file
 from experiments.run.results import committed_record
 from experiments.searches import fcl as search_fcl
@@ -30,37 +29,18 @@ def _here(monkeypatch):
         yield
 
 
-def play_plain_network(parameters):
-    """The cells of the chapter up to the first results, with the parameters given."""
-    namespace = {"__name__": "__main__"}  # so that its functions can go to workers
-    for cell in code_cells(ROOT / "chapters" / "fcl.py"):
-        if {"figure", "table"} & set(cell.tags):
-            continue  # they show numbers and make none
-        exec(compile(cell.source, f"cell {cell.number}", "exec"), namespace)  # noqa: S102
-        if "parameters" in cell.tags:
-            namespace.update(parameters)
-        if 'play({"ncm"' in cell.source:
-            return namespace["results"]
-    raise AssertionError("the chapter plays no method named ncm")
-
-
 @pytest.mark.slow
 def test_rows_of_the_full_record():
-    mpl.use("agg")
+    """The rows of the frozen network, first seed."""
     record = committed_record("fcl", "full")
-    if record is None:
-        pytest.skip("no record of profile full is committed")
     seed = record.seeds[0]
-    given = record.parameters | {"seeds": [seed], "compared_seeds": 1, "device": "cpu"}
-    given |= {"profile": "test", "run_dir": ""}
-    found = {(r["method"], r["session"]): r for r in play_plain_network(given)}
-    expected = [r for r in record.tables["session_accuracy"] if r["seed"] == seed]
-    last = max(r["session"] for r in expected)
-    compared = [r for r in expected if r["method"] == "ncm"]
-    assert len(compared) == last
-    for row in compared:
-        again = found[row["method"], row["session"]]
-        assert again["accuracy"] == pytest.approx(row["accuracy"], abs=POINTS), row
+    given = record.parameters | {"profile": "test", "run_dir": "", "device": "cpu"}
+    experiment = FewShotExperiment(FclParameters(**given), "cpu")
+    learner = experiment.learner("ncm", experiment.train_plain(seed), seed)
+    rows = [r for r in record.tables["session_accuracy"] if r["seed"] == seed]
+    expected = [r["accuracy"] for r in rows if r["method"] == "ncm"]
+    found = [r["accuracy"] for r in experiment.run_sessions(learner, seed).rows]
+    assert found == pytest.approx(expected, abs=POINTS)
 
 
 def test_the_words_about_the_long_run_hold_in_its_record():
@@ -159,9 +139,9 @@ def test_a_row_of_the_search_record():
     known = {k: v for k, v in record.parameters.items() if k in type(parameters).model_fields}
     same = {k: known[k] for k in ("base_images", "epochs", "batch_size", "class_seed", "width")}
     assert parameters.model_dump().items() >= same.items()  # the record is of the size of today
-    experiment = search_fcl.new_experiment(parameters).changed(lr=row["lr"])
+    experiment = search_fcl.new_experiment(parameters).with_parameters(lr=row["lr"])
     trained = experiment.train_plain(seed)
-    found = experiment.play(experiment.learner("ncm", trained, seed), seed)
+    found = experiment.run_sessions(experiment.learner("ncm", trained, seed), seed)
     again = search_fcl.accuracies(found, len(found.rows))
     assert again["mean_accuracy"] == pytest.approx(row["mean_accuracy"], abs=POINTS)
 

@@ -29,14 +29,14 @@ def learn_as(monkeypatch):
     return lambda learn: monkeypatch.setattr(nearest_mean, "learn_session", learn)
 
 
-def play(line, test=None, method=NearestMean, **options):
+def accuracies(line, test=None, method=NearestMean, **options):
     split, sessions, images, labels = line
     learner = method(split, **options)
     return run_learner(learner, sessions, images, labels, *(test or (images, labels))).rows
 
 
 def test_one_row_a_session(line):
-    rows = play(line, normalise=False)
+    rows = accuracies(line, normalise=False)
     assert [list(row) for row in rows] == [NAMES] * 3
     assert [row["session"] for row in rows] == [1, 2, 3]
     assert rows[0]["new_accuracy"] is None
@@ -48,8 +48,8 @@ def test_one_row_a_session(line):
 )
 def test_normalisation_is_used(line, method, options):
     """On a line all positive prototypes have one direction: normalised, they are one point."""
-    assert play(line, method=method, **options)[0]["accuracy"] == 50.0
-    assert play(line, method=method, **options, normalise=False)[0]["accuracy"] == 100.0
+    assert accuracies(line, method=method, **options)[0]["accuracy"] == 50.0
+    assert accuracies(line, method=method, **options, normalise=False)[0]["accuracy"] == 100.0
 
 
 def test_counts_by_hand(line):
@@ -60,7 +60,7 @@ def test_counts_by_hand(line):
     test_images, test_labels = images[chosen], labels[chosen].clone()
     wrong = (test_labels == first).nonzero().squeeze(1)[:2]
     test_labels[wrong] = second
-    rows = play(line, (test_images, test_labels), normalise=False)
+    rows = accuracies(line, (test_images, test_labels), normalise=False)
     assert rows[0]["base_accuracy"] == rows[0]["accuracy"] == 75.0  # 8 base images
     assert rows[-1]["base_accuracy"] == 75.0
     assert rows[-1]["new_accuracy"] == 100.0
@@ -72,7 +72,7 @@ def test_test_images_of_unseen_classes_do_not_count(line):
     unseen = ~torch.isin(labels, sessions[0].classes)
     changed = images.clone()
     changed[unseen] = 0.0
-    assert play(line, (changed, labels), normalise=False)[0]["accuracy"] == 100.0
+    assert accuracies(line, (changed, labels), normalise=False)[0]["accuracy"] == 100.0
 
 
 def test_later_sessions_see_new_shots_alone(line, learn_as):
@@ -86,7 +86,7 @@ def test_later_sessions_see_new_shots_alone(line, learn_as):
 
     learn_as(learn)
     test = images + 0.05, labels
-    play(line, test, method=Finetune, epochs=1, lr=0.1, normalise=False)
+    accuracies(line, test, method=Finetune, epochs=1, lr=0.1, normalise=False)
     kept = [torch.cat([s.train for s in sessions[1:n]]) for n in (2, 3)]
     base = images[sessions[0].train], labels[sessions[0].train]
     means = [base[0][base[1] == label].mean() for label in sessions[0].classes.sort().values]
@@ -108,7 +108,7 @@ def test_base_prototypes_are_the_saved_ones_and_new_ones_follow_the_network(line
             split.network[0].weight.fill_(2.0)
 
     learn_as(double)
-    rows = play(line, method=Finetune, epochs=1, lr=0.1, normalise=False)
+    rows = accuracies(line, method=Finetune, epochs=1, lr=0.1, normalise=False)
     assert rows[0]["base_accuracy"] == 100.0
     assert rows[-1]["base_accuracy"] < 100.0
     assert rows[1]["new_accuracy"] == 100.0
@@ -117,7 +117,7 @@ def test_base_prototypes_are_the_saved_ones_and_new_ones_follow_the_network(line
 def test_without_learning_nothing_moves(line):
     split, *_ = line
     before = {name: value.clone() for name, value in split.network.state_dict().items()}
-    play(line)
+    accuracies(line)
     after = split.network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ktlib.fcl import (
+    BaseTraining,
     FlatRegion,
     class_means,
     draw_noise,
@@ -26,18 +27,18 @@ def gradients(loss, *modules):
 def test_without_noise_it_is_plain_training_bit_for_bit(split, classifier, batch, noise):
     images, labels = batch
     plain, head = copy.deepcopy(split), copy.deepcopy(classifier)
-    options = {"epochs": 3, "batch_size": 5, "lr": 0.1, "padding": 1}
+    settings = BaseTraining(epochs=3, batch_size=5, lr=0.1, padding=1)
     train_base(
         plain.network, head, images, labels,
         lambda x, y: F.cross_entropy(head(plain.network(x)), y),
-        generator=torch.Generator().manual_seed(0), **options,
+        settings, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     train_base(
         split.network, classifier, images, labels,
         lambda x, y: f2m_loss(
             split, classifier, x, y, bound=0.0, draws=1, prototype_weight=0.0, generator=noise
         ).total,
-        generator=torch.Generator().manual_seed(0), **options,
+        settings, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     state, expected = split.network.state_dict(), plain.network.state_dict()
     assert all(torch.equal(state[name], value) for name, value in expected.items())
@@ -55,16 +56,16 @@ def test_shared_prefix_has_the_gradient_of_full_passes(
     """
     split.network.double(), classifier.double()
     images, labels = batch[0].double(), batch[1]
-    source = torch.Generator(device=device).manual_seed(5)
+    rng = torch.Generator(device=device).manual_seed(5)
     options = {"bound": 0.05, "draws": draws, "prototype_weight": prototype_weight}
-    loss = f2m_loss(split, classifier, images, labels, generator=source, **options)
+    loss = f2m_loss(split, classifier, images, labels, generator=rng, **options)
     found = gradients(loss.total, split.network, classifier)
 
-    source = torch.Generator(device=device).manual_seed(5)
+    rng = torch.Generator(device=device).manual_seed(5)
     still = split.network(images)
     total = 0.0
     for _ in range(draws):
-        eps = draw_noise(split.tuned, 0.05, source)
+        eps = draw_noise(split.tuned, 0.05, rng)
         weights = dict(split.network.named_parameters())
         noisy = weights | {name: weights[name] + value for name, value in eps.items()}
         embeddings = torch.func.functional_call(split.network, noisy, (images,))

@@ -5,22 +5,22 @@ import copy
 import pytest
 import torch
 
-from ktlib.fcl import FlatRegion, class_means, f2m_loss, learn_session
+from ktlib.fcl import F2MVariant, FlatRegion, class_means, f2m_loss, learn_session
 from ktlib.testing import assert_gradient_flow
 
 OPTIONS = {"bound": 0.05, "draws": 3, "prototype_weight": 0.7}
 
 
-def loss_of(split, classifier, batch, **options):
-    return f2m_loss(
-        split, classifier, *batch, generator=torch.Generator().manual_seed(1), **OPTIONS | options
-    )
+def loss_of(split, classifier, batch, variant=None, **options):
+    noise, options = torch.Generator().manual_seed(1), OPTIONS | options
+    variant = F2MVariant(**variant or {})
+    return f2m_loss(split, classifier, *batch, generator=noise, variant=variant, **options)
 
 
 def test_spread_is_added_to_the_mean(split, classifier, batch):
     split.network.eval()
     printed, released = (
-        loss_of(split, classifier, batch, spread_weight=weight) for weight in (0.0, 2.0)
+        loss_of(split, classifier, batch, {"spread_weight": weight}) for weight in (0.0, 2.0)
     )
     assert torch.equal(printed.cross_entropy, released.cross_entropy)
     expected = printed.total + 2 * released.cross_entropy.std(correction=1)
@@ -30,7 +30,7 @@ def test_spread_is_added_to_the_mean(split, classifier, batch):
 
 def test_spread_has_a_gradient(split, classifier, batch):
     def terms():
-        found = loss_of(split, classifier, batch, spread_weight=2.0)
+        found = loss_of(split, classifier, batch, {"spread_weight": 2.0})
         return {"spread": found.cross_entropy.std(), "total": found.total}
 
     trainable = dict(split.network.named_parameters())
@@ -40,7 +40,7 @@ def test_spread_has_a_gradient(split, classifier, batch):
 def test_prototype_term_without_gradient_counts_in_the_value_alone(split, classifier, batch):
     split.network.eval()
     with_gradient = loss_of(split, classifier, batch)
-    without = loss_of(split, classifier, batch, prototype_gradient=False)
+    without = loss_of(split, classifier, batch, {"prototype_gradient": False})
     none = loss_of(split, classifier, batch, prototype_weight=0.0)
     assert torch.equal(with_gradient.total, without.total)
     weights = [*split.tuned.values()]
@@ -54,9 +54,9 @@ def test_prototype_term_without_gradient_counts_in_the_value_alone(split, classi
 
 def test_spread_needs_two_draws(split, classifier, batch):
     with pytest.raises(ValueError, match="needs draws >= 2. Found draws=1"):
-        loss_of(split, classifier, batch, spread_weight=2.0, draws=1)
+        loss_of(split, classifier, batch, {"spread_weight": 2.0}, draws=1)
     with pytest.raises(ValueError, match="spread_weight must be at least 0"):
-        loss_of(split, classifier, batch, spread_weight=-1.0)
+        F2MVariant(spread_weight=-1.0)
 
 
 def session(split, batch, region, **options):
@@ -67,8 +67,8 @@ def session(split, batch, region, **options):
 
 
 def test_updates_lie_on_the_grid_and_in_the_box(split, batch):
-    region = FlatRegion(split.tuned, 0.01)
-    session(split, batch, region, lr=1.0, grid_step=0.0025)
+    region = FlatRegion(split.tuned, 0.01, grid_step=0.0025)
+    session(split, batch, region, lr=1.0)
     assert region.contains()
     steps = torch.cat(
         [((p - region.center[n]) / 0.0025).flatten() for n, p in split.tuned.items()]
@@ -79,17 +79,15 @@ def test_updates_lie_on_the_grid_and_in_the_box(split, batch):
 
 
 def test_small_steps_are_lost_on_the_grid(split, batch):
-    region = FlatRegion(split.tuned, 0.01)
+    region = FlatRegion(split.tuned, 0.01, grid_step=0.0025)
     before = copy.deepcopy(split.network.state_dict())
-    session(split, batch, region, lr=1e-5, grid_step=0.0025)
+    session(split, batch, region, lr=1e-5)
     assert all(torch.equal(before[n], v) for n, v in split.network.state_dict().items())
 
 
-def test_grid_needs_a_region_and_a_step_above_zero(split, batch):
-    with pytest.raises(ValueError, match="needs a region"):
-        session(split, batch, None, lr=0.1, grid_step=0.1)
-    with pytest.raises(ValueError, match="step must be above 0. Found step=-0.1"):
-        FlatRegion(split.tuned, 0.01).round_(-0.1)
+def test_a_negative_grid_step_is_refused(split):
+    with pytest.raises(ValueError, match=r"grid_step.*-0\.1"):
+        FlatRegion(split.tuned, 0.01, grid_step=-0.1)
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step(split, batch):

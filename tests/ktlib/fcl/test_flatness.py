@@ -18,12 +18,12 @@ def test_cached_prefix_gives_the_losses_of_full_passes(split, classifier, batch)
         split, classifier, images, labels, bound=0.05, draws=4, generator=generator(), batch_size=5
     )
     split.network.eval()
-    naive, source = copy.deepcopy(split), generator()
+    naive, rng = copy.deepcopy(split), generator()
     center = {name: p.detach().clone() for name, p in naive.tuned.items()}
     losses = []
     with torch.no_grad():
         for _ in range(4):
-            for name, value in draw_noise(naive.tuned, 0.05, source).items():
+            for name, value in draw_noise(naive.tuned, 0.05, rng).items():
                 naive.tuned[name].copy_(center[name] + value)
             losses.append(F.cross_entropy(classifier(naive.network(images)), labels))
             for name, p in naive.tuned.items():

@@ -70,23 +70,6 @@ def test_the_center_does_not_follow_the_weights():
     assert weight.item() == pytest.approx(0.1)
 
 
-def test_at_center_restores_bit_for_bit_even_after_an_error():
-    weight = torch.randn(50)
-    center = weight.clone()
-    region = FlatRegion({"w": weight}, 1.0)
-    weight += 0.123
-    moved = weight.clone()
-
-    def fail():
-        with region.at_center():
-            assert torch.equal(weight, center)
-            raise RuntimeError("inside")
-
-    with pytest.raises(RuntimeError, match="inside"):
-        fail()
-    assert torch.equal(weight, moved)
-
-
 @pytest.mark.parametrize("bound", [-0.01, float("nan"), float("inf")])
 def test_wrong_bound(bound):
     with pytest.raises(ValueError, match="bound must be a finite number >= 0"):

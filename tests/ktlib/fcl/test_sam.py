@@ -2,20 +2,19 @@ import copy
 
 import pytest
 import torch
+from pytorch_optimizer import SAM
 from torch import nn
 from torch.nn import functional as F
 
-from ktlib.fcl import train_base
-from ktlib.fcl.sam import sam_optimizer, sam_step
-
-SGD = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
+from ktlib.fcl import BaseTraining, train_base
+from ktlib.fcl.sam import sam_step
 
 
 def quadratic_step(weight, radius, adaptive=False):
     """One step on f(w) = (w_1^2 + 10 w_2^2) / 2."""
     curvature = torch.tensor([1.0, 10.0])
     parameter = nn.Parameter(torch.tensor(weight))
-    optimizer = sam_optimizer([parameter], radius=radius, adaptive=adaptive, **SGD)
+    optimizer = SAM([parameter], torch.optim.SGD, rho=radius, adaptive=adaptive, lr=0.1)
 
     def compute():
         return (curvature * parameter.square()).sum() / 2
@@ -48,11 +47,9 @@ def trained(split, classifier, batch, radius):
     def loss(images, labels):
         return F.cross_entropy(classifier(split.network(images)), labels)
 
-    options = {"epochs": 2, "batch_size": 6, "lr": 0.05, "padding": 0}
-    history = train_base(
-        split.network, classifier, *batch, loss,
-        generator=torch.Generator().manual_seed(0), sam_radius=radius, **options,
-    )  # fmt: skip
+    settings = BaseTraining(epochs=2, batch_size=6, lr=0.05, padding=0, sam_radius=radius)
+    noise = torch.Generator().manual_seed(0)
+    history = train_base(split.network, classifier, *batch, loss, settings, generator=noise)
     return history, split.network.state_dict()
 
 
@@ -75,14 +72,9 @@ def test_statistics_move_once_a_step(batch):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(144, 4), nn.BatchNorm1d(4))
     images, labels = batch
-    optimizer = sam_optimizer(network.parameters(), radius=1.0, adaptive=False, **SGD)
+    optimizer = SAM(network.parameters(), torch.optim.SGD, rho=1.0, lr=0.1)
     F.cross_entropy(network(images), labels).backward()
     after_first = network[2].running_mean.clone()
     sam_step(optimizer, network, lambda: F.cross_entropy(network(images), labels))
     assert torch.equal(network[2].running_mean, after_first)
     assert network[2].momentum == 0.1
-
-
-def test_negative_radius():
-    with pytest.raises(ValueError, match="radius must be at least 0. Found radius=-1"):
-        sam_optimizer([nn.Parameter(torch.zeros(1))], radius=-1, adaptive=False, **SGD)

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 from experiments.models import resnet18_features
-from ktlib.fcl import random_crop, train_base
+from ktlib.fcl import BaseTraining, random_crop, train_base
 
 OPTIONS = {"epochs": 2, "batch_size": 4, "lr": 0.1, "padding": 1}
 
@@ -24,8 +24,8 @@ def train(seed=0, **changes):
         seen.append(x)
         return F.cross_entropy(head(network(x)), y)
 
-    options = OPTIONS | changes
-    history = train_base(network, head, images, labels, loss, generator=generator(seed), **options)
+    settings = BaseTraining(**OPTIONS | changes)
+    history = train_base(network, head, images, labels, loss, settings, generator=generator(seed))
     return history, network, seen
 
 
@@ -51,8 +51,8 @@ def test_the_classifier_can_have_a_rate_of_its_own(sam_radius):
         before = head.weight.detach().clone()
         images, labels = torch.randn(9, 1, 4, 4), torch.arange(9) % 3
         loss = lambda x, y, f=network, h=head: F.cross_entropy(h(f(x)), y)  # noqa: E731
-        options = OPTIONS | one | {"classifier_lr": rate}
-        train_base(network, head, images, labels, loss, generator=generator(), **options)
+        settings = BaseTraining(**OPTIONS | one | {"classifier_lr": rate})
+        train_base(network, head, images, labels, loss, settings, generator=generator())
         heads[rate] = head.weight.detach() - before, network[1].weight.detach()
     assert torch.equal(heads[None][0], heads[0.1][0])
     torch.testing.assert_close(heads[1.0][0], 10 * heads[0.1][0])

@@ -19,6 +19,7 @@ from experiments.fcl.baselines import (
     ICaRL,
     Joint,
     NearestMean,
+    TopicSettings,
     run_learner,
 )
 from ktlib.fcl import embed
@@ -40,7 +41,7 @@ METHODS = {
         split, cosine(head, g), classes, batch_size=4, generator=g, **STEPS, **options
     ),
     "topic": lambda split, head, classes, g: TOPIC(
-        split, head, classes, generator=g, base_exemplars=0, nodes=6, **STEPS
+        split, head, classes, generator=g, settings=TopicSettings(0, nodes=6), **STEPS
     ),
     "joint": lambda split, head, classes, g, **options: Joint(
         split, head, classes, batch_size=4, generator=g, **STEPS, **options

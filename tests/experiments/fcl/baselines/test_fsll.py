@@ -7,6 +7,7 @@ import torch
 from experiments.fcl.baselines import NearestMean, run_learner
 from experiments.fcl.baselines.fsll import (
     FSLL,
+    FsllSettings,
     separation_loss,
     shift_penalty,
     smallest_weights,
@@ -15,7 +16,12 @@ from experiments.fcl.baselines.fsll import (
 from ktlib.fcl import class_means
 from ktlib.testing import assert_gradient_flow
 
-SETTINGS = {"epochs": 3, "lr": 0.05, "penalty_weight": 0.01, "margin": 1.0}
+STEPS = {"epochs": 3, "lr": 0.05}
+SETTINGS = {"penalty_weight": 0.01, "margin": 1.0}
+
+
+def learner(split, **settings):
+    return FSLL(split, **STEPS, settings=FsllSettings(**SETTINGS | settings))
 
 
 def test_smallest_weights_by_hand():
@@ -88,7 +94,7 @@ def test_each_term_reaches_the_tuned_weights_only(batch, split):
 
 def test_only_selected_weights_move_and_they_are_selected_anew(problem, split):
     sessions, images, labels, *_ = problem
-    method = FSLL(split, fraction=0.2, **SETTINGS)
+    method = learner(split, fraction=0.2)
     method.start(images[sessions[0].train], labels[sessions[0].train])
     masks = []
     for session in sessions[1:]:
@@ -109,16 +115,15 @@ def test_only_selected_weights_move_and_they_are_selected_anew(problem, split):
 
 def test_without_trainable_weights_it_is_the_frozen_network(problem, split):
     frozen = run_learner(NearestMean(copy.deepcopy(split)), *problem)
-    assert run_learner(FSLL(split, fraction=0.0, **SETTINGS), *problem) == frozen
+    assert run_learner(learner(split, fraction=0.0), *problem) == frozen
 
 
 def test_the_penalty_holds_the_weights(problem, split):
     before = {name: p.detach().clone() for name, p in split.tuned.items()}
 
     def shift(weight):
-        method = FSLL(
-            copy.deepcopy(split), epochs=20, lr=0.05, fraction=0.5, penalty_weight=weight, margin=1
-        )
+        settings = FsllSettings(fraction=0.5, penalty_weight=weight, margin=1)
+        method = FSLL(copy.deepcopy(split), epochs=20, lr=0.05, settings=settings)
         run_learner(method, *problem)
         pairs = [(p.detach(), before[name]) for name, p in method.split.tuned.items()]
         return sum(float((now - then).abs().sum()) for now, then in pairs)
@@ -127,7 +132,7 @@ def test_the_penalty_holds_the_weights(problem, split):
 
 
 def test_old_prototypes_and_base_images_are_not_touched(problem, split):
-    method = FSLL(split, **SETTINGS)
+    method = learner(split)
     sessions, _, labels, *_ = problem
     run_learner(method, *problem)
     assert torch.equal(method.prototypes[:3], method.base_prototypes)
@@ -137,7 +142,7 @@ def test_old_prototypes_and_base_images_are_not_touched(problem, split):
 
 
 def test_equal_runs(problem, split):
-    results = [run_learner(FSLL(copy.deepcopy(split), **SETTINGS), *problem) for _ in range(2)]
+    results = [run_learner(learner(copy.deepcopy(split)), *problem) for _ in range(2)]
     assert results[0] == results[1]
 
 
@@ -146,18 +151,22 @@ def test_equal_runs(problem, split):
     [
         ({"fraction": 1.5}, "fraction must be between 0 and 1. Found fraction=1.5."),
         ({"fraction": float("nan")}, "fraction must be between 0 and 1"),
-        ({"epochs": 0}, "epochs must be at least 1"),
-        ({"lr": 0.0}, "lr must be above 0"),
         ({"margin": -1.0}, "margin must be at least 0"),
         ({"penalty_weight": -1.0}, "penalty_weight must be at least 0"),
         ({"separation_weight": -1.0}, "separation_weight must be at least 0"),
     ],
 )
-def test_wrong_settings_are_refused(split, wrong, message):
+def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        FSLL(split, **SETTINGS | wrong)
+        FsllSettings(**wrong)
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 0), ("lr", 0.0)])
+def test_wrong_steps_are_refused(split, name, value):
+    with pytest.raises(ValueError, match=name):
+        FSLL(split, **STEPS | {name: value})
 
 
 def test_a_loss_that_is_not_finite_is_reported(problem, split):
     with pytest.raises(FloatingPointError, match="method 'fsll', session 2: .* lower the lr"):
-        run_learner(FSLL(split, **SETTINGS | {"margin": float("inf")}), *problem)
+        run_learner(learner(split, margin=float("inf")), *problem)

@@ -29,34 +29,34 @@ def test_distillation_loss_by_hand():
     torch.testing.assert_close(distillation_loss(old, old), torch.tensor(entropy))
 
 
-def test_distillation_is_smallest_where_both_agree(drawn):
-    old = torch.randn(6, 4, generator=drawn())
+def test_distillation_is_smallest_where_both_agree(rng):
+    old = torch.randn(6, 4, generator=rng())
     scores = old.clone().requires_grad_()
     gradient = torch.autograd.grad(distillation_loss(scores, old), scores)[0]
     assert gradient.abs().max() < 1e-7
     for seed in range(5):
-        other = old + 0.1 * torch.randn(6, 4, generator=drawn(seed))
+        other = old + 0.1 * torch.randn(6, 4, generator=rng(seed))
         assert distillation_loss(other, old) > distillation_loss(old, old)
 
 
-def test_hard_old_outputs_make_distillation_a_classification(drawn):
+def test_hard_old_outputs_make_distillation_a_classification(rng):
     """An old network that is sure of everything is a label."""
-    scores, targets = torch.randn(5, 3, generator=drawn()), torch.tensor([0, 2, 1, 1, 0])
+    scores, targets = torch.randn(5, 3, generator=rng()), torch.tensor([0, 2, 1, 1, 0])
     sure = 200 * F.one_hot(targets, 3).float() - 100
     torch.testing.assert_close(
         distillation_loss(scores, sure), classification_loss(scores, targets)
     )
 
 
-def test_both_terms_are_one_cross_entropy_of_mixed_targets(trained, shown_in, drawn):
+def test_both_terms_are_one_cross_entropy_of_mixed_targets(trained, images_of, rng):
     """As in the authors' code: labels, with the columns of old classes overwritten."""
     split, classifier, classes = trained
-    learner = ICaRL(split, classifier, classes, **SETTINGS, generator=drawn())
-    learner.start(*shown_in(1))
-    learner.learn(*shown_in(2))
-    images = torch.cat([shown_in(1)[0][:2], shown_in(2)[0][:2]])
+    learner = ICaRL(split, classifier, classes, **SETTINGS, generator=rng())
+    learner.start(*images_of(1))
+    learner.learn(*images_of(2))
+    images = torch.cat([images_of(1)[0][:2], images_of(2)[0][:2]])
     targets = torch.tensor([0, 2, 3, 4], device=images.device)
-    old_scores = torch.randn(4, 3, generator=drawn()).to(images)
+    old_scores = torch.randn(4, 3, generator=rng()).to(images)
     wanted = F.one_hot(targets, 5).to(images)
     wanted[:, :3] = old_scores.sigmoid()
     scores = learner.classifier(split.network(images))
@@ -65,15 +65,15 @@ def test_both_terms_are_one_cross_entropy_of_mixed_targets(trained, shown_in, dr
     torch.testing.assert_close(terms["classification"] + terms["distillation"], expected)
 
 
-def test_both_terms_reach_what_is_trained(trained, shown_in, drawn):
+def test_both_terms_reach_what_is_trained(trained, images_of, rng):
     split, classifier, classes = trained
-    learner = ICaRL(split, classifier, classes, **SETTINGS, generator=drawn())
-    learner.start(*shown_in(1))
-    learner.learn(*shown_in(2))  # the classifier has 5 rows now
-    images, labels = shown_in(2)
+    learner = ICaRL(split, classifier, classes, **SETTINGS, generator=rng())
+    learner.start(*images_of(1))
+    learner.learn(*images_of(2))  # the classifier has 5 rows now
+    images, labels = images_of(2)
     inputs = learner.trainer.inputs(images)
     targets = positions_of(labels, learner.classes)
-    old_scores = torch.randn(len(labels), 3, generator=drawn()).to(inputs).requires_grad_()
+    old_scores = torch.randn(len(labels), 3, generator=rng()).to(inputs).requires_grad_()
     heads = {f"classifier.{name}": value for name, value in learner.classifier.named_parameters()}
     assert_gradient_flow(
         lambda: learner.loss_terms(inputs, targets, old_scores),
@@ -83,25 +83,25 @@ def test_both_terms_reach_what_is_trained(trained, shown_in, drawn):
 
 
 @pytest.mark.parametrize("train", ["tail", "all"])
-def test_what_a_session_changes(trained, train, shown_in, drawn):
+def test_what_a_session_changes(trained, train, images_of, rng):
     split, classifier, _ = trained
-    learner = ICaRL(*trained, **SETTINGS, generator=drawn(), train=train)
-    learner.start(*shown_in(1))
+    learner = ICaRL(*trained, **SETTINGS, generator=rng(), train=train)
+    learner.start(*images_of(1))
     every = dict(split.network.named_parameters())
     moved = split.tuned if train == "tail" else every
     rest = {name: value for name, value in every.items() if name not in moved}
     assert_step_updates(
-        lambda: learner.learn(*shown_in(2)),
+        lambda: learner.learn(*images_of(2)),
         moved,
         {**rest, **dict(split.network.named_buffers()), "classifier": classifier.weight},
     )
 
 
-def test_session_1_is_the_nearest_mean_of_exemplars(trained, problem, shown_in, drawn):
+def test_session_1_is_the_nearest_mean_of_exemplars(trained, problem, images_of, rng):
     """The same by hand, from herding on embeddings of norm 1."""
     split, _, classes = trained
-    images, labels = shown_in(1)
-    learner = ICaRL(*trained, **SETTINGS, generator=drawn())
+    images, labels = images_of(1)
+    learner = ICaRL(*trained, **SETTINGS, generator=rng())
     learner.start(images, labels)
     features = F.normalize(embed(split.network, images))
     means = []
@@ -114,12 +114,12 @@ def test_session_1_is_the_nearest_mean_of_exemplars(trained, problem, shown_in, 
     assert torch.equal(learner.predict(problem[3]), expected)
 
 
-def test_means_have_norm_1_and_are_those_of_the_network_of_the_day(trained, shown_in, drawn):
+def test_means_have_norm_1_and_are_those_of_the_network_of_the_day(trained, images_of, rng):
     split, *_ = trained
-    learner = ICaRL(*trained, **SETTINGS, generator=drawn())
-    learner.start(*shown_in(1))
+    learner = ICaRL(*trained, **SETTINGS, generator=rng())
+    learner.start(*images_of(1))
     first = learner.means
-    learner.learn(*shown_in(2))
+    learner.learn(*images_of(2))
     torch.testing.assert_close(learner.means.norm(dim=1), torch.ones(5).to(first))
     assert not torch.allclose(learner.means[:3], first)
     images, labels = learner.kept.all()
@@ -129,36 +129,34 @@ def test_means_have_norm_1_and_are_those_of_the_network_of_the_day(trained, show
     )
 
 
-def test_the_budget_is_used_and_held(trained, problem, drawn):
-    learner = ICaRL(*trained, **SETTINGS, generator=drawn(), base_exemplars=3, new_exemplars=1)
+def test_the_budget_is_used_and_held(trained, problem, rng):
+    learner = ICaRL(*trained, **SETTINGS, generator=rng(), base_exemplars=3, new_exemplars=1)
     run_learner(learner, *problem)
     counts = [int((learner.kept.all()[1] == label).sum()) for label in learner.classes]
     assert counts == [3, 3, 3, 1, 1, 1, 1]
 
 
-def test_the_order_of_herding_is_kept(trained, shown_in, drawn):
+def test_the_order_of_herding_is_kept(trained, images_of, rng):
     """What a smaller budget keeps is the first part of what a larger one keeps."""
     kept = {}
     for budget in (1, 2):
-        learner = ICaRL(
-            *copy.deepcopy(trained), **SETTINGS, generator=drawn(), base_exemplars=budget
-        )
-        learner.start(*shown_in(1))
+        learner = ICaRL(*copy.deepcopy(trained), **SETTINGS, generator=rng(), base_exemplars=budget)
+        learner.start(*images_of(1))
         kept[budget] = learner.kept.all()[0]
     assert torch.equal(kept[2][::2], kept[1])
 
 
-def test_it_learns_new_classes_and_keeps_the_base(trained, problem, drawn):
+def test_it_learns_new_classes_and_keeps_the_base(trained, problem, rng):
     """Chance is 14 percent of 7 classes."""
-    rows = run_learner(ICaRL(*trained, **SETTINGS, generator=drawn()), *problem).rows
+    rows = run_learner(ICaRL(*trained, **SETTINGS, generator=rng()), *problem).rows
     assert rows[2]["new_accuracy"] >= 45
     assert rows[2]["base_accuracy"] >= 60
 
 
-def test_equal_seeds_give_equal_results(trained, problem, drawn):
+def test_equal_seeds_give_equal_results(trained, problem, rng):
     means = []
     for seed in (0, 0, 1):
-        learner = ICaRL(*copy.deepcopy(trained), **SETTINGS, generator=drawn(seed))
+        learner = ICaRL(*copy.deepcopy(trained), **SETTINGS, generator=rng(seed))
         torch.rand(seed + 3)  # the global generator plays no part
         run_learner(learner, *problem)
         means.append(learner.means)
@@ -166,14 +164,14 @@ def test_equal_seeds_give_equal_results(trained, problem, drawn):
     assert not torch.equal(means[0], means[2])
 
 
-def test_distillation_keeps_the_old_scores(trained, problem, monkeypatch, shown_in, drawn):
+def test_distillation_keeps_the_old_scores(trained, problem, monkeypatch, images_of, rng):
     """With the term, scores of old classes drift less than without it."""
     drift = {}
     tested = problem[3]
     before = trained[1](embed(trained[0].network, tested)).sigmoid()
     for kept in (True, False):
         split, classifier, classes = copy.deepcopy(trained)
-        learner = ICaRL(split, classifier, classes, **SETTINGS, generator=drawn())
+        learner = ICaRL(split, classifier, classes, **SETTINGS, generator=rng())
         if not kept:
             terms = learner.loss_terms
             monkeypatch.setattr(
@@ -181,15 +179,15 @@ def test_distillation_keeps_the_old_scores(trained, problem, monkeypatch, shown_
                 lambda *a, terms=terms: {n: (1 - (n == "distillation")) * v
                                          for n, v in terms(*a).items()},
             )  # fmt: skip
-        learner.start(*shown_in(1))
-        learner.learn(*shown_in(2))
+        learner.start(*images_of(1))
+        learner.learn(*images_of(2))
         after = learner.classifier(embed(split.network, tested))[:, :3].sigmoid()
         drift[kept] = (after - before).abs().mean().item()
     assert drift[True] < drift[False]
 
 
-def test_no_exemplars_are_refused(split, classifier, drawn):
-    options = {**SETTINGS, "generator": drawn()}
+def test_no_exemplars_are_refused(split, classifier, rng):
+    options = {**SETTINGS, "generator": rng()}
     for name in ("base_exemplars", "new_exemplars"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1. Found {name}=0"):
             ICaRL(split, classifier, torch.arange(3), **options, **{name: 0})
@@ -198,7 +196,7 @@ def test_no_exemplars_are_refused(split, classifier, drawn):
     assert isinstance(ICaRL(split, classifier, torch.arange(3), **options).kept, Exemplars)
 
 
-def test_a_loss_that_explodes_is_named(trained, problem, drawn):
-    learner = ICaRL(*trained, epochs=9, lr=1e30, batch_size=8, generator=drawn())
+def test_a_loss_that_explodes_is_named(trained, problem, rng):
+    learner = ICaRL(*trained, epochs=9, lr=1e30, batch_size=8, generator=rng())
     with pytest.raises(FloatingPointError, match=r"method 'icarl', session 2: .* step \d+"):
         run_learner(learner, *problem)

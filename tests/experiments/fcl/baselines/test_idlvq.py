@@ -7,6 +7,7 @@ import torch
 from experiments.fcl.baselines import NearestMean, run_learner
 from experiments.fcl.baselines.idlvq import (
     IDLVQC,
+    IdlvqSettings,
     assignment_loss,
     calibration_shift,
     forgetting_loss,
@@ -18,7 +19,7 @@ from ktlib.fcl import class_means
 from ktlib.fcl.evaluation import embed
 from ktlib.testing import assert_gradient_flow, assert_step_updates
 
-SETTINGS = {"epochs": 3, "lr": 1e-4}
+STEPS = {"epochs": 3, "lr": 1e-4}
 LINE = torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]), torch.tensor([[0.0], [4.0], [9.0]])
 
 
@@ -114,7 +115,7 @@ def test_each_term_reaches_weights_and_references_only(batch, split):
 
 def test_a_session_moves_tuned_weights_and_old_references_only(problem, split):
     sessions, images, labels, *_ = problem
-    method = IDLVQC(split, **SETTINGS)
+    method = IDLVQC(split, **STEPS)
     base, new = sessions[0].train, sessions[1].train
     method.start(images[base], labels[base])
     old = method.references
@@ -131,14 +132,16 @@ def test_a_session_moves_tuned_weights_and_old_references_only(problem, split):
 
 def test_with_a_vanishing_lr_it_is_the_frozen_nearest_mean(problem, split):
     frozen = run_learner(NearestMean(copy.deepcopy(split), normalise=False), *problem)
-    assert run_learner(IDLVQC(split, epochs=3, lr=1e-30, reference_lr=1e-30), *problem) == frozen
+    method = IDLVQC(split, epochs=3, lr=1e-30, settings=IdlvqSettings(reference_lr=1e-30))
+    assert run_learner(method, *problem) == frozen
 
 
 def test_less_forgetting_holds_the_old_references(problem, split):
     """Without calibration, which moves them by design."""
 
     def shift(weight):
-        method = IDLVQC(copy.deepcopy(split), **SETTINGS, forgetting_weight=weight, calibrate=False)
+        settings = IdlvqSettings(forgetting_weight=weight, calibrate=False)
+        method = IDLVQC(copy.deepcopy(split), **STEPS, settings=settings)
         sessions, images, labels, *_ = problem
         method.start(images[sessions[0].train], labels[sessions[0].train])
         old = method.references
@@ -151,7 +154,8 @@ def test_less_forgetting_holds_the_old_references(problem, split):
 def test_old_references_follow_the_embedding(problem, split):
     sessions, images, labels, *_ = problem
     base, new = sessions[0].train, sessions[1].train
-    methods = [IDLVQC(copy.deepcopy(split), **SETTINGS, calibrate=on) for on in (True, False)]
+    settings = [IdlvqSettings(calibrate=on) for on in (True, False)]
+    methods = [IDLVQC(copy.deepcopy(split), **STEPS, settings=s) for s in settings]
     for method in methods:
         method.start(images[base], labels[base])
         old = method.references
@@ -165,7 +169,7 @@ def test_old_references_follow_the_embedding(problem, split):
 
 
 def test_no_base_image_is_kept(problem, split):
-    method = IDLVQC(split, **SETTINGS, new_exemplars=2)
+    method = IDLVQC(split, **STEPS, new_exemplars=2)
     run_learner(method, *problem)
     kept, kept_labels = method.kept.all()
     assert len(kept) == 8
@@ -173,7 +177,7 @@ def test_no_base_image_is_kept(problem, split):
 
 
 def test_equal_runs(problem, split):
-    results = [run_learner(IDLVQC(copy.deepcopy(split), **SETTINGS), *problem) for _ in range(2)]
+    results = [run_learner(IDLVQC(copy.deepcopy(split), **STEPS), *problem) for _ in range(2)]
     assert results[0] == results[1]
 
 
@@ -181,15 +185,19 @@ def test_equal_runs(problem, split):
     ("wrong", "message"),
     [
         ({"gamma": 0.0}, "gamma must be above 0. Found gamma=0.0."),
-        ({"lr": -1.0}, "lr must be above 0"),
-        ({"epochs": 0}, "epochs must be at least 1"),
         ({"margin": -1.0}, "margin must be at least 0"),
         ({"spread_weight": -1.0}, "spread_weight must be at least 0"),
     ],
 )
-def test_wrong_settings_are_refused(split, wrong, message):
+def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        IDLVQC(split, **SETTINGS | wrong)
+        IdlvqSettings(**wrong)
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 0), ("lr", -1.0)])
+def test_wrong_steps_are_refused(split, name, value):
+    with pytest.raises(ValueError, match=name):
+        IDLVQC(split, **STEPS | {name: value})
 
 
 def test_a_loss_that_is_not_finite_is_reported(problem, split):

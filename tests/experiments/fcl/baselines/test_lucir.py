@@ -9,6 +9,7 @@ from experiments.fcl.baselines import run_learner
 from experiments.fcl.baselines.lucir import (
     LUCIR,
     CosineClassifier,
+    LucirSettings,
     imprinted_rows,
     less_forget_loss,
     less_forget_weight,
@@ -21,13 +22,13 @@ SETTINGS = {"epochs": 8, "lr": 0.02, "batch_size": 8}
 
 
 @pytest.fixture
-def trained(after_base, device, drawn):
+def trained(after_base, device, rng):
     """Network, cosine classifier and its classes after a short base session."""
-    return after_base(CosineClassifier(32, 3, generator=drawn()).to(device))
+    return after_base(CosineClassifier(32, 3, generator=rng()).to(device))
 
 
-def test_cosine_classifier_by_hand(drawn):
-    classifier = CosineClassifier(2, 2, generator=drawn(), scale=10.0)
+def test_cosine_classifier_by_hand(rng):
+    classifier = CosineClassifier(2, 2, generator=rng(), scale=10.0)
     with torch.no_grad():
         classifier.weight.copy_(torch.tensor([[2.0, 0.0], [1.0, 1.0]]))
     found = classifier(torch.tensor([[0.0, 5.0], [3.0, 0.0]]))
@@ -35,9 +36,9 @@ def test_cosine_classifier_by_hand(drawn):
     torch.testing.assert_close(found, torch.tensor([[0.0, half], [10.0, half]]))
 
 
-def test_cosine_scores_know_no_lengths(drawn):
-    classifier = CosineClassifier(6, 4, generator=drawn())
-    x = torch.randn(5, 6, generator=drawn(1))
+def test_cosine_scores_know_no_lengths(rng):
+    classifier = CosineClassifier(6, 4, generator=rng())
+    x = torch.randn(5, 6, generator=rng(1))
     before = classifier(x)
     with torch.no_grad():
         classifier.weight *= torch.tensor([0.5, 2.0, 3.0, 4.0])[:, None]
@@ -78,8 +79,8 @@ def test_margin_ranking_loss_by_hand():
     torch.testing.assert_close(alone, torch.tensor((0.0 + 0.4) / 2))
 
 
-def test_margin_ranking_is_pytorchs(drawn):
-    scores, targets = torch.randn(7, 6, generator=drawn()), torch.tensor([0, 1, 2, 3, 0, 1, 5])
+def test_margin_ranking_is_pytorchs(rng):
+    scores, targets = torch.randn(7, 6, generator=rng()), torch.tensor([0, 1, 2, 3, 0, 1, 5])
     old = targets < 3
     own = scores[old, targets[old]].repeat_interleave(2)
     others = scores[old, 3:].topk(2, dim=1).values.flatten()
@@ -87,8 +88,8 @@ def test_margin_ranking_is_pytorchs(drawn):
     torch.testing.assert_close(margin_ranking_loss(scores, targets, 3), expected)
 
 
-def test_no_old_image_no_ranking_and_few_new_classes(drawn):
-    scores = torch.randn(4, 3, generator=drawn())
+def test_no_old_image_no_ranking_and_few_new_classes(rng):
+    scores = torch.randn(4, 3, generator=rng())
     assert margin_ranking_loss(scores, torch.full((4,), 2), 2) == 0
     one = margin_ranking_loss(scores, torch.zeros(4, dtype=torch.long), 2)
     assert one == (0.5 - scores[:, 0] + scores[:, 2]).clamp(min=0).mean()
@@ -104,15 +105,15 @@ def test_imprinted_rows_by_hand():
     torch.testing.assert_close(rows, torch.tensor([[0.0, 2.0], [diagonal, diagonal]]))
 
 
-def test_all_terms_reach_what_is_trained(trained, shown_in, drawn):
+def test_all_terms_reach_what_is_trained(trained, images_of, rng):
     split, classifier, classes = trained
-    learner = LUCIR(split, classifier, classes, **SETTINGS, generator=drawn())
-    learner.start(*shown_in(1))
-    images = torch.cat([shown_in(1)[0][:6], shown_in(2)[0]])
+    learner = LUCIR(split, classifier, classes, **SETTINGS, generator=rng())
+    learner.start(*images_of(1))
+    images = torch.cat([images_of(1)[0][:6], images_of(2)[0]])
     inputs = learner.trainer.inputs(images)
     targets = torch.arange(len(images), device=inputs.device) % 5
-    before = torch.rand(len(images), 32, generator=drawn()).to(inputs).requires_grad_()
-    new_rows = torch.rand(2, 32, generator=drawn(1)).to(inputs).requires_grad_()
+    before = torch.rand(len(images), 32, generator=rng()).to(inputs).requires_grad_()
+    new_rows = torch.rand(2, 32, generator=rng(1)).to(inputs).requires_grad_()
     assert_gradient_flow(
         lambda: learner.loss_terms(inputs, targets, before, new_rows),
         {**split.tuned, "new rows": new_rows, "scale": learner.scale},
@@ -125,16 +126,16 @@ def test_all_terms_reach_what_is_trained(trained, shown_in, drawn):
 
 
 @pytest.mark.parametrize("train", ["tail", "all"])
-def test_what_a_session_changes(trained, train, shown_in, drawn):
+def test_what_a_session_changes(trained, train, images_of, rng):
     split, classifier, _ = trained
-    learner = LUCIR(*trained, **SETTINGS, generator=drawn(), train=train)
-    learner.start(*shown_in(1))
+    learner = LUCIR(*trained, **SETTINGS, generator=rng(), train=train)
+    learner.start(*images_of(1))
     every = dict(split.network.named_parameters())
     moved = split.tuned if train == "tail" else every
     rest = {name: value for name, value in every.items() if name not in moved}
     heads = dict(classifier.named_parameters(prefix="classifier"))
     assert_step_updates(
-        lambda: learner.learn(*shown_in(2)),
+        lambda: learner.learn(*images_of(2)),
         {**moved, "scale": learner.scale},
         {**rest, **dict(split.network.named_buffers()), **heads, "old rows": learner.weight},
     )
@@ -142,56 +143,55 @@ def test_what_a_session_changes(trained, train, shown_in, drawn):
     assert learner.weight.shape == (5, 32)
 
 
-def test_session_1_is_the_network_as_trained(trained, problem, shown_in, drawn):
+def test_session_1_is_the_network_as_trained(trained, problem, images_of, rng):
     split, classifier, classes = trained
-    learner = LUCIR(*trained, **SETTINGS, generator=drawn())
-    learner.start(*shown_in(1))
+    learner = LUCIR(*trained, **SETTINGS, generator=rng())
+    learner.start(*images_of(1))
     expected = classifier(embed(split.network, problem[3])).argmax(dim=1)
     assert torch.equal(learner.predict(problem[3]), classes.to(expected)[expected])
 
 
-def test_with_a_vanishing_step_new_classes_are_their_imprinted_rows(trained, shown_in, drawn):
+def test_with_a_vanishing_step_new_classes_are_their_imprinted_rows(trained, images_of, rng):
     split, classifier, _ = trained
-    images, labels = shown_in(2)
+    images, labels = images_of(2)
     expected = imprinted_rows(embed(split.network, images), labels, classifier.weight)
-    learner = LUCIR(*trained, epochs=1, lr=1e-12, batch_size=8, generator=drawn())
-    learner.start(*shown_in(1))
+    learner = LUCIR(*trained, epochs=1, lr=1e-12, batch_size=8, generator=rng())
+    learner.start(*images_of(1))
     learner.learn(images, labels)
     torch.testing.assert_close(learner.weight[3:], expected)
 
 
-def test_it_learns_new_classes_and_keeps_the_base(trained, problem, drawn):
+def test_it_learns_new_classes_and_keeps_the_base(trained, problem, rng):
     """Chance is 14 percent of 7 classes."""
-    rows = run_learner(LUCIR(*trained, **SETTINGS, generator=drawn()), *problem).rows
+    rows = run_learner(LUCIR(*trained, **SETTINGS, generator=rng()), *problem).rows
     assert rows[0]["accuracy"] >= 90
     assert rows[2]["new_accuracy"] >= 45
     assert rows[2]["base_accuracy"] >= 60
 
 
-def test_a_heavy_less_forget_loss_holds_the_embeddings(trained, problem, drawn):
+def test_a_heavy_less_forget_loss_holds_the_embeddings(trained, problem, rng):
     drift = {}
     before = embed(trained[0].network, problem[3])
     for less_forget in (0.0, 20.0):
         split, classifier, classes = copy.deepcopy(trained)
-        learner = LUCIR(
-            split, classifier, classes, **SETTINGS, generator=drawn(), less_forget=less_forget
-        )
+        settings = LucirSettings(less_forget=less_forget)
+        learner = LUCIR(split, classifier, classes, **SETTINGS, generator=rng(), settings=settings)
         run_learner(learner, *problem)
         drift[less_forget] = float(less_forget_loss(embed(split.network, problem[3]), before))
     assert drift[20.0] < 0.7 * drift[0.0]
 
 
-def test_the_budget_is_used_and_held(trained, problem, drawn):
-    learner = LUCIR(*trained, **SETTINGS, generator=drawn())
+def test_the_budget_is_used_and_held(trained, problem, rng):
+    learner = LUCIR(*trained, **SETTINGS, generator=rng())
     run_learner(learner, *problem)
     counts = [int((learner.kept.all()[1] == label).sum()) for label in learner.classes]
     assert counts == [2] * 7
 
 
-def test_equal_seeds_give_equal_results(trained, problem, drawn):
+def test_equal_seeds_give_equal_results(trained, problem, rng):
     rows = []
     for seed in (0, 0, 1):
-        learner = LUCIR(*copy.deepcopy(trained), **SETTINGS, generator=drawn(seed))
+        learner = LUCIR(*copy.deepcopy(trained), **SETTINGS, generator=rng(seed))
         torch.rand(seed + 3)  # the global generator plays no part
         run_learner(learner, *problem)
         rows.append(learner.weight)
@@ -199,26 +199,27 @@ def test_equal_seeds_give_equal_results(trained, problem, drawn):
     assert not torch.equal(rows[0], rows[2])
 
 
-def test_wrong_settings_are_refused(split, drawn):
-    classifier = CosineClassifier(32, 3, generator=drawn())
-    options = {**SETTINGS, "generator": drawn()}
+def test_wrong_settings_are_refused(split, rng):
+    classifier = CosineClassifier(32, 3, generator=rng())
+    options = {**SETTINGS, "generator": rng()}
     for change, message in (
         ({"less_forget": -1.0}, "less_forget must be a finite number >= 0"),
         ({"ranking": math.inf}, "ranking must be a finite number >= 0"),
         ({"nearest": 0}, "nearest must be at least 1. Found nearest=0"),
-        ({"base_exemplars": -1}, "per_base_class must be at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            LUCIR(split, classifier, torch.arange(3), **options, **change)
+            LucirSettings(**change)
+    with pytest.raises(ValueError, match="per_base_class must be at least 0"):
+        LUCIR(split, classifier, torch.arange(3), **options, base_exemplars=-1)
     with pytest.raises(ValueError, match="3 rows of the classifier. Found 4"):
         LUCIR(split, classifier, torch.arange(4), **options)
     with pytest.raises(ValueError, match="scale must be above 0. Found scale=0"):
-        CosineClassifier(4, 3, generator=drawn(), scale=0)
+        CosineClassifier(4, 3, generator=rng(), scale=0)
     with pytest.raises(ValueError, match="classes must be at least 1"):
-        CosineClassifier(4, 0, generator=drawn())
+        CosineClassifier(4, 0, generator=rng())
 
 
-def test_a_loss_that_explodes_is_named(trained, problem, drawn):
-    learner = LUCIR(*trained, epochs=9, lr=1e30, batch_size=8, generator=drawn())
+def test_a_loss_that_explodes_is_named(trained, problem, rng):
+    learner = LUCIR(*trained, epochs=9, lr=1e30, batch_size=8, generator=rng())
     with pytest.raises(FloatingPointError, match=r"method 'lucir', session 2: .* step \d+"):
         run_learner(learner, *problem)

@@ -6,22 +6,27 @@ import torch
 from torch.nn import functional as F
 
 from experiments.fcl.baselines import run_learner
-from experiments.fcl.baselines.topic import TOPIC, NeuralGas, anchor_loss, grow_gas, min_max_loss
+from experiments.fcl.baselines.topic import (
+    TOPIC,
+    NeuralGas,
+    TopicSettings,
+    anchor_loss,
+    grow_gas,
+    min_max_loss,
+)
 from ktlib.fcl import class_means
 from ktlib.fcl.evaluation import embed
 from ktlib.testing import assert_gradient_flow, assert_step_updates
 
-SETTINGS = {"epochs": 3, "lr": 1e-3, "base_exemplars": 2, "nodes": 9}
-
 
 @pytest.fixture
 def learner(problem, split, classifier):
-    def make(**settings):
+    def make(epochs=3, lr=1e-3, **settings):
         generator = torch.Generator().manual_seed(6)
-        classes = problem[0][0].classes
         return TOPIC(
-            copy.deepcopy(split), classifier, classes, generator=generator, **SETTINGS | settings
-        )
+            copy.deepcopy(split), classifier, problem[0][0].classes, generator=generator,
+            epochs=epochs, lr=lr, settings=TopicSettings(**{"nodes": 9} | settings),
+        )  # fmt: skip
 
     return make
 
@@ -253,12 +258,10 @@ def test_wrong_settings_are_refused(learner, wrong, message):
         learner(**wrong)
 
 
-def test_a_classifier_of_another_size_or_other_classes_is_refused(split, classifier, batch):
+def test_a_classifier_of_another_size_or_other_classes_is_refused(split, classifier, batch, rng):
     with pytest.raises(ValueError, match="each of the 3 rows of the classifier. Found 2"):
-        TOPIC(split, classifier, torch.tensor([1, 2]), generator=torch.Generator(), **SETTINGS)
-    method = TOPIC(
-        split, classifier, torch.tensor([0, 2, 7]), generator=torch.Generator(), **SETTINGS
-    )
+        TOPIC(split, classifier, torch.tensor([1, 2]), generator=rng(), epochs=1, lr=0.1)
+    method = TOPIC(split, classifier, torch.tensor([0, 2, 7]), generator=rng(), epochs=1, lr=0.1)
     with pytest.raises(ValueError, match=r"Found \[7\] without images, \[1\] without a row"):
         method.start(*batch)
     with pytest.raises(ValueError, match="at least 2 nodes. Found 1"):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from experiments.fcl.baselines import run_learner
 from experiments.fcl.baselines.session_training import (
     SessionTrainer,
-    class_balanced_chances,
+    class_balanced_weights,
     extend_linear,
     new_linear,
 )
@@ -23,18 +23,19 @@ def state_of(module):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def test_class_balanced_chances_by_hand():
-    chances = class_balanced_chances(torch.tensor([4, 4, 4, 9]))
-    torch.testing.assert_close(chances, torch.tensor([1 / 6, 1 / 6, 1 / 6, 1 / 2]))
+def test_class_balanced_weights_by_hand():
+    sampling_weights = class_balanced_weights(torch.tensor([4, 4, 4, 9]))
+    torch.testing.assert_close(sampling_weights, torch.tensor([1 / 6, 1 / 6, 1 / 6, 1 / 2]))
 
 
-def test_rows_are_drawn_as_often_as_asked(split, drawn):
-    trainer = SessionTrainer(split, **SETTINGS, generator=drawn())
+def test_rows_are_drawn_as_often_as_asked(split, rng):
+    trainer = SessionTrainer(split, **SETTINGS, generator=rng())
     labels = (torch.arange(600) >= 594).long()  # 594 images of class 0, 6 of class 1
     seen = []
     trainer.minimise(
         lambda rows: seen.append(rows) or trainer.parameters[0].sum(),
-        len(labels), trainer.parameters[:1], epochs=10, chances=class_balanced_chances(labels),
+        len(labels), trainer.parameters[:1], epochs=10,
+        sampling_weights=class_balanced_weights(labels),
     )  # fmt: skip
     assert 0.47 < labels[torch.cat(seen)].float().mean() < 0.53
     seen.clear()
@@ -47,10 +48,10 @@ def test_rows_are_drawn_as_often_as_asked(split, drawn):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_longer_classifier_scores_old_classes_as_before(bias, drawn):
+def test_a_longer_classifier_scores_old_classes_as_before(bias, rng):
     old = nn.Linear(5, 3, bias=bias)
     kept = copy.deepcopy(old)
-    longer = extend_linear(old, 2, drawn())
+    longer = extend_linear(old, 2, rng())
     x = torch.randn(4, 5)
     assert longer(x).shape == (4, 5)
     torch.testing.assert_close(longer(x)[:, :3], old(x))
@@ -59,17 +60,17 @@ def test_a_longer_classifier_scores_old_classes_as_before(bias, drawn):
     assert longer.weight[3:].std() > 0.1
 
 
-def test_fresh_rows_come_from_the_generator_alone(drawn):
+def test_fresh_rows_come_from_the_generator_alone(rng):
     layers = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        layers.append(new_linear(nn.utils.skip_init(nn.Linear, 5, 3), 4, drawn()))
+        layers.append(new_linear(nn.utils.skip_init(nn.Linear, 5, 3), 4, rng()))
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(layers[0].weight, layers[1].weight)
 
 
-def test_tail_and_full_network_have_the_same_gradient(trained, problem, drawn):
+def test_tail_and_full_network_have_the_same_gradient(trained, problem, rng):
     """The prefix features are an exact shortcut."""
     split, classifier, _ = trained
     split.network.double(), classifier.double()
@@ -77,7 +78,7 @@ def test_tail_and_full_network_have_the_same_gradient(trained, problem, drawn):
     targets = torch.arange(6, device=images.device) % 3
     found = []
     for train in ("tail", "all"):
-        trainer = SessionTrainer(split, **SETTINGS, generator=drawn(), train=train)
+        trainer = SessionTrainer(split, **SETTINGS, generator=rng(), train=train)
         scores = classifier(trainer.trained(trainer.inputs(images)))
         found.append(
             torch.autograd.grad(F.cross_entropy(scores, targets), list(split.tuned.values()))
@@ -88,21 +89,19 @@ def test_tail_and_full_network_have_the_same_gradient(trained, problem, drawn):
 
 @pytest.mark.parametrize("mode", [False, True])
 @pytest.mark.parametrize("train", ["tail", "all"])
-def test_features_and_embeddings_leave_the_network_in_its_mode(
-    trained, problem, drawn, train, mode
-):
+def test_features_and_embeddings_leave_the_network_in_its_mode(trained, problem, rng, train, mode):
     split, *_ = trained
     split.network.train(mode)
-    trainer = SessionTrainer(split, **SETTINGS, generator=drawn(), train=train)
+    trainer = SessionTrainer(split, **SETTINGS, generator=rng(), train=train)
     trainer.embed(trainer.inputs(problem[1][:2]))
     assert {module.training for module in split.network.modules()} == {mode}
 
 
 @pytest.mark.parametrize("method", [Joint, ClassifierRetraining])
 @pytest.mark.parametrize("train", ["tail", "all"])
-def test_it_learns_the_new_classes_and_keeps_the_base(trained, problem, method, train, drawn):
+def test_it_learns_the_new_classes_and_keeps_the_base(trained, problem, method, train, rng):
     """Chance is 14 percent of 7 classes; new classes have 3 images each."""
-    learner = method(*trained, epochs=20, lr=0.01, batch_size=8, generator=drawn(), train=train)
+    learner = method(*trained, epochs=20, lr=0.01, batch_size=8, generator=rng(), train=train)
     rows = run_learner(learner, *problem).rows
     assert rows[0]["accuracy"] >= 90
     assert rows[2]["new_accuracy"] >= 60
@@ -110,20 +109,20 @@ def test_it_learns_the_new_classes_and_keeps_the_base(trained, problem, method, 
 
 
 @pytest.mark.parametrize("method", [Joint, ClassifierRetraining])
-def test_session_1_is_the_network_as_trained(trained, problem, method, drawn, shown_in):
+def test_session_1_is_the_network_as_trained(trained, problem, method, rng, images_of):
     split, classifier, classes = trained
     images = problem[3]
     expected = classes.to(images.device)[classifier(embed(split.network, images)).argmax(dim=1)]
-    learner = method(*trained, **SETTINGS, generator=drawn())
-    learner.start(*shown_in(1))
+    learner = method(*trained, **SETTINGS, generator=rng())
+    learner.start(*images_of(1))
     assert torch.equal(learner.predict(images), expected)
 
 
 @pytest.mark.parametrize("method", [Joint, ClassifierRetraining])
-def test_equal_seeds_give_equal_results(trained, problem, method, drawn):
+def test_equal_seeds_give_equal_results(trained, problem, method, rng):
     found = []
     for seed in (0, 0, 1):
-        learner = method(*copy.deepcopy(trained), **SETTINGS, generator=drawn(seed))
+        learner = method(*copy.deepcopy(trained), **SETTINGS, generator=rng(seed))
         torch.rand(seed + 3)  # the global generator plays no part
         run_learner(learner, *problem)
         found.append(learner.scores(embed(learner.trainer.split.network, problem[3])))
@@ -132,16 +131,16 @@ def test_equal_seeds_give_equal_results(trained, problem, method, drawn):
 
 
 @pytest.mark.parametrize("train", ["tail", "all"])
-def test_what_a_session_changes(trained, train, drawn, shown_in):
+def test_what_a_session_changes(trained, train, rng, images_of):
     split, classifier, _ = trained
-    learner = Joint(*trained, **SETTINGS, generator=drawn(), train=train)
-    learner.start(*shown_in(1))
+    learner = Joint(*trained, **SETTINGS, generator=rng(), train=train)
+    learner.start(*images_of(1))
     split.network.zero_grad()
     every = dict(split.network.named_parameters())
     moved = split.tuned if train == "tail" else every
     rest = {name: value for name, value in every.items() if name not in moved}
     assert_step_updates(
-        lambda: learner.learn(*shown_in(2)),
+        lambda: learner.learn(*images_of(2)),
         moved,
         {**rest, **dict(split.network.named_buffers()), "classifier": classifier.weight},
     )
@@ -149,9 +148,9 @@ def test_what_a_session_changes(trained, train, drawn, shown_in):
     assert all(parameter.grad is None for parameter in every.values())
 
 
-def test_the_loss_reaches_what_is_trained(trained, problem, drawn):
+def test_the_loss_reaches_what_is_trained(trained, problem, rng):
     split, classifier, _ = trained
-    trainer = SessionTrainer(split, **SETTINGS, generator=drawn())
+    trainer = SessionTrainer(split, **SETTINGS, generator=rng())
     inputs = trainer.inputs(problem[1][:6])
     targets = torch.arange(6, device=inputs.device) % 3
     heads = {f"classifier.{name}": value for name, value in classifier.named_parameters()}
@@ -162,9 +161,9 @@ def test_the_loss_reaches_what_is_trained(trained, problem, drawn):
     )
 
 
-def test_retraining_leaves_the_joint_training_as_it_is(trained, problem, drawn):
+def test_retraining_leaves_the_joint_training_as_it_is(trained, problem, rng):
     split, *_ = trained
-    learner = ClassifierRetraining(*trained, **SETTINGS, generator=drawn())
+    learner = ClassifierRetraining(*trained, **SETTINGS, generator=rng())
     run_learner(learner, *problem)
     before, joint = state_of(split.network), state_of(learner.classifier)
     learner.retrain()
@@ -173,15 +172,15 @@ def test_retraining_leaves_the_joint_training_as_it_is(trained, problem, drawn):
     assert not torch.equal(learner.balanced.weight, learner.classifier.weight)
 
 
-def test_retraining_knows_no_frequent_class(trained, problem, monkeypatch, drawn, shown_in):
-    """Embeddings that tell nothing leave the bias: as likely as a class is drawn, 1 / 7.
+def test_retraining_knows_no_frequent_class(trained, problem, monkeypatch, rng, images_of):
+    """Embeddings that tell nothing leave the bias: as likely as a class is rng, 1 / 7.
 
     Drawn as often as they have images, base classes would have 1 / 5 and new ones 1 / 10.
     """
     learner = ClassifierRetraining(
-        *trained, **SETTINGS, generator=drawn(), classifier_epochs=60, classifier_lr=0.1
+        *trained, **SETTINGS, generator=rng(), classifier_epochs=60, classifier_lr=0.1
     )
-    learner.start(*shown_in(1))
+    learner.start(*images_of(1))
     learner.inputs, counts = learner.inputs[:1].expand(30, -1, -1, -1), [6, 6, 6, 3, 3, 3, 3]
     learner.classes = torch.arange(7).to(learner.labels)
     learner.labels = learner.classes.repeat_interleave(torch.tensor(counts).to(learner.labels))
@@ -191,9 +190,9 @@ def test_retraining_knows_no_frequent_class(trained, problem, monkeypatch, drawn
     torch.testing.assert_close(found, torch.full_like(found, 1 / 7), atol=0.03, rtol=0)
 
 
-def test_everything_seen_is_kept(trained, problem, drawn):
+def test_everything_seen_is_kept(trained, problem, rng):
     sessions, *_ = problem
-    learner = Joint(*trained, **SETTINGS, generator=drawn())
+    learner = Joint(*trained, **SETTINGS, generator=rng())
     run_learner(learner, *problem)
     assert learner.sees_all_data
     assert len(learner.inputs) == len(learner.labels) == sum(len(s.train) for s in sessions)
@@ -211,22 +210,22 @@ def test_everything_seen_is_kept(trained, problem, drawn):
         ({"classifier_epochs": 0}, "classifier_epochs must be at least 1"),
     ],
 )
-def test_wrong_settings_are_refused(split, classifier, change, message, drawn):
+def test_wrong_settings_are_refused(split, classifier, change, message, rng):
     with pytest.raises(ValueError, match=message):
         ClassifierRetraining(
-            split, classifier, torch.arange(3), **{**SETTINGS, "generator": drawn(), **change}
+            split, classifier, torch.arange(3), **{**SETTINGS, "generator": rng(), **change}
         )
 
 
-def test_classes_that_do_not_fit_the_classifier_are_refused(split, classifier, batch, drawn):
-    options = {**SETTINGS, "generator": drawn()}
+def test_classes_that_do_not_fit_the_classifier_are_refused(split, classifier, batch, rng):
+    options = {**SETTINGS, "generator": rng()}
     with pytest.raises(ValueError, match="each of the 3 rows of the classifier. Found 2"):
         Joint(split, classifier, torch.arange(2), **options)
     with pytest.raises(ValueError, match=r"Found \[7\] without images, \[1\] without a row"):
         Joint(split, classifier, torch.tensor([0, 2, 7]), **options).start(*batch)
 
 
-def test_a_loss_that_explodes_is_named(trained, problem, drawn):
-    learner = Joint(*trained, epochs=9, lr=1e30, batch_size=8, generator=drawn())
+def test_a_loss_that_explodes_is_named(trained, problem, rng):
+    learner = Joint(*trained, epochs=9, lr=1e30, batch_size=8, generator=rng())
     with pytest.raises(FloatingPointError, match=r"method 'joint', session 2: .* step \d+"):
         run_learner(learner, *problem)
