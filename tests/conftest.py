@@ -170,5 +170,5 @@ def new_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     wanted = tuple(Path(part) for part in (*parts, *(f"book/{name}" for name in book)))
     files = [file for file in project_files() if any(file.is_relative_to(part) for part in wanted)]
     copy_files(files, project.root)
-    shutil.copytree(ROOT / "tests" / "pipeline" / "mini", project.root, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "tests" / "workflow" / "mini", project.root, dirs_exist_ok=True)
     return project

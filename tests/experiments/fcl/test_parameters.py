@@ -46,7 +46,7 @@ def test_the_parameters_cell_is_accepted():
         ({"method_settings": {"icarl": {"rate": 1.0}}}, ["may hold", "rate = 1.0 for 'icarl'"]),
         ({"method_settings": {"icarl": {"lr": 0.0}}}, ["above 0", "lr = 0.0 for 'icarl'"]),
         ({"method_settings": {"topic": {"epochs": 1.5}}}, ["must be whole. Found 1.5"]),
-        ({"method_settings": {"topic": 3}}, ["method_settings", "mapping from names"]),
+        ({"method_settings": {"topic": 3}}, ["method_settings", "topic", "dictionary"]),
     ],
 )
 def test_wrong_values_are_named_with_what_is_allowed(changes, words):
