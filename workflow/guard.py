@@ -6,16 +6,20 @@ killed build leaves nothing behind that blocks the next one.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from workflow.project import RUNS
 
 BUILD_VARIABLE = "KTLIB_BUILD"  # in a step: which build it belongs to
 LOCK = ".build.lock"
@@ -66,6 +70,29 @@ def _lines(file: Path) -> list[str]:
         return file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
+
+
+def run_step(step: Callable[..., object], *arguments: str) -> int:
+    """Run a step of a build from the command line, whose errors are shown without a call stack.
+
+    Args:
+        step: what to do; the first line of its docstring is the help text.
+        arguments: names of its arguments, in the order of the command line.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(description=(step.__doc__ or "").partition("\n")[0])
+    for name in arguments:
+        parser.add_argument(name)
+    given = parser.parse_args()
+    end_with_build(RUNS)
+    try:
+        step(**vars(given))
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"\n{error}\n", file=sys.stderr)
+        return 1
+    return 0
 
 
 def end_with_build(folder: Path) -> None:

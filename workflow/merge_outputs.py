@@ -7,7 +7,6 @@ the text needs no execution, while changed code does: the code cells must be the
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -19,7 +18,7 @@ import nbformat
 
 from experiments.run.atomic import write_text
 from experiments.run.chapter_source import parameters_cell
-from workflow.guard import end_with_build
+from workflow.guard import run_step
 from workflow.project import MAIN_RUN, ROOT, RUNS, chapter_source
 
 INJECTED = "injected-parameters"
@@ -104,20 +103,5 @@ def merge_outputs(chapter: str, profile: str) -> Path:
     return write_text(target, nbformat.writes(notebook) + "\n")  # type: ignore[no-untyped-call]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("chapter")
-    parser.add_argument("profile")
-    given = parser.parse_args(arguments)
-    end_with_build(RUNS)
-    try:
-        merge_outputs(given.chapter, given.profile)
-    except (ValueError, OSError) as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step(merge_outputs, "chapter", "profile"))

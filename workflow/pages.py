@@ -5,7 +5,6 @@ They go into ``book/_generated`` and are included by the pages of the same name.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections import Counter
@@ -16,7 +15,7 @@ from experiments.run.atomic import write_text
 from experiments.run.claims import VERDICTS, Claim, claim_rows
 from experiments.run.parameters import describe_parameters
 from experiments.run.results import RunRecord, is_stale, load_record
-from workflow.guard import end_with_build
+from workflow.guard import run_step
 from workflow.project import MAIN_RUN, PROFILES, ROOT, RUNS, chapter_source, chapters
 
 FOLDER = ROOT / "book" / "_generated"
@@ -276,19 +275,5 @@ def write_pages(profile: str) -> None:
     write_text(FOLDER / "claims.md", claims_part(live, committed))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("profile")
-    given = parser.parse_args(arguments)
-    end_with_build(RUNS)
-    try:
-        write_pages(given.profile)
-    except (ValueError, OSError) as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step(write_pages, "profile"))

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from experiments.run.atomic import write_text
-from workflow.guard import end_with_build, move_into_place, partial_folder
+from workflow.guard import move_into_place, partial_folder, run_step
 from workflow.project import ROOT, RUNS
 
 BOOK = ROOT / "book"
@@ -29,6 +29,7 @@ def render() -> Path:
     Raises:
         RuntimeError: a warning or an error; the message lists them.
     """
+    print("Rendering the book", flush=True)
     with partial_folder(HTML) as folder:
         start = "from jupyter_book.cli.main import main; main()"
         command = [sys.executable, "-c", start, "build", str(BOOK), "-W", "-n"]
@@ -62,17 +63,5 @@ def _failure(output: str) -> str:
     )
 
 
-def main() -> int:
-    """Command line; returns the exit status."""
-    end_with_build(RUNS)
-    print("Rendering the book", flush=True)
-    try:
-        render()
-    except (RuntimeError, OSError) as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step(render))

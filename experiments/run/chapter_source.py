@@ -93,12 +93,12 @@ def parameter_model(chapter_source: Path | str) -> type[Any]:
     Raises:
         ValueError: the chapter does not make that call, or does not import the model by name.
     """
-    used = None
+    used = ""
     for node in syntax_nodes(code_cells(chapter_source)):
         match node:
-            case ast.Call(func=ast.Name(id="check_parameters"), args=[_, ast.Name(id=used)]):
-                break
-    if used is None:
+            case ast.Call(func=ast.Name(id="check_parameters"), args=[_, ast.Name() as model_name]):
+                used = model_name.id
+    if not used:
         raise ValueError(
             f"{chapter_source}: a chapter must call `check_parameters(globals(), Model)` after its "
             "parameters cell. Found no such call."

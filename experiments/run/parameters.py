@@ -94,7 +94,7 @@ def check_parameters(namespace: Mapping[str, Any], model: type[Model]) -> Model:
     parameters = _validated(given, model, where)
     problems = _machine_problems(parameters)
     if problems:
-        raise ParameterError(_listed(problems, where))
+        raise _refusal(problems, where)
     return parameters
 
 
@@ -134,20 +134,19 @@ def read_parameter_file(yaml_path: Path | str) -> dict[str, Any]:
     """
     import yaml  # belongs to the `book` extra
 
-    path = Path(yaml_path)
+    text = Path(yaml_path).read_text(encoding="utf-8")
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ParameterError(f"{path}: not a YAML file: {error}") from error
-    if node is None or values is None:
+        raise ParameterError(f"{yaml_path}: not a YAML file: {error}") from error
+    if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ParameterError(f"{path}: must consist of lines `name: value`. Found {values!r}.")
+        raise ParameterError(f"{yaml_path}: must consist of lines `name: value`. Found {values!r}.")
     names = [key.value for key, _ in node.value]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ParameterError(f"{path}: each parameter may be set once. Found twice: {twice}.")
+        raise ParameterError(f"{yaml_path}: each parameter may be set once. Found twice: {twice}.")
     return values
 
 
@@ -196,13 +195,13 @@ def _validated(values: Mapping[str, Any], model: type[Model], where: str) -> Mod
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(detail, model) for detail in error.errors()]
-        raise ParameterError(_listed(problems, where)) from None
+        raise _refusal([_problem(detail, model) for detail in error.errors()], where) from None
 
 
-def _listed(problems: list[str], where: str) -> str:
+def _refusal(problems: list[str], where: str) -> ParameterError:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n".join([f"{count} with the parameters ({where}):", *(f"- {p}" for p in problems)])
+    lines = [f"{count} with the parameters ({where}):", *(f"- {p}" for p in problems)]
+    return ParameterError("\n".join(lines))
 
 
 def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
@@ -234,17 +233,13 @@ def _machine_problems(parameters: ChapterParameters) -> list[str]:
         compute_dtype(choose_device(parameters.device), parameters.precision)
     except ValueError as error:
         problems.append(str(error))
-    folder = parameters.run_dir
-    if folder:
+    if parameters.run_dir:
+        probe = Path(parameters.run_dir, ".write-test")
         try:
-            _try_to_write(Path(folder))
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"\0" * 4096)  # a full disk accepts an empty file, but not a block
+            probe.unlink()
         except OSError as error:
-            problems.append(f"`run_dir` = {folder!r} cannot be written to: {error.strerror}.")
+            where = f"`run_dir` = {parameters.run_dir!r}"
+            problems.append(f"{where} cannot be written to: {error.strerror}.")
     return problems
-
-
-def _try_to_write(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".write-test"
-    probe.write_bytes(b"\0" * 4096)  # a full disk accepts an empty file, but not a block
-    probe.unlink()

@@ -100,17 +100,13 @@ def test_outputs_of_other_code_are_refused(root, executed):
             merge_outputs.merged_notebook(source, executed)
 
 
-def test_data_sets_follow_the_header_and_the_profile(root):
+def test_data_sets_follow_the_header_the_profile_and_the_run(root):
     assert project.data_sets("part", "cpu", root) == ["pairs"]
     assert project.data_sets("part", "smoke", root) == ["digits"]
-
-
-def test_data_sets_follow_the_run_of_a_sweep(root):
-    for name in facts.DATA_SETS:
-        run = f"dataset={name},seeds=1"
-        assert project.data_sets("part", "smoke", root, run) == [name]
     assert project.data_sets("part", "smoke", root, "rate=2.0") == ["digits"]
-    with pytest.raises(ValueError, match="data must be among .*. Found 'digit'."):
+    for name in facts.DATA_SETS:
+        assert project.data_sets("part", "smoke", root, f"dataset={name},seeds=1") == [name]
+    with pytest.raises(ValueError, match="data must be among .*digits.*. Found 'digit'."):
         project.data_sets("part", "smoke", root, "dataset=digit")
 
 
@@ -161,18 +157,12 @@ def test_chapter_in_a_folder_of_its_own(root):
     assert parameter_files(chapter) != [message]
 
 
-def test_unknown_data_set_is_refused(root):
-    (root / "chapters/params/part.smoke.yaml").write_text("dataset: digit\n")
-    with pytest.raises(ValueError, match="data must be among .*digits.*. Found 'digit'."):
-        project.data_sets("part", "smoke", root)
-
-
 @pytest.mark.parametrize(
     ("chapter", "profile", "message"),
     [
-        ("part", "huge", "PROFILE must be one of smoke, cpu, full, gpu, paper. Found 'huge'."),
-        ("part", "gpu", "has values for: smoke, cpu. Found 'gpu', whose file chapters/params/"),
-        ("port", "cpu", "CHAPTER must be one of part. Found 'port'."),
+        ("part", "huge", "PROFILE .* smoke, cpu, full, gpu, paper. Found 'huge'"),
+        ("part", "gpu", "smoke, cpu. Found 'gpu', whose file chapters/params/part.gpu.yaml"),
+        ("port", "cpu", "CHAPTER .* part. Found 'port'"),
     ],
 )
 def test_wrong_names_are_refused(root, chapter, profile, message):
@@ -207,20 +197,24 @@ def record(**changes):
 
 
 def test_execution_part_tells_time_device_and_versions():
-    text = pages.execution_part([record()], [record(profile="full", wall_seconds=3600.0)])
-    live = "| cpu | 0, 1 | 2026-01-02 03:04 | 61 s | 1.0 GiB | cpu (A \\| B), float32 | 2 |"
-    assert live in text
-    assert "| 2, 4 workers |" in pages.execution_part([record(workers=4)], [])
-    assert "| torch | 2.15.0 |" in text
-    assert "| 60.0 min |" in text
-    assert "`0123456789`" in text
-    assert "`make record CHAPTER=part PROFILE=full`" in text
-    assert "`python -m experiments.searches.part`" in pages.execution_part(
-        [record()], [record(profile="search")]
+    text = pages.execution_part([record(workers=4)], [record(wall_seconds=3600.0)])
+    row = (
+        "| cpu | 0, 1 | 2026-01-02 03:04 | 61 s | 1.0 GiB | cpu (A \\| B), float32 | 2, 4 workers |"
     )
-    assert "`python -m experiments.searches.part_methods --profile cpu`" in pages.execution_part(
-        [record()], [record(profile="methods_cpu")]
-    )
+    for words in (row, "| torch | 2.15.0 |", "| 60.0 min |", "`0123456789`"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("profile", "command"),
+    [
+        ("full", "make record CHAPTER=part PROFILE=full"),
+        ("search", "python -m experiments.searches.part"),
+        ("methods_cpu", "python -m experiments.searches.part_methods --profile cpu"),
+    ],
+)
+def test_execution_part_names_the_command_behind_a_record(profile, command):
+    assert f"`{command}`" in pages.execution_part([record()], [record(profile=profile)])
 
 
 def test_a_chapter_has_a_worker_for_each_thread_by_default(monkeypatch):
@@ -237,8 +231,6 @@ def test_notes_beside_records_are_no_records(tmp_path):
         (tmp_path / name).touch()
     names = [str(path.relative_to(tmp_path)) for path in pages.record_files(tmp_path)]
     assert names == ["part.full.json", "proofs/part.full.json"]
-    for path in pages.record_files(project.ROOT / "results"):
-        load_record(path)
 
 
 @pytest.mark.parametrize("path", pages.record_files(project.ROOT / "results"))
@@ -313,14 +305,8 @@ def test_missing_browser_gives_advice(monkeypatch, tmp_path, fails):
 
 def make(*arguments, cwd=project.ROOT):
     """Run make; output and errors together."""
-    return subprocess.run(
-        ["make", *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run(["make", *arguments], cwd=cwd, text=True, check=False, **pipes)
 
 
 def test_help_names_every_target():
