@@ -27,7 +27,7 @@ def set_values(project, **values):
     (project.root / "chapters/params/mini.smoke.yaml").write_text("".join(lines))
 
 
-def wait_for(condition, what, seconds=90):
+def wait_for(condition, what, seconds=240):
     """Look again and again until the condition holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -135,13 +135,13 @@ def test_builds_do_not_meet_and_a_killed_one_is_taken_up(project, tmp_path):
     signal_file = tmp_path / "waiting"
     set_values(project, rate=0.5, wait=f'"{signal_file}"')
     with project.start("book", "--profile", "smoke") as first:
-        wait_for(signal_file.exists, "the chapter to start")
-        kernel = int(signal_file.read_text())
-
-        second = project.build("book", "--profile", "smoke")
-        failed(second, "Another build", f"`make book PROFILE=smoke`, process {first.pid}")
-
-        os.kill(first.pid, signal.SIGKILL)
+        try:
+            wait_for(signal_file.exists, "the chapter to start")
+            kernel = int(signal_file.read_text())
+            second = project.build("book", "--profile", "smoke")
+            failed(second, "Another build", f"`make book PROFILE=smoke`, process {first.pid}")
+        finally:
+            os.kill(first.pid, signal.SIGKILL)
         first.wait(timeout=30)
         wait_for(lambda: not is_alive(kernel), "the chapter to end with its build")
     assert not (project.root / RUNS / "main" / "result.json").exists()
