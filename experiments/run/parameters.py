@@ -139,7 +139,7 @@ def read_parameter_file(yaml_path: Path | str) -> dict[str, Any]:
         values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ParameterError(f"{yaml_path}: not a YAML file: {error}") from error
-    if values is None:
+    if node is None or values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ParameterError(f"{yaml_path}: must consist of lines `name: value`. Found {values!r}.")
