@@ -76,19 +76,19 @@ rule data:
         "{PYTHON} -m data_prep.{wildcards.name}"
 
 
-# Wrong values are refused before anything is computed: these come before all runs.
+# Wrong values are refused before anything is computed: checks come before all runs.
 rule check:
     input:
         ancient(source),
         ancient(values),
     output:
-        "runs/.checked/{chapter}.{profile}",
+        "runs/.checked/{chapter}.{profile}.{run}",
     params:
         digest=digest,
     priority: 10
     shell:
-        "{PYTHON} -m workflow.run_chapter {wildcards.chapter} {wildcards.profile} --check"
-        " && echo {params.digest} > {output}"
+        "{PYTHON} -m workflow.run_chapter {wildcards.chapter} {wildcards.profile} {wildcards.run}"
+        " --check && echo {params.digest} > {output}"
 
 
 # `ancient` only for files that no rule makes: where it marks one that is being made, Snakemake overlooks
@@ -98,7 +98,7 @@ rule run:
         manifests,
         ancient(source),
         ancient(values),
-        "runs/.checked/{chapter}.{profile}",
+        "runs/.checked/{chapter}.{profile}.{run}",
     output:
         f"{RUN}/executed.ipynb",
         f"{RUN}/result.json",
@@ -115,15 +115,15 @@ rule run:
         " --threads {params.threads} --cell-seconds {params.cell_seconds}"
 
 
-rule stage:
+rule merge_outputs:
     input:
         source,
         f"runs/{{chapter}}/{PROFILE}/{MAIN_RUN}/executed.ipynb",
-        "workflow/stage.py",
+        "workflow/merge_outputs.py",
     output:
         "book/chapters/{chapter}.ipynb",
     shell:
-        "{PYTHON} -m workflow.stage {wildcards.chapter} {PROFILE}"
+        "{PYTHON} -m workflow.merge_outputs {wildcards.chapter} {PROFILE}"
 
 
 rule pages:

@@ -1,7 +1,6 @@
 """Chromium for the tests of the rendered book: ``python -m workflow.browser``.
 
-Prints where it is. Where it is missing, it is installed from Debian's packages, which needs the
-rights of the administrator.
+Prints its path. If it is missing, it is installed from Debian's packages, which needs root.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ def install() -> None:
     """Install Debian's Chromium.
 
     Raises:
-        RuntimeError: it is not possible here; the message says why, and what to do.
+        RuntimeError: it cannot be installed here; the message says why, and what to do.
     """
     prefix = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
     for program in (*prefix[:1], "apt-get"):
         if shutil.which(program) is None:
-            raise RuntimeError(_advice(f"`{program}` is not there"))
+            raise RuntimeError(_advice(f"`{program}` was not found"))
     packages = ["chromium", "fonts-dejavu-core"]
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     update = [*prefix, "apt-get", "update", "--quiet"]
@@ -54,16 +53,16 @@ def install() -> None:
 def _advice(reason: str) -> str:
     return (
         f"The tests open the book in Chromium, which could not be installed: {reason}. Install it "
-        f"yourself (Debian: apt-get install chromium), or set {VARIABLE} to a Chromium or Chrome "
-        "that is there."
+        f"yourself (Debian: apt-get install chromium), or set {VARIABLE} to the "
+        "path of a Chromium or Chrome."
     )
 
 
 def require() -> str:
-    """Path of the browser, which is installed where it is missing.
+    """Path of the browser, which is installed if it is missing.
 
     Raises:
-        RuntimeError: it is not there and cannot be installed; the message says what to do.
+        RuntimeError: it is missing and cannot be installed; the message says what to do.
     """
     path = find()
     if path is None:
@@ -71,7 +70,7 @@ def require() -> str:
         install()
         path = find()
     if path is None:
-        raise RuntimeError(_advice("the package holds no program of a known name"))
+        raise RuntimeError(_advice("the package contains no program of a known name"))
     return path
 
 

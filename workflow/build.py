@@ -1,4 +1,4 @@
-"""The entry behind ``make``: take the lock, then let Snakemake do what is missing.
+"""What ``make`` calls: take the lock, then let Snakemake do what is missing.
 
 For example ``python -m workflow.build book --profile cpu``, or
 ``python -m workflow.build sweep --chapter fcl --seeds 0,1,2``.
@@ -45,19 +45,19 @@ def snakemake(
         runs: the runs of each of these chapters.
 
     Returns:
-        Whether all targets are there now.
+        Whether all targets exist now.
     """
     for name in names:
         parameter_file(name, options.profile)
     if not options.dry_run:
-        forget_touched_data(names, options.profile, runs)
+        invalidate_modified_data(names, options.profile, runs)
     from snakemake.cli import main as snakemake_main  # takes seconds to import
 
     arguments = [
         *targets,
         *("--snakefile", str(ROOT / "Snakefile"), "--directory", str(ROOT)),
         *("--cores", str(options.cores), "--resources", "gpu=1"),
-        # The lock of this module is released by the system; Snakemake's own would outlive a kill.
+        # Snakemake's own lock would outlive a killed build; that of workflow.guard does not.
         *("--nolock", "--rerun-incomplete", "--keep-going"),
         *("--rerun-triggers", "mtime", "params", "input"),
         *("--config", f"profile={options.profile}"),
@@ -65,7 +65,7 @@ def snakemake(
     if options.dry_run:
         arguments += ["--dry-run", "--quiet", "host"]
     else:
-        # The steps speak for themselves. Of Snakemake only errors are shown, those of its plan too.
+        # The steps print what they do. Of Snakemake only errors are shown, also those of its plan.
         logging.getLogger("snakemake.logging").addFilter(lambda r: r.levelno >= logging.ERROR)
         arguments += ["--quiet", "rules", "progress", "host", "reason"]
     if options.force:
@@ -77,8 +77,9 @@ def snakemake(
     return True
 
 
-def forget_touched_data(names: list[str], profile: str, runs: Sequence[str]) -> None:
-    """Let data sets be prepared again whose files are missing or were touched since."""
+def invalidate_modified_data(names: list[str], profile: str, runs: Sequence[str]) -> None:
+    """Remove the manifests of data sets with missing or modified files, to prepare them again."""
+    # Which files a data set consists of, and whether they are as prepared, only data_prep knows.
     from data_prep import MANIFEST, data_root, is_current
 
     needed = {d for name in names for run in runs for d in data_sets(name, profile, run=run)}

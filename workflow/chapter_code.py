@@ -14,9 +14,15 @@ from typing import Any
 
 import jupytext
 
-from experiments.run.chapter_source import Cell, code_cells
+from experiments.run.chapter_source import (
+    Cell,
+    code_cells,
+    imported_names,
+    plain_python,
+    syntax_nodes,
+)
 
-# What a chapter may take from the project: methods and experiments. Data sets are no method.
+# Where methods and experiments are; loading data is not a method.
 OWN = ("ktlib", "experiments")
 
 
@@ -44,25 +50,18 @@ class Chapter:
 
     @property
     def is_proof(self) -> bool:
-        """Whether it is a proof, which is built in another way than a chapter."""
+        """Whether it is a proof, whose structure differs from that of a chapter."""
         return self.path.parent.name == "proofs"
-
-
-def imports(chapter: Chapter) -> Iterator[tuple[str, str]]:
-    """Names that the chapter imports, as ``(module, name)``; renaming is not followed."""
-    for node in _nodes(chapter):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield from ((node.module, alias.name) for alias in node.names)
 
 
 def names_used(source: str) -> set[str]:
     """Names of the notebook that a cell reads, also inside of its functions."""
-    return set(_read(symtable.symtable(_plain(source), "cell", "exec")))
+    return set(_read(symtable.symtable(plain_python(source), "cell", "exec")))
 
 
 def names_set(source: str) -> set[str]:
     """Names of the notebook that a cell sets."""
-    symbols = symtable.symtable(_plain(source), "cell", "exec").get_symbols()
+    symbols = symtable.symtable(plain_python(source), "cell", "exec").get_symbols()
     return {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
 
 
@@ -76,25 +75,25 @@ def _read(table: symtable.SymbolTable) -> Iterator[str]:
 
 
 def names_of_project(chapter: Chapter) -> list[str]:
-    """What a chapter takes from the project exists and is public; it defines none of it again."""
+    """Names imported from the project exist, are public and are not defined again."""
     problems = []
     public: set[str] = set()
     modules: dict[str, ModuleType] = {}
-    for module, name in imports(chapter):
-        if module.partition(".")[0] not in OWN:
+    for module, name in imported_names(chapter.path):
+        if name is None or module.partition(".")[0] not in OWN:
             continue
         found = _find(module, name)
         if found is None:
-            problems.append(f"`{name}` is no public name of {module}")
+            problems.append(f"`{name}` is not a public name of {module}")
         elif isinstance(found, ModuleType):
             modules[name] = found
         else:
             public.add(name)
-    for node in _nodes(chapter):
+    for node in syntax_nodes(chapter.code):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = modules.get(node.value.id)
             if owner is not None and _find(owner.__name__, node.attr) is None:
-                problems.append(f"`{node.attr}` is no public name of {owner.__name__}")
+                problems.append(f"`{node.attr}` is not a public name of {owner.__name__}")
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in public:
             problems.append(f"`{node.name}` is imported from the project and defined again")
     return problems
@@ -113,14 +112,3 @@ def _find(module: str, name: str) -> object | None:
         return import_module(f"{module}.{name}")
     except ModuleNotFoundError:
         return None
-
-
-def _nodes(chapter: Chapter) -> Iterator[ast.AST]:
-    for cell in chapter.code:
-        yield from ast.walk(ast.parse(_plain(cell.source)))
-
-
-def _plain(source: str) -> str:
-    """The cell without its lines for IPython (``%magic``, ``!command``)."""
-    lines = source.splitlines()
-    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))

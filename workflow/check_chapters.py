@@ -1,7 +1,6 @@
 """Check that the chapters stay readable and runnable: ``python -m workflow.check_chapters``.
 
-Each check takes a chapter and returns a line for each thing that is wrong. What they ask for is
-explained in CONTRIBUTING.md.
+Each check takes a chapter and returns one line per problem. CONTRIBUTING.md explains the rules.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from pathlib import Path
 
 import jupytext
 
-from experiments.run.chapter_source import Cell, parameter_model, parameters_cell
+from experiments.run.chapter_source import Cell, imported_names, parameter_model, parameters_cell
 from experiments.run.parameters import ParameterError, check_parameter_file
-from workflow.chapter_code import OWN, Chapter, imports, names_of_project, names_set, names_used
+from workflow.chapter_code import OWN, Chapter, names_of_project, names_set, names_used
 from workflow.project import ROOT, chapter_source, chapters
 
 MEDIAN_LINES = 6
 MOST_LINES = 25
 HIDING_TAGS = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
-HIDDEN_FOR = {"figure", "table", "installation"}  # what a reader may skip at first reading
+HIDDEN_FOR = {"figure", "table", "installation"}  # cells that a reader may skip
 HIDDEN_SHARE = 0.25  # of the code cells, figures aside
 # The modules that show results; a hidden cell uses no other, so that no method is hidden. A part's
 # own tables are in its module `report`.
@@ -56,7 +55,7 @@ def parameters(chapter: Chapter) -> list[str]:
     names = [line.name for line in lines]
     problems += [f"parameter `{name}` is set twice" for name in names if names.count(name) > 1]
     problems += [f"parameter `{line.name}` has no comment" for line in lines if not line.comment]
-    problems += [f"parameter `{name}` is no field of the model" for name in set(names) - fields]
+    problems += [f"parameter `{name}` is not a field of the model" for name in set(names) - fields]
     problems += [f"field `{name}` of the model is not set" for name in fields - set(names)]
     return sorted(problems)
 
@@ -84,7 +83,7 @@ def _shows(module: str) -> bool:
 
 
 def cell_sizes(chapter: Chapter) -> list[str]:
-    """Code cells are short; what is longer belongs into ktlib."""
+    """Code cells are short; longer code belongs in a module."""
     sizes = {
         cell.number: sum(bool(line.strip()) for line in cell.source.splitlines())
         for cell in chapter.code
@@ -121,7 +120,7 @@ def hidden_cells(chapter: Chapter) -> list[str]:
     ]
     methods = {
         name: module
-        for module, name in imports(chapter)
+        for module, name in imported_names(chapter.path)
         if module.partition(".")[0] in OWN and not _shows(module)
     }
     for cell in hidden:
@@ -137,7 +136,7 @@ def hidden_cells(chapter: Chapter) -> list[str]:
 
 
 def figure_cells(chapter: Chapter) -> list[str]:
-    """Each figure has a name, a caption and a text alternative; no number follows from it."""
+    """Each figure has a name, a caption and alt text; no other code depends on it."""
     problems = []
     names: list[str] = []
     for number, cell in enumerate(chapter.notebook.cells, start=1):
@@ -160,7 +159,7 @@ def figure_cells(chapter: Chapter) -> list[str]:
 
 
 def _leaks(chapter: Chapter) -> list[str]:
-    """A record's digest of its code leaves figures out: so code uses no name that a figure set."""
+    """Figures are not part of a record's digest, so other code must not use names they set."""
     problems = []
     from_figures: dict[str, int] = {}
     for cell in chapter.code:
@@ -193,7 +192,7 @@ def anatomy(chapter: Chapter) -> list[str]:
         if not places:
             problems.append(f"there is no heading for the part '{part}'")
         elif places[-1] < last:
-            problems.append(f"the part '{part}' stands before the part that it should follow")
+            problems.append(f"the part '{part}' comes before the part that it should follow")
         else:
             last = next(i for i in places if i >= last)
     return problems
@@ -209,13 +208,13 @@ def exercises(chapter: Chapter) -> list[str]:
 def clean_text(chapter: Chapter) -> list[str]:
     """The file is as Jupytext writes it, so that editing it as a notebook changes nothing else."""
     problems = [
-        f"cell {number}: what stands behind `# %%` cannot be read"
+        f"cell {number}: the metadata behind `# %%` cannot be parsed"
         for number, cell in enumerate(chapter.notebook.cells, start=1)
         if "incorrectly_encoded_metadata" in cell.metadata
     ]
     written = jupytext.writes(chapter.notebook, fmt="py:percent")
     if _body(written) != _body(chapter.path.read_text(encoding="utf-8")):
-        problems.append("Jupytext writes it in another way: run `jupytext --to py:percent` on it")
+        problems.append("Jupytext formats it differently: run `jupytext --to py:percent` on it")
     return problems
 
 
@@ -256,7 +255,7 @@ def main() -> int:
     for name in names:
         chapter = Chapter(chapter_source(name))
         problems += [f"chapters/{name}.py: {line}" for check in CHECKS for line in check(chapter)]
-    print("\n".join(problems) or f"{len(names)} chapter(s), nothing to object to")
+    print("\n".join(problems) or f"{len(names)} chapter(s), no problems")
     return 1 if problems else 0
 
 

@@ -1,26 +1,29 @@
 """One build at a time, and no step that outlives its build.
 
-The operating system releases a lock with the process that held it, however that ends. So a killed
-build leaves nothing behind that blocks the next.
+The operating system releases the lock when the process that holds it ends, however it ends. So a
+killed build leaves nothing behind that blocks the next one.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
+import argparse
 import os
 import shutil
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
+
+from workflow.project import RUNS
 
 BUILD_VARIABLE = "KTLIB_BUILD"  # in a step: which build it belongs to
 LOCK = ".build.lock"
-OWNER = ".build.json"
+OWNER = ".build.txt"  # two lines: the number of the build, and a description for messages
 POLL_SECONDS = 0.5
 PARTIAL = ".partial-"
 
@@ -34,21 +37,26 @@ def build_lock(folder: Path, command: str) -> Iterator[None]:
     """Hold the lock of a project while a build runs.
 
     Args:
-        folder: where the lock file lies.
-        command: what is being done, shown to whoever meets the lock.
+        folder: where the lock file is.
+        command: what the build does, for the message of a second build.
 
     Raises:
-        BuildRunningError: another process holds it.
+        BuildRunningError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / OWNER
-    with (folder / LOCK).open("ab") as handle:
-        if not _taken(handle, tries=3):
-            raise BuildRunningError(_who(owner))
-        started = time.strftime("%H:%M:%S")
-        build = f"{os.getpid()}-{uuid.uuid4().hex}"
-        content = {"build": build, "command": command, "since": started}
-        owner.write_text(json.dumps(content), encoding="utf-8")
+    try:
+        # It waits a little, as a step that looks for its build takes the lock for a moment.
+        lock = FileLock(folder / LOCK, timeout=0.3).acquire(poll_interval=0.05)
+    except Timeout:
+        detail = "".join(f" ({line})" for line in _lines(owner)[1:])
+        raise BuildRunningError(
+            f"Another build is running in this folder{detail}. Wait until it has ended, or stop it."
+        ) from None
+    with lock:
+        build = uuid.uuid4().hex
+        since = time.strftime("%H:%M:%S")
+        owner.write_text(f"{build}\n`{command}`, process {os.getpid()}, since {since}\n")
         os.environ[BUILD_VARIABLE] = build
         try:
             yield
@@ -57,35 +65,43 @@ def build_lock(folder: Path, command: str) -> Iterator[None]:
             owner.unlink(missing_ok=True)
 
 
-def _taken(handle: IO[bytes], tries: int) -> bool:
-    """Try to take the lock; several times, as a step that looks for its build holds it briefly."""
-    for attempt in range(tries):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1 * (attempt + 1 < tries))
-        else:
-            return True
-    return False
-
-
-def _who(owner: Path) -> str:
+def _lines(file: Path) -> list[str]:
     try:
-        found = json.loads(owner.read_text(encoding="utf-8"))
-        process = found["build"].partition("-")[0]
-        detail = f" (`{found['command']}`, process {process}, since {found['since']})"
-    except (OSError, ValueError, KeyError):
-        detail = ""
-    return f"Another build is running in this folder{detail}. Wait until it has ended, or stop it."
+        return file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def run_step(step: Callable[..., object], *arguments: str) -> int:
+    """Run a step of a build from the command line, whose errors are shown without a call stack.
+
+    Args:
+        step: what to do; the first line of its docstring is the help text.
+        arguments: names of its arguments, in the order of the command line.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(description=(step.__doc__ or "").partition("\n")[0])
+    for name in arguments:
+        parser.add_argument(name)
+    given = parser.parse_args()
+    end_with_build(RUNS)
+    try:
+        step(**vars(given))
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"\n{error}\n", file=sys.stderr)
+        return 1
+    return 0
 
 
 def end_with_build(folder: Path) -> None:
     """End this process when the build that it is a step of is gone; outside a build, do nothing.
 
-    A build that is killed cannot stop its steps itself. A notebook's process ends with this one.
+    A build that is killed cannot stop its steps itself. A notebook's kernel ends with this process.
 
     Args:
-        folder: where the lock file lies.
+        folder: where the lock file is.
     """
     build = os.environ.get(BUILD_VARIABLE)
     if build:
@@ -101,26 +117,20 @@ def _watch(folder: Path, build: str) -> None:
 def _is_running(folder: Path, build: str) -> bool:
     """Whether a build holds the lock, and it is this one."""
     try:
-        with (folder / LOCK).open("rb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass  # held: by which build?
+        with FileLock(folder / LOCK, blocking=False):
+            return False
+    except Timeout:
+        # Nothing to read: another build is just starting, or another step looks too. Look again.
+        return _lines(folder / OWNER)[:1] in ([], [build])
     except OSError:
         return False
-    else:
-        return False
-    try:
-        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return True  # being written at this moment; the next look tells
-    return bool(owner.get("build") == build)
 
 
 @contextmanager
 def partial_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside ``target`` to write into; gone afterwards, unless it was moved.
+    """An empty folder beside ``target`` to write into; removed afterwards, unless it was moved.
 
-    What a killed process left of the same target is removed.
+    What a killed process left for the same target is removed, too.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f"{target.name}{PARTIAL}*"):
@@ -134,7 +144,7 @@ def partial_folder(target: Path) -> Iterator[Path]:
 
 
 def move_into_place(folder: Path, target: Path) -> None:
-    """Rename a finished folder to ``target``; what was there before is removed."""
+    """Rename a finished folder to ``target``, which it replaces."""
     old = target.with_name(f"{target.name}{PARTIAL}{os.getpid()}-old")
     if target.exists():
         target.replace(old)

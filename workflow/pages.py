@@ -1,11 +1,10 @@
-"""Write the parts of the book that list runs, parameters, claims: ``python -m workflow.pages cpu``.
+"""Write the lists of runs, parameters and claims for the book: ``python -m workflow.pages cpu``.
 
 They go into ``book/_generated`` and are included by the pages of the same name.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections import Counter
@@ -16,11 +15,11 @@ from experiments.run.atomic import write_text
 from experiments.run.claims import VERDICTS, Claim, claim_rows
 from experiments.run.parameters import describe_parameters
 from experiments.run.results import RunRecord, is_stale, load_record
-from workflow.guard import end_with_build
+from workflow.guard import run_step
 from workflow.project import MAIN_RUN, PROFILES, ROOT, RUNS, chapter_source, chapters
 
 FOLDER = ROOT / "book" / "_generated"
-LONG = ("full", "gpu", "paper")  # profiles whose committed verdicts count, the first one most
+LONG = ("full", "gpu", "paper")  # profiles whose committed verdicts count, most trusted first
 
 
 def execution_part(live: Sequence[RunRecord], committed: Sequence[RunRecord]) -> str:
@@ -76,8 +75,8 @@ def claims_part(live: Sequence[RunRecord], committed: Sequence[RunRecord]) -> st
         committed: the records kept with the project; those of profiles in ``LONG`` count.
 
     Raises:
-        ValueError: a row of a record is not a claim, or a live one names a place that its chapter
-            does not have.
+        ValueError: a row of a record is not a claim, or a live claim names a place that its
+            chapter does not have.
     """
     parts = []
     for shown in live:
@@ -110,7 +109,7 @@ def _claims_of_chapter(
     """
     live = list(records)[-1]
     chapter = records[live].chapter
-    # The live run is made from the present chapter: its order and its words come first.
+    # The live run comes from the present chapter, so its order and wording come first.
     claims: dict[str, Claim] = {}
     for label in (live, *records):
         claims = {**claims, **{w: c for w, c in found[label].items() if w not in claims}}
@@ -150,10 +149,10 @@ def _origin(record: RunRecord) -> str:
 
 
 def _place(claim: Claim, chapter: str, must: bool) -> str:
-    """Where a link to a claim leads: its place in the chapter.
+    """The target of a link to a claim: its place in the chapter.
 
-    A record that is kept may name a place that the chapter no longer has: then the chapter. With
-    ``must`` that is an error.
+    A committed record may name a place that the chapter no longer has: then the link leads to the
+    chapter, unless the place ``must`` exist.
     """
     name = re.escape(claim.anchor)
     places = rf"^# \({name}\)=|^# :(label|name): {name}$|\"name\": \"{name}\""
@@ -170,7 +169,7 @@ def _place(claim: Claim, chapter: str, must: bool) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which nothing is taken for Markdown, without the full stop at its end."""
+    """Text with Markdown's special characters escaped, without the full stop at its end."""
     return re.sub(r"([\\`*_{}\[\]<>&$|~#])", r"\\\1", " ".join(text.split())).removesuffix(".")
 
 
@@ -242,13 +241,14 @@ def _command(record: RunRecord) -> str:
     if record.profile in PROFILES:
         return f"`make record CHAPTER={record.chapter} PROFILE={record.profile}`"
     # A search at the size of a profile carries its name: `methods_cpu`.
-    script, _, size = record.profile.partition("_")
+    search, _, size = record.profile.partition("_")
+    module = record.chapter + ("" if search == "search" else f"_{search}")
     at_size = f" --profile {size}" if size else ""
-    return f"`python -m benchmarks.{script}_{record.chapter}{at_size}`"
+    return f"`python -m experiments.searches.{module}{at_size}`"
 
 
 def _versions(records: Sequence[RunRecord]) -> str:
-    """One column where all runs agree, else one per chapter."""
+    """Versions in one column where all runs agree, else in one per chapter."""
     columns: dict[str, dict[str, str]] = {}
     for record in records:
         columns[record.chapter] = {
@@ -275,19 +275,5 @@ def write_pages(profile: str) -> None:
     write_text(FOLDER / "claims.md", claims_part(live, committed))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("profile")
-    given = parser.parse_args(arguments)
-    end_with_build(RUNS)
-    try:
-        write_pages(given.profile)
-    except (ValueError, OSError) as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step(write_pages, "profile"))

@@ -1,6 +1,6 @@
 """What the project contains: its chapters, their profiles and data sets, the names of runs.
 
-Light on imports: also a build that finds nothing to do reads this.
+Light on imports, as every build reads this, also one that finds nothing to do.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 
 import yaml
 
+# The one import from outside of `experiments.run`: which data sets and models can be prepared.
 from data_prep import DATA_SETS
 from experiments.run.provenance import chapter_header
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs"
 PROFILES = ("smoke", "cpu", "full", "gpu", "paper")
-MADE_ON_THE_SPOT = ("reasoning", "tiny")  # generated tasks; a random model
+GENERATED = ("reasoning", "tiny")  # generated tasks; a random model
 MAIN_RUN = "main"  # the run that the book shows; others belong to sweeps
 RUN_NAME = re.compile(r"main|[a-z_]\w*=[\w.+-]+(,[a-z_]\w*=[\w.+-]+)*")
 
@@ -67,14 +68,14 @@ def data_sets(chapter: str, profile: str, root: Path = ROOT, run: str = MAIN_RUN
 
     The header's ``ktlib: {data: [pairs]}`` lists them. With ``data_parameter: dataset`` beside it,
     the value of that parameter, in the name of the run or else in the profile's file, replaces the
-    list. Several parameters, ``data_parameter: [dataset, other_dataset]``, need the sets of all of
-    them; one that is given nowhere may have any default, and so stands for the whole list. What is
-    made on the spot (``reasoning``, ``tiny``), files of one's own, and what comes from a hub
-    (``owner/name``) is left out: there is nothing to prepare.
+    list. With several parameters, ``data_parameter: [dataset, other_dataset]``, a run needs the
+    sets of all of them; one that is set in neither place may have any default, and so stands for
+    the whole list. What is generated (``reasoning``, ``tiny``), the user's own files, and what
+    comes from a hub (``owner/name``) is left out: there is nothing to prepare.
 
     Raises:
-        ValueError: it names a data set that there is not. Snakemake would not say so: it takes
-            what an earlier build left of a chapter that it sees no way to make.
+        ValueError: an unknown data set. Snakemake would not report it: where it cannot make a
+            chapter, it takes what an earlier build left.
     """
     header = chapter_header(chapter_source(chapter, root))
     names = _listed(header.get("data"))
@@ -86,12 +87,12 @@ def data_sets(chapter: str, profile: str, root: Path = ROOT, run: str = MAIN_RUN
     for name in names:
         if name not in DATA_SETS:
             known = ", ".join(DATA_SETS)
-            raise ValueError(f"Chapter {chapter!r} must name data of {known}. Found {name!r}.")
+            raise ValueError(f"Chapter {chapter!r}: data must be among {known}. Found {name!r}.")
     return names
 
 
 def _needs_nothing(name: str) -> bool:
-    return name in MADE_ON_THE_SPOT or "/" in name or name.endswith((".json", ".jsonl"))
+    return name in GENERATED or "/" in name or name.endswith((".json", ".jsonl"))
 
 
 def run_values(run: str) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Render the book with Jupyter Book, warnings as errors: ``python -m workflow.render``.
 
-Always all pages, into a folder of its own that takes the place of the last book when it is
-finished. So a warning shows in every build that has it, and a killed build leaves the last book as
-it was.
+Always renders all pages, into a temporary folder that replaces the last book when it is finished.
+So a warning shows in every build that has it, and a killed build leaves the last book as it was.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import sys
 from pathlib import Path
 
 from experiments.run.atomic import write_text
-from workflow.guard import end_with_build, move_into_place, partial_folder
+from workflow.guard import move_into_place, partial_folder, run_step
 from workflow.project import ROOT, RUNS
 
 BOOK = ROOT / "book"
@@ -30,6 +29,7 @@ def render() -> Path:
     Raises:
         RuntimeError: a warning or an error; the message lists them.
     """
+    print("Rendering the book", flush=True)
     with partial_folder(HTML) as folder:
         start = "from jupyter_book.cli.main import main; main()"
         command = [sys.executable, "-c", start, "build", str(BOOK), "-W", "-n"]
@@ -53,27 +53,15 @@ def render() -> Path:
 
 
 def _failure(output: str) -> str:
-    """The warnings, or the end of the output where nothing is marked as one."""
+    """The warnings, or the end of the output where no line is marked as one."""
     lines = output.splitlines()
     found = [line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL)\b", line)]
-    told = "\n".join(f"  {line.replace(f'{ROOT}/', '')}" for line in found or lines[-15:])
+    listed = "\n".join(f"  {line.replace(f'{ROOT}/', '')}" for line in found or lines[-15:])
     return (
-        "The book was not rendered: a page has a problem, and a warning counts as one.\n"
-        f"{told}\n  All that Jupyter Book said: {LOG.relative_to(ROOT)}"
+        "The book was not rendered: warnings count as errors.\n"
+        f"{listed}\n  Full output of Jupyter Book: {LOG.relative_to(ROOT)}"
     )
 
 
-def main() -> int:
-    """Command line; returns the exit status."""
-    end_with_build(RUNS)
-    print("Rendering the book", flush=True)
-    try:
-        render()
-    except (RuntimeError, OSError) as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step(render))

@@ -1,7 +1,7 @@
 """Execute one chapter: ``python -m workflow.run_chapter fcl cpu main``.
 
-Everything is written into a folder beside the target, which takes its name only when the chapter
-has ended well. So a run folder is complete or not there.
+Everything is written into a temporary folder beside the target, which is renamed only when the
+chapter has succeeded. So a run folder is complete or does not exist.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from experiments.run.parameters import ParameterError, check_parameter_file, read_parameter_file
+from experiments.run.parameters import check_parameter_file, read_parameter_file
 from workflow.guard import end_with_build, move_into_place, partial_folder
 from workflow.project import MAIN_RUN, ROOT, RUNS, chapter_source, parameter_file, run_values
 
@@ -26,37 +26,28 @@ NOTEBOOK = "executed.ipynb"
 RECORD = "result.json"
 LOG = "log.txt"
 KERNEL_START_SECONDS = 120
-# Turns (some microseconds) that a thread spins for another before it sleeps. Small networks wait
-# often: sleeping at once costs them all that a second thread brings, and spinning for long costs
-# five times that as soon as another program wants the core.
+# How many turns (a few microseconds) a thread spins before it sleeps. Small networks wait often:
+# sleeping at once costs them all that a second thread gains, and spinning for long costs five times
+# that as soon as another program wants the core.
 SPINS = "10000"
-# A page has no use for the widgets that tqdm misses; where a library imports it first varies.
+# A page has no use for the widgets that tqdm misses, and the cell that shows the warning varies.
 NO_WIDGETS = "ignore:IProgress not found"
-# joblib starts a worker anew when its memory has grown, and says so: on some machines only.
+# joblib restarts a worker whose memory has grown and warns of it, on some machines only.
 NO_RESTARTS = "ignore:A worker stopped while some jobs"
 
 
 class ChapterError(RuntimeError):
-    """A chapter did not end well; the message names chapter, cell and error."""
+    """A chapter failed; the message names chapter, cell and error."""
 
 
-def values_of(chapter: str, profile: str, run: str) -> dict[str, Any]:
-    """The parameter values of a run, checked against what the chapter accepts.
+def check(chapter: str, profile: str, run: str) -> None:
+    """Check the parameter values of a run against what the chapter accepts.
 
     Raises:
         ValueError: the chapter, the profile or the run has a wrong name, or a value is not allowed.
     """
-    source, path = chapter_source(chapter), parameter_file(chapter, profile)
-    check_parameter_file(source.relative_to(ROOT), path.relative_to(ROOT))
-    values = {**read_parameter_file(path), **run_values(run), "profile": profile}
-    with tempfile.TemporaryDirectory() as folder:
-        merged = Path(folder, f"{chapter.replace('/', '.')}.{profile}.{run}.yaml")
-        merged.write_text(yaml.safe_dump(values), encoding="utf-8")
-        try:
-            check_parameter_file(source, merged)
-        except ParameterError as error:
-            raise ParameterError(str(error).replace(str(merged), f"run `{run}`")) from None
-    return values
+    source, file = chapter_source(chapter), parameter_file(chapter, profile)
+    check_parameter_file(source.relative_to(ROOT), file.relative_to(ROOT), changes=run_values(run))
 
 
 def run_chapter(
@@ -68,14 +59,19 @@ def run_chapter(
         chapter: its name.
         profile: the set of parameter values.
         run: ``main``, or values that replace some, such as ``seeds=3``.
-        threads: CPU threads for the numbers: results depend on it in the last digits.
-        cell_seconds: longest time for one cell; None: no limit.
+        threads: CPU threads; the last digits of the results depend on their number.
+        cell_seconds: time limit of one cell; None: no limit.
 
     Raises:
-        ChapterError: a cell raised or took too long, the kernel died, or no record was written.
-        ValueError: a parameter is not allowed; nothing was started.
+        ChapterError: a cell raised (the first one if a parameter is not allowed) or took too long,
+            the kernel died, or no record was written.
+        ValueError: the chapter, the profile or the run has a wrong name; nothing was started.
     """
-    values = values_of(chapter, profile, run)
+    values = {
+        **read_parameter_file(parameter_file(chapter, profile)),
+        **run_values(run),
+        "profile": profile,
+    }
     target = RUNS / chapter / profile / run
     name = f"chapter {chapter} (profile {profile}{'' if run == MAIN_RUN else f', {run}'})"
     print(f"Running {name}", flush=True)
@@ -90,7 +86,7 @@ def run_chapter(
         try:
             _execute(chapter, values, folder, cell_seconds)
         except ChapterError as error:
-            _forget_temporary_names(folder, target)
+            _rename_paths(folder, target)
             os.replace(folder, failed)
             where = failed.relative_to(ROOT)
             raise ChapterError(
@@ -98,7 +94,7 @@ def run_chapter(
                 f"  The notebook as far as it got: {where / NOTEBOOK}\n"
                 f"  What was logged: {where / LOG}"
             ) from None
-        _forget_temporary_names(folder, target)
+        _rename_paths(folder, target)
         move_into_place(folder, target)
     print(f"Finished {name} in {time.monotonic() - started:.0f} s", flush=True)
     return target
@@ -137,11 +133,11 @@ def _execute(chapter: str, values: dict[str, Any], folder: Path, cell_seconds: i
             raise ChapterError(f"a cell took longer than {cell_seconds} s. {error}") from None
         except DeadKernelError:
             raise ChapterError(
-                "its Python process ended without a word. Nearly always the memory was used up: "
-                "close other programs, or take a smaller PROFILE."
+                "the kernel died without an error. Nearly always the memory was used up: close "
+                "other programs, or take a smaller PROFILE."
             ) from None
     if not (folder / RECORD).is_file():
-        raise ChapterError(f"it ended without a record: it must save {RECORD} to `run_dir`.")
+        raise ChapterError(f"it ended without a record; a chapter must save {RECORD} to `run_dir`.")
 
 
 def _cell_error(notebook: Any, error: Any) -> str:
@@ -158,7 +154,7 @@ def _cell_error(notebook: Any, error: Any) -> str:
 
 
 def kernel_environment(threads: int) -> dict[str, str]:
-    """Settings for the process that executes a chapter, which must stand before it starts.
+    """Environment variables that must be set before the process of a chapter starts.
 
     Equal settings, parameters, versions and kind of processor give equal numbers.
     """
@@ -190,12 +186,12 @@ def _log_to(file: Path) -> None:
 
 
 def _short_temporary_folder() -> str | None:
-    """A place with a short name: the name of a socket may have about 100 characters."""
+    """A folder with a short path: that of a socket may have about 100 characters."""
     return None if len(tempfile.gettempdir()) < 40 else "/tmp"  # noqa: S108 - mkdtemp is safe there
 
 
-def _forget_temporary_names(folder: Path, target: Path) -> None:
-    """In the notebook and the log, name the run folder as it will be called."""
+def _rename_paths(folder: Path, target: Path) -> None:
+    """Replace the temporary folder's path by the final one in the notebook and the log."""
     for name in (NOTEBOOK, LOG, "parameters.yaml"):
         path = folder / name
         if path.is_file():
@@ -217,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     end_with_build(RUNS)
     try:
         if given.check:
-            values_of(given.chapter, given.profile, given.run)
+            check(given.chapter, given.profile, given.run)
             return 0
         limit = given.cell_seconds or None
         run_chapter(given.chapter, given.profile, given.run, given.threads, limit)

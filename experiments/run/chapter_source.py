@@ -6,9 +6,11 @@ Needs the ``book`` extra (Jupytext) at the time of the call.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import io
 import tokenize
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,49 +54,37 @@ def code_cells(chapter_source: Path | str) -> list[Cell]:
 
 
 def parameters_cell(chapter_source: Path | str) -> list[ParameterLine]:
-    """The parameters of a chapter with their default values, as the tagged cell gives them.
+    """The parameters of a chapter with their default values, from the cell tagged ``parameters``.
 
-    papermill puts the values of a run behind this cell, so it may hold nothing else: what was
-    derived from a default here would keep the default's value.
+    papermill puts the values of a run behind this cell, so it may hold literals only: what was
+    derived from a default here would keep the default's value. (`papermill.inspect_notebook` would
+    cut the comments at their first colon.)
 
     Raises:
-        ValueError: there is not exactly one cell tagged ``parameters``, or it holds something else
-            than one literal per line.
+        ValueError: the number of tagged cells is not one, or a line is not ``name = literal``.
     """
     tagged = [cell for cell in code_cells(chapter_source) if PARAMETERS_TAG in cell.tags]
     if len(tagged) != 1:
         raise ValueError(
             f"{chapter_source}: exactly one cell must be tagged 'parameters'. Found {len(tagged)}."
         )
-    source = tagged[0].source
-    comments = _comments(source)
+    tokens = tokenize.generate_tokens(io.StringIO(tagged[0].source).readline)
+    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     lines = []
-    for statement in ast.parse(source).body:
-        name, value = literal_assignment(statement, where=str(chapter_source))
+    for statement in ast.parse(tagged[0].source).body:
+        try:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=literal):
+                    value = ast.literal_eval(literal)
+                case _:
+                    raise ValueError  # noqa: TRY301 - one message for both
+        except ValueError:
+            raise ValueError(
+                f"{chapter_source}: the parameters cell must hold literals only, as "
+                f"`name = value`. Found `{ast.unparse(statement)}` in line {statement.lineno}."
+            ) from None
         lines.append(ParameterLine(name, value, comments.get(statement.end_lineno or 0, "")))
     return lines
-
-
-def literal_assignment(statement: ast.stmt, where: str) -> tuple[str, Any]:
-    """Name and value of a statement ``name = literal``.
-
-    Raises:
-        ValueError: it is another statement; ``where`` starts the message.
-    """
-    target = statement.targets[0] if isinstance(statement, ast.Assign) else None
-    if (
-        isinstance(statement, ast.Assign)
-        and isinstance(target, ast.Name)
-        and len(statement.targets) == 1
-    ):
-        try:
-            return target.id, ast.literal_eval(statement.value)
-        except ValueError:
-            pass  # not a literal: reported below, with the line
-    raise ValueError(
-        f"{where}: the parameters cell must hold literals only, as `name = value`. "
-        f"Found `{ast.unparse(statement)}` in its line {statement.lineno}."
-    )
 
 
 def parameter_model(chapter_source: Path | str) -> type[Any]:
@@ -103,30 +93,22 @@ def parameter_model(chapter_source: Path | str) -> type[Any]:
     Raises:
         ValueError: the chapter does not make that call, or does not import the model by name.
     """
-    trees = [_parsed(cell.source) for cell in code_cells(chapter_source)]
-    nodes = [node for tree in trees if tree is not None for node in ast.walk(tree)]
-    names = [
-        node.args[1].id
-        for node in nodes
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == "check_parameters"
-        and len(node.args) == 2
-        and isinstance(node.args[1], ast.Name)
-    ]
-    if not names:
+    used = ""
+    for node in syntax_nodes(code_cells(chapter_source)):
+        match node:
+            case ast.Call(func=ast.Name(id="check_parameters"), args=[_, ast.Name() as model_name]):
+                used = model_name.id
+    if not used:
         raise ValueError(
             f"{chapter_source}: a chapter must call `check_parameters(globals(), Model)` after its "
             "parameters cell. Found no such call."
         )
-    for node in nodes:
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            for alias in node.names:
-                if (alias.asname or alias.name) == names[0]:
-                    model: type[Any] = getattr(importlib.import_module(node.module), alias.name)
-                    return model
+    for module, name in imported_names(chapter_source):
+        if name == used:
+            model: type[Any] = getattr(importlib.import_module(module), name)
+            return model
     raise ValueError(
-        f"{chapter_source}: `{names[0]}` must be imported by `from module import {names[0]}`. "
+        f"{chapter_source}: `{used}` must be imported by `from module import {used}`. "
         "Found no such import."
     )
 
@@ -134,30 +116,22 @@ def parameter_model(chapter_source: Path | str) -> type[Any]:
 def imported_names(chapter_source: Path | str) -> list[tuple[str, str | None]]:
     """The chapter's imports as pairs ``(module, name)``; the name is None for ``import m``."""
     found: list[tuple[str, str | None]] = []
-    for cell in code_cells(chapter_source):
-        tree = _parsed(cell.source)
-        for node in ast.walk(tree) if tree is not None else ():
-            if isinstance(node, ast.Import):
-                found += [(alias.name, None) for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found += [(node.module, alias.name) for alias in node.names]
+    for node in syntax_nodes(code_cells(chapter_source)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found += [(node.module, alias.name) for alias in node.names]
     return found
 
 
-def _parsed(source: str) -> ast.Module | None:
-    """The syntax tree of a cell without its lines for IPython (``%magic``, ``!command``)."""
-    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
-    try:
-        return ast.parse("\n".join(lines))
-    except SyntaxError:
-        return None
+def syntax_nodes(cells: Iterable[Cell]) -> Iterator[ast.AST]:
+    """The syntax nodes of some cells; one that is not Python has none."""
+    for cell in cells:
+        with contextlib.suppress(SyntaxError):
+            yield from ast.walk(ast.parse(plain_python(cell.source)))
 
 
-def _comments(source: str) -> dict[int, str]:
-    """Line number -> text of the comment in that line."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {
-        token.start[0]: token.string.lstrip("#").strip()
-        for token in tokens
-        if token.type == tokenize.COMMENT
-    }
+def plain_python(source: str) -> str:
+    """A cell without its lines for IPython (``%magic``, ``!command``)."""
+    lines = source.splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))

@@ -1,6 +1,6 @@
 """Claims of the thesis beside what was found, with a verdict that follows from a fixed rule.
 
-A chapter makes one :class:`Claim` for each claim that it examines and notes them in its record::
+A chapter makes one :class:`Claim` for each claim that it examines and stores them in its record::
 
     record.table("claims", claim_rows(claims))
 
@@ -28,18 +28,18 @@ class Claim:
     """One claim of the thesis and what became of it. The texts are plain, without Markdown.
 
     Attributes:
-        claim: what is claimed, in a sentence. The same words in every run: they tell claims apart.
+        claim: what is claimed, in a sentence; its identifier, so the same words in every run.
         printed_in: where it is printed, such as ``"Table 3.1"``.
         thesis: the number printed there, or the words where there is no number.
         found: our number with its spread and the number of seeds.
-        difference: in what our set-up differs from that of the thesis.
+        difference: how our set-up differs from that of the thesis.
         verdict: from a rule of this module, never typed.
         anchor: name of the place in the chapter, such as ``"sec-pilot"`` for ``(sec-pilot)=``
             in front of a heading, or the name of a figure.
 
     Raises:
-        ValueError: a text is empty, the verdict is none of ``VERDICTS``, or the anchor is no name
-            of a place.
+        ValueError: a text is empty, the verdict is not one of ``VERDICTS``, or the anchor is not a
+            valid name.
     """
 
     claim: str
@@ -91,10 +91,10 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Claim))
 
 
 def claim_rows(claims: Iterable[Claim | Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Claims as the rows of a record's table ``claims``, every one checked.
+    """Claims as the rows of a record's table ``claims``, each of them checked.
 
     Raises:
-        ValueError: a claim is not allowed, or stands twice; the message gives its row.
+        ValueError: a claim is invalid or a duplicate; the message gives its row.
     """
     rows: list[dict[str, str]] = []
     for number, item in enumerate(claims):
@@ -104,7 +104,7 @@ def claim_rows(claims: Iterable[Claim | Mapping[str, Any]]) -> list[dict[str, st
             raise ValueError(f"Table `claims`, row {number}: {error}") from None
         if row["claim"] in [earlier["claim"] for earlier in rows]:
             raise ValueError(
-                f"Table `claims`, row {number}: every claim may stand once. "
+                f"Table `claims`, row {number}: each claim may occur once. "
                 f"Found again: {row['claim']!r}."
             )
         rows.append(row)
@@ -139,17 +139,16 @@ def claims_table(claims: Iterable[Claim | Mapping[str, Any]]) -> pd.DataFrame:
 def verdict_of_difference(low: float, high: float, expected: Literal["above", "below"]) -> Verdict:
     """Verdict on a claim that something is larger, or smaller, than something else.
 
-    Reproduced when the interval lies wholly on the claimed side of 0, not reproduced when it lies
-    wholly on the other side. An interval that contains 0 shows no clear difference: partly.
+    Reproduced when the whole interval lies on the claimed side of 0, not reproduced when it lies on
+    the other side. An interval that contains 0 shows no clear difference: partly.
 
     Args:
         low: lower end of the 95 % confidence interval of the difference.
-        high: upper end. Both are NaN where there is one seed only, and so no interval: nothing was
-            tested then.
+        high: upper end. Both are NaN for a single seed, which gives no interval: not tested.
         expected: the side of 0 on which the thesis puts the difference.
 
     Raises:
-        ValueError: one end only is NaN, the ends are exchanged, or the side is unknown.
+        ValueError: only one end is NaN, the ends are swapped, or the side is unknown.
     """
     if expected not in ("above", "below"):
         raise ValueError(f"expected must be 'above' or 'below'. Found {expected!r}.")
@@ -170,10 +169,10 @@ def verdict_of_share(hits: int, total: int) -> Verdict:
 
     Args:
         hits: number of cases in which it holds.
-        total: number of cases that were tried.
+        total: number of cases.
 
     Raises:
-        ValueError: no case was tried, or ``hits`` is not between 0 and ``total``.
+        ValueError: there are no cases, or ``hits`` is not between 0 and ``total``.
     """
     if total < 1:
         raise ValueError(f"total must be at least 1. Found {total}.")

@@ -1,4 +1,4 @@
-"""Differences within pairs, such as two methods with the same seed, with their interval."""
+"""Paired differences, such as of two methods with the same seed, with a confidence interval."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The mean of differences within pairs, and how sure it is.
+    """The mean of paired differences and its confidence interval.
 
     Attributes:
         mean: mean difference, in points; NaN without a pair.
         low: lower end of the 95 % confidence interval over seeds (Student's t); NaN for one seed.
         high: upper end.
         seeds: number of pairs.
-        pairs: what the pairs are, such as ``"seed"``.
+        pairs: what the pairs have in common, such as ``"seed"``.
     """
 
     mean: float
@@ -28,7 +28,7 @@ class PairedDifference:
 
     @classmethod
     def of(cls, differences: pd.Series[float], pairs: str = "seed") -> PairedDifference:
-        """Mean and interval of differences, one a pair; those that are NaN are left out."""
+        """Mean and interval of differences, one per pair; NaN are left out."""
         from scipy import stats  # seconds to import
 
         known = differences.dropna()

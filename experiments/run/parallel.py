@@ -1,7 +1,7 @@
-"""Several trainings at once, in processes of their own, on a CPU with several cores.
+"""Run several trainings in parallel processes, on a CPU with several cores.
 
-A small network keeps one core busy and hardly a second one: two trainings side by side, with one
-thread each, take about half as long as one after the other with two threads each.
+A small network hardly uses a second core: two trainings side by side, with one thread each, take
+about half as long as one after the other with two threads each.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,14 +24,14 @@ from ktlib.seeding import deterministic
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 VARIABLE = "KTLIB_WORKERS"
-MAX_WORKERS = 4  # by default: each worker is a Python process with PyTorch and a copy of the images
+MAX_WORKERS = 4  # the default: each worker is a process with PyTorch and a copy of the images
 
 
 def workers() -> int:
-    """How many trainings run at once on the CPU.
+    """How many trainings run in parallel on the CPU.
 
-    As many as PyTorch has threads, at most 4, unless the environment variable ``KTLIB_WORKERS``
-    says another number. With 1 everything stays in this process.
+    The environment variable ``KTLIB_WORKERS``, or else as many as PyTorch has threads, at most 4.
+    With 1 everything stays in this process.
 
     Raises:
         ValueError: ``KTLIB_WORKERS`` is not a whole number from 1.
@@ -52,65 +53,64 @@ def parallel_map(
     *,
     device: torch.device | str = "cpu",
 ) -> dict[Item, Result]:
-    """The result of a function for each of some items, several computed at the same time.
+    """Apply a function to items in parallel.
 
-    The threads of this process are divided among the workers, also where there are fewer items
-    than workers: so what comes out for an item does not depend on what else is computed. On a GPU,
-    and with one worker, items are taken one after the other in this process.
+    The threads of this process are divided among the workers even where there are fewer items than
+    workers, so that the result for an item does not depend on the other items. On a GPU, and with
+    one worker, items are computed one after the other in this process.
 
     Args:
-        function: of one item. It must not depend on a global generator of random numbers. It may
-            be defined in a notebook; what it uses of the notebook is copied to the workers.
-        items: each occurs once in the result, in this order.
+        function: of one item. It must not depend on a global random number generator. It may be
+            defined in a notebook; what it uses from the notebook is copied to the workers.
+        items: duplicates are computed once.
         description: a few words shown before the progress bar.
         device: where the function computes.
+
+    Returns:
+        Item -> result, in the order of the items.
 
     Raises:
         Exception: the first that the function raises; remaining items are not computed.
     """
     todo, count = list(dict.fromkeys(items)), workers()
+
+    def shown(results: Iterable[Result]) -> dict[Item, Result]:
+        bar = tqdm(results, desc=description, total=len(todo), leave=False)
+        return dict(zip(todo, bar, strict=True))
+
     if not todo or count == 1 or torch.device(device).type != "cpu":
-        return {item: function(item) for item in tqdm(todo, desc=description, leave=False)}
-    settings = (
-        max(1, torch.get_num_threads() // count),
-        torch.are_deterministic_algorithms_enabled(),
-    )
+        return shown(map(function, todo))
+    # joblib's `inner_max_num_threads` would set neither the threads of a single item, which stays
+    # in this process, nor whether results are repeatable.
+    threads = max(1, torch.get_num_threads() // count)
+    repeatable = torch.are_deterministic_algorithms_enabled()
     if len(todo) == 1:
-        return {
-            item: _under(settings, function, item)
-            for item in tqdm(todo, desc=description, leave=False)
-        }
+        return shown([_computed(function, todo[0], threads, repeatable)])
     with tempfile.TemporaryDirectory() as folder:
         # Written once, not sent with each item: a function may hold all images of a data set.
         file = Path(folder) / "function.pickle"
         with file.open("wb") as stream:
             cloudpickle.dump(function, stream)
         parallel = joblib.Parallel(count, return_as="generator", batch_size=1, pre_dispatch=count)
-        found = parallel(joblib.delayed(_in_worker)(settings, file, item) for item in todo)
-        return dict(
-            zip(todo, tqdm(found, desc=description, total=len(todo), leave=False), strict=True)
-        )
+        call = joblib.delayed(_in_worker)
+        return shown(parallel(call(file, item, threads, repeatable) for item in todo))
 
 
-Settings = tuple[int, bool]  # threads, and whether results are to be repeatable
-
-
-def _under(settings: Settings, function: Callable[[Item], Result], item: Item) -> Result:
-    threads, repeatable = settings
-    if repeatable:
-        with deterministic(threads):
-            return function(item)
+def _computed(
+    function: Callable[[Item], Result], item: Item, threads: int, repeatable: bool
+) -> Result:
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return function(item)
-    finally:
-        torch.set_num_threads(before)
+    with deterministic() if repeatable else nullcontext():
+        torch.set_num_threads(threads)
+        try:
+            return function(item)
+        finally:
+            torch.set_num_threads(before)
 
 
-def _in_worker(settings: Settings, file: Path, item: Any) -> Any:
+def _in_worker(file: Path, item: Any, threads: int, repeatable: bool) -> Any:
     os.environ[VARIABLE] = "1"  # a worker has no workers of its own
-    return _under(settings, _function_in(file), item)
+    return _computed(_function_in(file), item, threads, repeatable)
 
 
 @lru_cache(maxsize=1)

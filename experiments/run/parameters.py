@@ -1,13 +1,14 @@
 """Parameters of a chapter: declared once, checked before anything is computed.
 
 papermill sets the parameters of a notebook but does not know which exist: it only logs an unknown
-name, and a YAML file hands ``1e-3`` on as text. Here every name, type and range is checked in the
-first seconds, and all problems are reported at once.
+name, and a YAML file passes ``1e-3`` on as text. The pipeline checks a run with
+:func:`check_parameter_file` before it starts a kernel. Each chapter also calls
+:func:`check_parameters`, for those who run it with papermill or Jupyter. Both report all problems
+at once.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,17 +17,16 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from experiments.run.allowed import allowed_values
-from experiments.run.chapter_source import literal_assignment, parameter_model, parameters_cell
+from experiments.run.chapter_source import parameter_model, parameters_cell
 
 Seed = Annotated[int, Field(ge=0)]
 Model = TypeVar("Model", bound="ChapterParameters")
 
 
 class ChapterParameters(BaseModel):
-    """What every chapter can be told. A chapter's own parameters are the fields of a subclass.
+    """Parameters that all chapters share. A chapter's own parameters are the fields of a subclass.
 
-    The fields have no default values: these stand in the chapter's parameters cell, where a reader
+    The fields have no default values: these are in the chapter's parameters cell, where a reader
     sees them.
     """
 
@@ -51,7 +51,7 @@ class ChapterParameters(BaseModel):
     @classmethod
     def _seeds_differ(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) != len(seeds):
-            raise ValueError("every seed may occur once only")
+            raise ValueError("seeds must differ from each other")
         return seeds
 
 
@@ -59,19 +59,20 @@ class ParameterError(ValueError):
     """Parameters that cannot be used; the message lists every problem."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython and papermill show: the message, without the way it took to get here."""
+        """What IPython and papermill show: the message without the call stack."""
         return [f"{type(self).__name__}: {self}"]
 
 
 def check_parameters(namespace: Mapping[str, Any], model: type[Model]) -> Model:
-    """Check the parameters of a notebook; called as ``check_parameters(globals(), Model)``.
+    """Check the parameters in the names of a notebook.
 
-    Belongs into the first cell after the parameters cell. Checks names, types and ranges, that the
-    device is there, and that ``run_dir`` can be written to.
+    The first cell after the parameters cell calls it: ``P = check_parameters(globals(), Model)``.
+    Checks names, types and ranges, that the device exists, and that ``run_dir`` is writable.
 
     Args:
-        namespace: the notebook's names. Modules, functions, classes and other objects that no
-            parameter can be are left alone.
+        namespace: the notebook's names. The first time, every public name with a plain value must
+            be a parameter. Once checked parameters are among the values, the notebook has results
+            as well, and only the known names are looked at.
         model: the chapter's parameters.
 
     Returns:
@@ -81,35 +82,48 @@ def check_parameters(namespace: Mapping[str, Any], model: type[Model]) -> Model:
         ParameterError: lists every unknown or missing name and every value of a wrong type or
             range.
     """
-    known = {name: namespace[name] for name in model.model_fields if name in namespace}
-    unknown = {name: namespace[name] for name in _given(namespace, known) if name not in known}
-    parameters = _validated({**known, **unknown}, model, where=f"`{model.__name__}`")
+    given = {name: value for name, value in namespace.items() if name in model.model_fields}
+    if not any(isinstance(value, ChapterParameters) for value in namespace.values()):
+        plain = (bool, int, float, str, list, dict, tuple, type(None))
+        given |= {
+            name: value
+            for name, value in namespace.items()
+            if type(value) in plain and not name.startswith("_") and name not in {"In", "Out"}
+        }
+    where = f"`{model.__name__}`"
+    parameters = _validated(given, model, where)
     problems = _machine_problems(parameters)
     if problems:
-        raise ParameterError(_listed(problems, where=f"`{model.__name__}`"))
+        raise _refusal(problems, where)
     return parameters
 
 
 def check_parameter_file(
-    chapter_source: Path | str, yaml_path: Path | str, model: type[Model] | None = None
+    chapter_source: Path | str,
+    yaml_path: Path | str,
+    model: type[Model] | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Model:
     """Check a parameter file against a chapter before a kernel is started.
 
     Args:
-        chapter_source: the chapter, whose parameters cell gives the values that the file leaves
-            out.
+        chapter_source: the chapter, whose parameters cell gives the values that the file omits.
         yaml_path: a mapping from parameter to value.
         model: the chapter's parameters; ``None`` takes the model that the chapter itself uses.
+        changes: values of one run that replace those of the file.
 
     Returns:
         The parameters of such a run.
 
     Raises:
-        ParameterError: as :func:`check_parameters`, or the file is no such mapping.
+        ParameterError: as :func:`check_parameters`, or the file is not such a mapping.
     """
     defaults = {line.name: line.value for line in parameters_cell(chapter_source)}
     used: type[Model] = parameter_model(chapter_source) if model is None else model
-    return _validated({**defaults, **read_parameter_file(yaml_path)}, used, where=str(yaml_path))
+    changes = changes or {}
+    values = {**defaults, **read_parameter_file(yaml_path), **changes}
+    where = [str(yaml_path), *(f"{name} = {value!r}" for name, value in changes.items())]
+    return _validated(values, used, where=", ".join(where))
 
 
 def read_parameter_file(yaml_path: Path | str) -> dict[str, Any]:
@@ -120,86 +134,94 @@ def read_parameter_file(yaml_path: Path | str) -> dict[str, Any]:
     """
     import yaml  # belongs to the `book` extra
 
-    path = Path(yaml_path)
+    text = Path(yaml_path).read_text(encoding="utf-8")
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ParameterError(f"{path}: not a YAML file: {error}") from error
+        raise ParameterError(f"{yaml_path}: not a YAML file: {error}") from error
     if node is None or values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ParameterError(f"{path}: must hold lines `name: value`. Found {values!r}.")
+        raise ParameterError(f"{yaml_path}: must consist of lines `name: value`. Found {values!r}.")
     names = [key.value for key, _ in node.value]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ParameterError(f"{path}: each parameter may stand once. Found twice: {twice}.")
+        raise ParameterError(f"{yaml_path}: each parameter may be set once. Found twice: {twice}.")
     return values
 
 
-def describe_parameters(
-    chapter_source: Path | str, model: type[ChapterParameters] | None = None
-) -> list[dict[str, Any]]:
+def describe_parameters(chapter_source: Path | str) -> list[dict[str, Any]]:
     """Rows for the book's table of a chapter's parameters: name, default, allowed, comment."""
-    used: type[ChapterParameters] = parameter_model(chapter_source) if model is None else model
+    schema = parameter_model(chapter_source).model_json_schema()
     return [
         {
             "name": line.name,
             "default": line.value,
-            "allowed": allowed_values(used, line.name),
+            "allowed": _allowed(schema["properties"][line.name]),
             "comment": line.comment,
         }
         for line in parameters_cell(chapter_source)
     ]
 
 
+_TYPES = {"array": "list", "object": "mapping", "string": "text", "boolean": "True or False"}
+_BOUNDS = {
+    "exclusiveMinimum": ">",
+    "minimum": ">=",
+    "exclusiveMaximum": "<",
+    "maximum": "<=",
+    "minItems": "with at least",
+    "maxItems": "at most",
+}
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    """What a JSON schema of a field accepts: ``"integer >= 1 and <= 64"``, ``"'sgd', 'adam'"``."""
+    if "enum" in schema or "const" in schema:
+        return ", ".join(map(repr, schema.get("enum") or [schema["const"]]))
+    if "anyOf" in schema:
+        return " or ".join(map(_allowed, schema["anyOf"]))
+    kind = schema.get("type", "value")
+    text = _TYPES.get(kind, kind)
+    inner = schema.get("items") or schema.get("additionalProperties")
+    if inner:
+        text += f" of ({_allowed(inner)})"
+    # .15g: `1` for 1.0, and all digits of 2**32
+    bounds = [f"{sign} {schema[key]:.15g}" for key, sign in _BOUNDS.items() if key in schema]
+    return " ".join([text, " and ".join(bounds)]).strip()
+
+
 def _validated(values: Mapping[str, Any], model: type[Model], where: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(detail, values, model) for detail in error.errors()]
-        raise ParameterError(_listed(problems, where)) from None
+        raise _refusal([_problem(detail, model) for detail in error.errors()], where) from None
 
 
-def _listed(problems: list[str], where: str) -> str:
+def _refusal(problems: list[str], where: str) -> ParameterError:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n".join([f"{count} with the parameters ({where}):", *(f"- {p}" for p in problems)])
+    lines = [f"{count} with the parameters ({where}):", *(f"- {p}" for p in problems)]
+    return ParameterError("\n".join(lines))
 
 
-def _problem(detail: ErrorDetails, values: Mapping[str, Any], model: type[BaseModel]) -> str:
+def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
     """One line for one problem: the parameter, the value found, what is allowed."""
+    rule = detail["msg"].removeprefix("Value error, ")
     if not detail["loc"]:  # a rule about several parameters together
-        return detail["msg"].removeprefix("Value error, ")
-    name = str(detail["loc"][0])
-    if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, model.model_fields, n=3)
-        hint = f"Did you mean {' or '.join(f'`{n}`' for n in near)}? " if near else ""
-        return (
-            f"`{name}` = {values[name]!r} is not a parameter here. {hint}"
-            f"Allowed: {', '.join(sorted(model.model_fields))}."
-        )
-    allowed = allowed_values(model, name)
+        return rule
+    name, *inside = detail["loc"]
     if detail["type"] == "missing":
-        return f"`{name}` is missing. Allowed: {allowed}."
-    message = f"`{name}` = {values[name]!r} is not allowed. Allowed: {allowed}."
-    if detail["type"] == "value_error":
-        message += f" Rule: {detail['msg'].removeprefix('Value error, ')}."
-    if _is_number(detail["input"]):
-        message += (
-            f" {detail['input']!r} is text: in YAML write a number without quotes and with a "
-            "decimal point, 1.0e-3 and not 1e-3."
-        )
+        return f"`{name}` is missing."
+    found = f"`{name}{''.join(f'[{key!r}]' for key in inside)}` = {detail['input']!r}"
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(name), model.model_fields, n=3)
+        names = " or ".join(f"`{n}`" for n in near)
+        hint = f"Did you mean {names}?" if near else f"Known: {', '.join(model.model_fields)}."
+        return f"{found} is not a parameter here. {hint}"
+    message = f"{found} is not allowed: {rule[0].lower()}{rule[1:]}."
+    if detail["type"] in {"int_type", "float_type"} and isinstance(detail["input"], str):
+        message += " It is text: in YAML write a number as 1.0e-3, not 1e-3, and without quotes."
     return message
-
-
-def _is_number(value: object) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
 
 
 def _machine_problems(parameters: ChapterParameters) -> list[str]:
@@ -208,55 +230,16 @@ def _machine_problems(parameters: ChapterParameters) -> list[str]:
 
     problems = []
     try:
-        device = choose_device(parameters.device)
-        compute_dtype(device, parameters.precision)
+        compute_dtype(choose_device(parameters.device), parameters.precision)
     except ValueError as error:
         problems.append(str(error))
     if parameters.run_dir:
+        probe = Path(parameters.run_dir, ".write-test")
         try:
-            _try_to_write(Path(parameters.run_dir))
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"\0" * 4096)  # a full disk accepts an empty file, but not a block
+            probe.unlink()
         except OSError as error:
-            problems.append(
-                f"`run_dir` = {parameters.run_dir!r} cannot be written to: {error.strerror}."
-            )
+            where = f"`run_dir` = {parameters.run_dir!r}"
+            problems.append(f"{where} cannot be written to: {error.strerror}.")
     return problems
-
-
-def _try_to_write(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".write-test"
-    probe.write_bytes(b"\0" * 4096)  # a full disk takes an empty file, but no block
-    probe.unlink()
-
-
-def _given(namespace: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
-    """Names that were given as parameters, known or not.
-
-    In the first pass these are all public names bound to plain data: the check stands before
-    anything was computed. When a reader runs the check again, the notebook's results are plain data
-    too, and only the parameter cells run just before count.
-    """
-    history = namespace.get("In")
-    cells = [str(source) for source in history[:-1]] if isinstance(history, list) else []
-    if any("check_parameters(" in source for source in cells):
-        return _names_in_last_parameter_cells(cells, known)
-    plain = (bool, int, float, str, list, dict, tuple, type(None))
-    return [
-        name
-        for name, value in namespace.items()
-        if type(value) in plain and not name.startswith("_") and name not in {"In", "Out"}
-    ]
-
-
-def _names_in_last_parameter_cells(cells: list[str], known: Mapping[str, Any]) -> list[str]:
-    """Names in the last cells that hold literals only and at least one parameter."""
-    names: list[str] = []
-    for source in reversed(cells):
-        try:
-            pairs = [literal_assignment(line, where="") for line in ast.parse(source).body]
-        except (SyntaxError, ValueError):
-            break
-        if not any(name in known for name, _ in pairs):
-            break
-        names = [name for name, _ in pairs] + names
-    return names

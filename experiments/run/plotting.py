@@ -1,4 +1,4 @@
-"""The look of the book's charts: readable in print size, on a phone, and without colour vision.
+"""The style of the book's charts: legible in print, on a phone, and with colour blindness.
 
 Charts are dark text on white; the book's dark theme inverts them (photos keep their colours).
 """
@@ -17,11 +17,11 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito, "Color Universal Design" (2008); their yellow is left out, it vanishes on white.
+# Okabe and Ito, "Color Universal Design" (2008), without their yellow, which vanishes on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINESTYLES = ("-", "--", "-.", ":")
-# Names whose style is fixed, in the order of the styles; the others get one from their letters.
+# Names with fixed styles, in the order of the styles; the others get one from a hash.
 FIXED = (
     "f2m",
     "ncm",
@@ -53,10 +53,10 @@ class Style(TypedDict):
 
 
 def use_style() -> None:
-    """Give all following figures the look of the book, and make their files repeatable.
+    """Set the style of the book for all figures, and make their files reproducible.
 
-    In a notebook, figures are shown as SVG without a date, with the same names inside for the same
-    picture: an unchanged figure is an unchanged file.
+    In a notebook, figures are SVG without a date and with ids that depend on the picture only: an
+    unchanged figure is an unchanged file.
     """
     mpl.rcParams.update(
         {
@@ -85,11 +85,11 @@ def use_style() -> None:
 def style_for(name: str) -> Style:
     """Colour, marker and line style of a method, the same in every figure.
 
-    Methods that the book compares have a colour of their own. Any other name gets a style from its
-    letters, so two of them may look alike.
+    Methods that the book compares have styles of their own. Any other name gets one from a hash of
+    its letters, so two of them may look alike.
 
     Args:
-        name: name of a method; the part before a space counts, in small letters, so that ``"F2M"``
+        name: name of a method; case is ignored, and what follows a space is a variant: ``"F2M"``
             and ``"f2m without noise"`` share a colour and differ in marker and line.
     """
     word, _, variant = name.lower().partition(" ")
@@ -119,7 +119,7 @@ def band(
         ax: where to draw.
         x: positions, shape (n,).
         mean: heights of the line, shape (n,).
-        std: half the height of the band, shape (n,); NaN (one seed only) draws none.
+        std: half the height of the band, shape (n,); NaN (a single seed) draws no band.
         label: name of the method, for the style and the legend.
 
     Raises:
@@ -141,7 +141,7 @@ def band(
 def save_figure(fig: Figure, run_dir: Path | str, name: str) -> None:
     """Save a figure as ``figures/<name>.svg`` in the folder of the run; ``""`` saves nothing.
 
-    Returns nothing, so that as the last line of a cell it leaves the figure as the only output.
+    Returns nothing, so that the figure stays the only output of a cell that ends with this call.
     """
     if not str(run_dir):
         return
@@ -151,5 +151,5 @@ def save_figure(fig: Figure, run_dir: Path | str, name: str) -> None:
 
 
 def _number(text: str) -> int:
-    """A number from the letters, the same in every process."""
+    """A hash of the text that is the same in every process."""
     return hashlib.sha256(text.encode()).digest()[0]

@@ -19,12 +19,12 @@ def collect(paths: Iterable[Path | str] | Path | str) -> dict[str, pd.DataFrame]
     """Join the records of any set of runs into one data frame per table.
 
     Args:
-        paths: records, folders of runs, or folders with such folders below them; one or several.
+        paths: one or several records, folders of runs, or folders above such folders.
 
     Returns:
-        Data frames by table name. In front of a table's own columns stand ``run`` (name of the
-        folder of the run), ``chapter``, ``profile`` and each parameter in which the runs differ.
-        Metrics are the table ``metrics`` with the columns ``metric`` and ``value``.
+        Data frames by table name. A table's own columns come after ``run`` (the folder's name),
+        ``chapter``, ``profile`` and each parameter in which the runs differ. Metrics are the table
+        ``metrics`` with the columns ``metric`` and ``value``.
 
     Raises:
         FileNotFoundError: a path holds no record.
@@ -52,7 +52,7 @@ def mean_and_spread(frame: pd.DataFrame, by: str | Sequence[str], value: str) ->
 
     Args:
         frame: one row per repetition.
-        by: the columns that tell the groups apart.
+        by: the columns that define the groups.
         value: the column to average.
 
     Returns:
@@ -71,7 +71,7 @@ def mean_and_spread(frame: pd.DataFrame, by: str | Sequence[str], value: str) ->
 
 
 def format_mean_std(mean: float, std: float | None = None, digits: int = 2) -> str:
-    """``"45.28 ± 0.61"``; the mean alone where there is no spread (None or NaN)."""
+    """``"45.28 ± 0.61"``; the mean alone without a spread (None or NaN)."""
     if std is None or math.isnan(std):
         return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ± {std:.{digits}f}"
@@ -81,7 +81,7 @@ def thesis_table(number: str) -> pd.DataFrame:
     """A printed table of the thesis by its number, such as ``"3_1"`` for table 3.1.
 
     Raises:
-        ValueError: there is no such table; the message lists those that there are.
+        ValueError: unknown table; the message lists the known ones.
     """
     return _thesis_file("table", number)
 
@@ -90,7 +90,7 @@ def thesis_settings(chapter: str) -> pd.DataFrame:
     """The settings that the thesis states for a chapter, such as ``"fcl"``: name, value, note.
 
     Raises:
-        ValueError: there is no such file; the message lists those that there are.
+        ValueError: no settings for the chapter; the message lists the known chapters.
     """
     return _thesis_file("settings", chapter)
 
@@ -137,7 +137,7 @@ def _short(value: Any) -> Any:
 
 
 def _with_origin(frame: pd.DataFrame, origin: dict[str, Any]) -> pd.DataFrame:
-    """Put columns in front; one that the table has already becomes ``parameter_<name>``."""
+    """Insert columns at the front; one that the table already has becomes ``parameter_<name>``."""
     for name, value in reversed(origin.items()):
         column = f"parameter_{name}" if name in frame.columns else name
         frame.insert(0, column, [value] * len(frame))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workflow.check_chapters import CHECKS, Chapter, notebooks_in_git
+from workflow.check_chapters import CHECKS, Chapter
 from workflow.project import chapter_source, chapters
 
 
@@ -18,7 +18,3 @@ def test_chapter(chapter, check):
 
 def test_there_is_a_chapter():
     assert "fcl" in chapters()
-
-
-def test_no_notebook_is_tracked():
-    assert notebooks_in_git() == []

@@ -61,7 +61,7 @@ def test_change_in_text_only_renders(project):
 )
 def test_change_in_what_a_chapter_computes_executes_it(project, file, old, new):
     change(project.root / file, old, new)
-    assert project.planned("book", "--profile", "smoke") >= EXECUTING | {"stage", "render"}
+    assert project.planned("book", "--profile", "smoke") >= EXECUTING | {"merge_outputs", "render"}
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_nothing_else_executes_a_chapter(project):
 
 @pytest.mark.slow
 def test_other_profile_has_runs_of_its_own(project):
-    everything = EXECUTING | {"book", "stage", "pages", "render"}
+    everything = EXECUTING | {"book", "merge_outputs", "pages", "render"}
     assert project.planned("book", "--profile", "cpu") == everything
     assert project.planned("book", "--profile", "smoke") == set()
 

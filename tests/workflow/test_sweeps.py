@@ -1,7 +1,6 @@
 """Many runs, and records that are kept."""
 
 import subprocess
-import sys
 
 import pytest
 
@@ -23,11 +22,11 @@ def test_sweep_makes_a_run_of_its_own(project):
 
 
 def test_wrong_value_of_a_sweep_is_refused(project):
-    check = (sys.executable, "-m", "workflow.run_chapter", "mini", "cpu", "rate=0", "--check")
-    done = project.run(*check)
+    done = project.build("sweep", "--profile", "cpu", "--chapter", "mini", "--set", "rate=0,2.0")
     assert done.returncode == 1
-    assert "1 problem with the parameters (run `rate=0`)" in done.stdout
     assert "`rate` = 0 is not allowed" in done.stdout
+    assert "chapters/params/mini.cpu.yaml, rate = 0" in done.stdout
+    assert [path.name for path in (project.root / "runs/mini/cpu").iterdir()] == ["rate=2.0"]
 
 
 def test_record_needs_a_clean_tree_and_is_kept(project):

@@ -43,7 +43,7 @@ def test_both_chapters_have_the_same_experiment():
         ({"penalties": [0.1]}, ["penalties must hold 0.0"]),
         ({"penalties": [0.0, -0.1]}, ["and none below"]),
         ({"batch_sizes": [0]}, ["batch_sizes must be at least 1"]),
-        ({"noise_steps": 1}, ["noise_steps", "integer >= 2"]),
+        ({"noise_steps": 1}, ["noise_steps", "equal to 2"]),
         ({"batch_sizes": [4, 4]}, ["batch_sizes may hold each value once"]),
         ({"solved_with": ["middle"]}, ["solved_with", "middle", "random_top"]),
         ({"top": 0.8}, ["top must be at most keep=0.75"]),

@@ -32,7 +32,7 @@ device = "cpu"  # where to compute
 precision = "auto"  # of products
 profile = "cpu"  # set of values
 run_dir = ""  # folder of the run
-noise_bound = 0.01  # half the width of the box; thesis: 0.01
+noise_bound = 0.01  # half the width of the box: thesis, 0.01
 noise_draws = 2  # draws per batch
 
 # %%
@@ -56,9 +56,10 @@ print(accuracy)  # a figure
 PACKAGE = {
     "__init__.py": '"""A package."""\n',
     "model.py": "from toykit import shared\n"
+    "from pydantic import PositiveFloat, PositiveInt\n"
     "from experiments.run.parameters import ChapterParameters\n"
     "class ToyParameters(ChapterParameters):\n"
-    "    noise_bound: float\n    noise_draws: int\n",
+    "    noise_bound: PositiveFloat\n    noise_draws: PositiveInt\n",
     "shared.py": "from toykit.deep import maths\n",
     "deep/__init__.py": "from toykit.deep import setup\n",
     "deep/setup.py": "",

@@ -140,9 +140,7 @@ def test_row_that_is_no_claim_is_refused_at_writing():
         claim_rows([{**TEXTS, "note": "x"}])
     with pytest.raises(ValueError, match="row 0: `verdict` must be one of"):
         claim_rows([{**TEXTS, "verdict": "yes"}])
-    with pytest.raises(
-        ValueError, match="row 1: every claim may stand once. Found again: 'Flat is"
-    ):
+    with pytest.raises(ValueError, match="row 1: .* Found again: 'Flat is"):
         claim_rows([claim(), claim(verdict="partly")])
 
 
