@@ -9,8 +9,9 @@ the shrinkage, the optimiser and the numbers here are our reconstruction.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from sklearn.covariance import ledoit_wolf
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -54,7 +55,7 @@ class ClassStatistics:
         return self.roots @ self.roots
 
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Note classes that have not been seen yet.
+        """Estimate the Gaussians of new classes.
 
         Args:
             features: ``(n, dim)``.
@@ -70,7 +71,8 @@ class ClassStatistics:
             )
         if labels.shape != features.shape[:1]:
             raise ValueError(
-                f"labels must be ({len(features)},), one a feature. Found {tuple(labels.shape)}."
+                f"labels must be ({len(features)},), one for each feature. "
+                f"Found {tuple(labels.shape)}."
             )
         if not bool(torch.isfinite(features).all()):
             raise ValueError("features must be finite numbers.")
@@ -108,7 +110,7 @@ class ClassStatistics:
         if not len(self.classes):
             raise ValueError("the statistics must hold at least one class. Found none.")
         noise = torch.randn(len(self.classes), per_class, self.dim, generator=generator)
-        # The roots are symmetric: no transpose.
+        # (k, 1, dim) + (k, per_class, dim) @ (k, dim, dim); the roots are symmetric: no transpose.
         features = self.means[:, None] + noise.to(self.roots.device) @ self.roots
         return features.flatten(0, 1), self.classes.repeat_interleave(per_class)
 
@@ -176,8 +178,34 @@ def align_head(
 def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean ``(dim,)`` and symmetric root ``(dim, dim)`` of the covariance of ``(n, dim)``."""
     images = len(features)
-    shrunk = torch.from_numpy(ledoit_wolf(features.numpy())[0])
+    shrunk = torch.from_numpy(ledoit_wolf(features.numpy()))  # (dim, dim)
     # The mean was estimated from the same images, which Ledoit and Wolf leave out of account.
-    values, vectors = torch.linalg.eigh(shrunk * (images / (images - 1)))
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    values, vectors = torch.linalg.eigh(shrunk * (images / (images - 1)))  # (dim,), (dim, dim)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # (dim, dim)
     return features.mean(dim=0), root
+
+
+def ledoit_wolf(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Covariance ``(dim, dim)`` of rows ``(n, dim)``, shrunk towards a multiple of the identity.
+
+    Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
+    Journal of Multivariate Analysis 2004, section 3.3. The order of the sums is that of
+    scikit-learn's ``ledoit_wolf``, so that the two agree bit by bit up to 1,000 dimensions.
+    """
+    images, dim = features.shape
+    centred = features - features.mean(0)
+    squares = centred**2  # (n, dim)
+    if dim == 1:
+        return np.atleast_2d(squares.mean())
+    products = np.dot(centred.T, centred)  # (dim, dim)
+    variances = np.sum(squares, axis=0) / images  # (dim,)
+    mean = np.sum(variances) / dim
+    norm = np.sum(products**2) / images**2  # of the covariance, squared
+    noise = (np.sum(np.dot(squares.T, squares)) / images - norm) * (1.0 / (dim * images))
+    distance = (norm - 2.0 * mean * variances.sum() + dim * mean**2) / dim  # from mean x identity
+    noise = min(noise, distance)
+    shrinkage = 0.0 if noise == 0 else noise / distance
+    covariance: NDArray[np.float64] = products / images
+    shrunk = (1.0 - shrinkage) * covariance
+    shrunk.flat[:: dim + 1] += shrinkage * (np.trace(covariance) / dim)
+    return shrunk
