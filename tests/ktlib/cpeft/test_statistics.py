@@ -1,10 +1,12 @@
 """Gaussian statistics of classes, and heads that are aligned with them."""
 
+import numpy as np
 import pytest
 import torch
+from sklearn.covariance import ledoit_wolf as scikit_learns
 
 from ktlib.cpeft.heads import JoinedHead
-from ktlib.cpeft.statistics import ClassStatistics, align_head
+from ktlib.cpeft.statistics import ClassStatistics, align_head, ledoit_wolf
 
 MEANS = torch.tensor([[2.0, 0.0, 0.0], [-2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
 ROOT = torch.tensor([[0.6, 0.3, 0.0], [0.3, 0.5, 0.1], [0.0, 0.1, 0.4]])
@@ -153,3 +155,10 @@ def test_heads_without_statistics_and_bad_settings_are_refused(statistics):
         broken.head(1).weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="at step 1: lower the lr"):
         align_head(broken, statistics, **settings)
+
+
+@pytest.mark.parametrize(("images", "dim"), [(2, 3), (5, 96), (40, 16), (4, 1)])
+def test_the_shrinkage_is_that_of_scikit_learn_bit_by_bit(images, dim):
+    rng = np.random.RandomState(0)
+    features = rng.randn(images, dim) @ rng.randn(dim, dim) + rng.randn(dim)
+    assert np.array_equal(ledoit_wolf(features), scikit_learns(features)[0])
