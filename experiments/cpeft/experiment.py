@@ -338,14 +338,18 @@ class ContinualExperiment(Generic[Parameters]):
             seed=seed,
         )
         if method == "l2c":
-            own = {"selector_lr": p.selector_lr, "consistency": p.consistency}
-            return L2C(network, training, L2CSettings(**(own | changes)))
+            l2c: dict[str, Any] = {"selector_lr": p.selector_lr, "consistency": p.consistency}
+            return L2C(network, training, L2CSettings(**(l2c | changes)))
         if method == "inflora":
             thresholds = {"first_threshold": p.first_threshold, "last_threshold": p.last_threshold}
-            given = {"tasks": p.tasks, "on_full": "shrink", **thresholds}
+            given: dict[str, Any] = {"tasks": p.tasks, "on_full": "shrink", **thresholds}
             return InfLora(network, training, **(given | changes))
-        make = {"sequential": SequentialLora, "oracle": LoraOracle, "joint": JointLora}[method]
-        return make(network, training, **changes)
+        others: dict[str, Callable[..., ContinualLearner]] = {
+            "sequential": SequentialLora,
+            "oracle": LoraOracle,
+            "joint": JointLora,
+        }
+        return others[method](network, training, **changes)
 
     def run(
         self,

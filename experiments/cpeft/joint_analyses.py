@@ -554,7 +554,7 @@ def _task_losses(
     tasks: Sequence[ClassTask],
     images: ImagePool,
     labels: Tensor,
-    drawn: Sequence[Tensor],
+    drawn: list[Tensor],
 ) -> dict[str, Tensor]:
     """The loss of every task on its drawn images, all from one pass through the network."""
     device = next(network.parameters()).device

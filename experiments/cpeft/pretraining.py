@@ -148,7 +148,7 @@ def _optimizers(
     parameters: list[nn.Parameter], settings: Pretraining
 ) -> tuple[Any, torch.optim.Optimizer]:
     """The optimizer that takes the steps, and the one whose rate is scheduled."""
-    adamw = {"lr": settings.lr, "weight_decay": WEIGHT_DECAY}
+    adamw: dict[str, Any] = {"lr": settings.lr, "weight_decay": WEIGHT_DECAY}
     if not settings.sam_radius:
         plain = torch.optim.AdamW(parameters, **adamw)
         return plain, plain

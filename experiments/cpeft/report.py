@@ -53,8 +53,8 @@ def summary_rows(rows: Rows) -> list[dict[str, Any]]:
     """
     runs: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
-        own = {name: row[recorded] for name, recorded in RECORD_NAMES.items()}
-        runs.setdefault((row["method"], row["seed"]), []).append({**row, **own})
+        measured = {name: row[recorded] for name, recorded in RECORD_NAMES.items()}
+        runs.setdefault((row["method"], row["seed"]), []).append({**row, **measured})
     found = []
     for (method, seed), own in runs.items():
         experts = runs.get(("oracle", seed))

@@ -2,7 +2,9 @@
 
 A few lines on your own encoder, whose number of features is its attribute ``dim``::
 
-    training = LoraTraining(layers=["key", "value"], rank=8, epochs=5, batch_size=64, lr=5e-4, seed=0)
+    training = LoraTraining(
+        layers=["key", "value"], rank=8, epochs=5, batch_size=64, lr=5e-4, seed=0
+    )
     tasks = class_tasks(labels, classes=range(10, 30), tasks=5)
     learner = InfLora(encoder, training, tasks=5)
     rows = learn_tasks(learner, tasks, images, labels, test_images, test_labels)

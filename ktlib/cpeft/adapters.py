@@ -172,8 +172,8 @@ class LoraBackbone(nn.Module):
 
     def _adapted(self, name: str) -> Any:
         if name not in self.layers:
-            raise ValueError(f"name must be one of the adapted layers {some_of(list(self.layers))}. "
-                             f"Found {name!r}.")  # fmt: skip
+            known = some_of(list(self.layers))
+            raise ValueError(f"name must be one of the adapted layers {known}. Found {name!r}.")
         return self.backbone.get_submodule(name)
 
 

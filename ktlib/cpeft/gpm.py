@@ -8,6 +8,7 @@ of the complement instead as soon as that is the smaller one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -115,7 +116,7 @@ class DualGPM:
             ValueError: the moment is of another size.
         """
         free = self.free_basis()  # (d, free_rank)
-        return max(0.0, float(((self._matrix(moment) @ free) * free).sum()))
+        return max(0.0, float(((self.matrix_of(moment) @ free) * free).sum()))
 
     def update(self, moment: InputMoment, threshold: float) -> None:
         """Add the inputs of a task to the old space, as far as the threshold asks.
@@ -135,7 +136,7 @@ class DualGPM:
         """
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must lie in (0, 1]. Found threshold={threshold!r}.")
-        matrix = self._matrix(moment)
+        matrix = self.matrix_of(moment)
         if not moment.energy > 0:  # also for NaN
             raise ValueError(f"moment must have an energy above 0. Found {moment.energy}.")
         free = self.free_basis()  # (d, f)
@@ -150,14 +151,8 @@ class DualGPM:
         self.discarded.append(self.residual_energy(moment) / moment.energy)
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state in tensors, numbers and strings; :meth:`load_state_dict` reads it."""
-        return {
-            "size": self.size,
-            "energy": self.energy,
-            "basis": self.basis.clone(),
-            "holds_old": self.holds_old,
-            "discarded": list(self.discarded),
-        }
+        """A copy of the state in tensors, numbers and strings, for :meth:`load_state_dict`."""
+        return copy.deepcopy(vars(self))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state of :meth:`state_dict`.
@@ -166,16 +161,14 @@ class DualGPM:
             ValueError: it is of another input size or energy.
         """
         for name in ("size", "energy"):
-            if state[name] != getattr(self, name):
-                raise ValueError(
-                    f"state must be of a memory with {name}={getattr(self, name)!r}. "
-                    f"Found {name}={state[name]!r}."
-                )
-        self.basis = state["basis"].clone()
-        self.holds_old = bool(state["holds_old"])
-        self.discarded = list(state["discarded"])
+            own, found = getattr(self, name), state[name]
+            if found != own:
+                raise ValueError(f"state must be of a memory with {name}={own!r}. "
+                                 f"Found {name}={found!r}.")  # fmt: skip
+        vars(self).update(copy.deepcopy(dict(state)))
 
-    def _matrix(self, moment: InputMoment) -> Tensor:
+    def matrix_of(self, moment: InputMoment) -> Tensor:
+        """``(d, d)``, on the CPU, if the moment is of inputs of this size."""
         if len(moment.matrix) != self.size:
             raise ValueError(
                 f"moment must be of inputs of size {self.size}. Found {len(moment.matrix)}."

@@ -74,13 +74,9 @@ def usable_rank(moment: InputMoment, memory: DualGPM) -> int:
 
 def _projected(moment: InputMoment, memory: DualGPM) -> tuple[Tensor, Tensor]:
     """Singular values above zero ``(k,)``, falling, and left vectors ``(d, k)`` of H - M M^T H."""
-    if len(moment.matrix) != memory.size:
-        raise ValueError(
-            f"moment must be of inputs of size {memory.size}. Found {len(moment.matrix)}."
-        )
     free = memory.free_basis()  # (d, f)
     # With the basis F of the complement, H - M M^T H = F (F^T H).
-    projected = free.T @ moment.matrix.cpu()  # (f, d)
+    projected = free.T @ memory.matrix_of(moment)  # (f, d)
     left, values, _ = torch.linalg.svd(projected, full_matrices=False)  # (f, f), (f,)
     number = int((values > ZERO_ENERGY * moment.energy).sum())
     return values[:number], free @ left[:, :number]  # (k,), (d, k)
@@ -173,26 +169,15 @@ class InfLora(LoraLearner):
         )
 
     def _remember(
-        self,
-        moments: dict[str, InputMoment],
-        task: int,
-        threshold: float,
-        down: dict[str, Tensor],
+        self, moments: dict[str, InputMoment], task: int, threshold: float, down: dict[str, Tensor]
     ) -> None:
         """Add the inputs of a task to the memories, and record how full they are."""
         for name, memory in self.memories.items():
             memory.update(moments[name], threshold)
-            self.history.append(
-                {
-                    "task": task,
-                    "layer": name,
-                    "rank": int(down[name].any(1).sum()),
-                    "threshold": threshold,
-                    "occupied": memory.old_rank / memory.size,
-                    "free": memory.free_rank,
-                    "discarded": memory.discarded[-1],
-                }
-            )
+            row = {"task": task, "layer": name, "rank": int(down[name].any(1).sum())}
+            row |= {"threshold": threshold, "occupied": memory.old_rank / memory.size}
+            row |= {"free": memory.free_rank, "discarded": memory.discarded[-1]}
+            self.history.append(row)
 
     def _design(self, moments: dict[str, InputMoment]) -> dict[str, Tensor]:
         """``A`` of each layer, ``(rank, d_in)``."""

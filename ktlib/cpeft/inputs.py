@@ -1,6 +1,6 @@
 """The uncentred second moment of the inputs of linear layers, over all tokens.
 
-All that InfLoRA and gradient projection use of the data is this matrix, ``E[x x^T]``, of each layer.
+This matrix, ``E[x x^T]``, is all that InfLoRA and gradient projection use of the data of a layer.
 Its trace is the mean squared length of an input, here called energy; its eigenvectors are the left
 singular vectors of the matrix of all inputs, its eigenvalues their squared singular values, divided
 by the number of tokens.

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ktlib.checks import ImagePool, require_at_least, require_positive
-from ktlib.cpeft.adapters import LoraBackbone
 from ktlib.cpeft.heads import JoinedHead, feature_dim
 from ktlib.cpeft.mixing import (
     Adapters,
@@ -94,11 +93,9 @@ class L2CSettings:
             require_at_least(name, getattr(self, name), least)
         for name in ("selector_lr", "align_lr"):
             require_positive(name, getattr(self, name))
-        top_k = self.top_k
-        if top_k is not None and (
-            isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1
-        ):
-            raise ValueError(f"top_k must be an integer of at least 1, or None. Found {top_k!r}.")
+        k = self.top_k
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+            raise ValueError(f"top_k must be an integer of at least 1, or None. Found {k!r}.")
         require_temperature(self.temperature)
         if self.expert_classes not in get_args(ExpertClasses):
             raise ValueError(
@@ -159,13 +156,7 @@ class L2C:
     def __init__(self, backbone: nn.Module, training: LoraTraining, settings: L2CSettings) -> None:
         self.dim = feature_dim(backbone)
         self.training, self.settings = training, settings
-        self._network = LoraBackbone(
-            backbone,
-            layers=training.layers,
-            rank=training.rank,
-            scale=training.scale,
-            seed=training.seed,
-        )
+        self._network = training.adapted(backbone)
         smallest = min(min(self._network.linear(n).weight.shape) for n in self._network.layers)
         if settings.start_from_old and training.rank > smallest:
             raise ValueError(

@@ -26,10 +26,10 @@ class ClassTask:
             never trained on. Empty unless asked for.
 
     Example:
-        >>> none = torch.empty(0, dtype=torch.int64)
-        >>> task = ClassTask(1, classes=torch.tensor([3, 5]), train=torch.arange(8), validation=none)
+        >>> rows = torch.arange(8)
+        >>> task = ClassTask(1, classes=torch.tensor([3, 5]), train=rows[:6], validation=rows[6:])
         >>> len(task.train)
-        8
+        6
     """
 
     number: int
@@ -45,16 +45,10 @@ class ContinualLearner(Protocol):
         classes: ``(k,)`` classes learned so far, in the order of the columns of :meth:`scores`.
 
     Example:
-        >>> class Prior:  # the classes that had more images score higher
-        ...     def __init__(self):
-        ...         self.classes, self.counts = torch.empty(0, dtype=torch.int64), torch.empty(0)
-        ...     def learn(self, task, images, labels):
-        ...         counts = (labels[task.train, None] == task.classes).sum(dim=0)
-        ...         self.classes = torch.cat([self.classes, task.classes])
-        ...         self.counts = torch.cat([self.counts, counts])
-        ...     def scores(self, images):
-        ...         return self.counts.expand(len(images), -1)
-        >>> learner: ContinualLearner = Prior()
+        >>> from ktlib.cpeft import NearestMean
+        >>> learner: ContinualLearner = NearestMean(torch.nn.Linear(4, 8))
+        >>> learner.classes
+        tensor([], dtype=torch.int64)
     """
 
     @property

@@ -57,6 +57,12 @@ class LoraTraining:
             require_at_least(name, getattr(self, name), 1)
         require_positive("lr", self.lr)
 
+    def adapted(self, backbone: nn.Module) -> LoraBackbone:
+        """A copy of an encoder with new adapters."""
+        return LoraBackbone(
+            backbone, layers=self.layers, rank=self.rank, scale=self.scale, seed=self.seed
+        )
+
 
 class LoraLearner:
     """Adapters, heads and training of the learners that have one adapted backbone.
@@ -75,14 +81,7 @@ class LoraLearner:
     """
 
     def __init__(self, backbone: nn.Module, training: LoraTraining) -> None:
-        self.training = training
-        self.backbone = LoraBackbone(
-            backbone,
-            layers=training.layers,
-            rank=training.rank,
-            scale=training.scale,
-            seed=training.seed,
-        )
+        self.training, self.backbone = training, training.adapted(backbone)
         self.device = next(backbone.parameters()).device
         self.head = JoinedHead(self.backbone.dim).to(self.device)
         self.losses: dict[int, list[float]] = {}
