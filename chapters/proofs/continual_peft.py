@@ -346,7 +346,8 @@ save_figure(fig, P.run_dir, "threshold")
 # %%
 below = pd.DataFrame(kept).query("threshold < 1")
 for name in ("looseness", "by_rows", "by_norm"):
-    record.metric(name, float(below[name].median()))
+    if below[name].notna().any():  # not if every threshold keeps all of the old inputs
+        record.metric(name, float(below[name].median()))
     glue(f"cpeft-proof-{name}", float(below[name].median()), display=False)
 price = means["new_loss"].iloc[[0, -1]] * 100
 glue("cpeft-proof-price-low", float(price.iloc[0]), display=False)
