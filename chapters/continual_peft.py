@@ -174,11 +174,11 @@ print(f"{sum(p.numel() for p in models[0.0].parameters()):,} parameters")
 # %%
 pilot = experiment.run("sequential", P.seeds[0], models[0.0])
 
-# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two heat maps with numbers: accuracy on each task after each task. In the left one, among all classes, numbers fall strongly down each column. In the right one, told the task, they fall less.", "classes": "chart"}, "figure": {"name": "fig-cpeft-pilot", "caption": "Sequential LoRA: accuracy (%) on each task (column) after each task (row). Left: among all classes so far. Right: among the classes of the task only. First seed, live run."}}
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two heat maps with numbers: accuracy on each task after each task. In the left one, among all classes, numbers fall strongly down each column. In the right one, among the classes of the task, they fall less.", "classes": "chart"}, "figure": {"name": "fig-cpeft-pilot", "caption": "Sequential LoRA: accuracy (%) on each task (column) after each task (row). Left: among all classes so far. Right: among the classes of the task only. First seed, live run."}}
 from experiments.cpeft.report import mean_matrix
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.2), sharey=True)
-titles = {"accuracy": "among all classes", "accuracy_within": "told the task"}
+titles = {"accuracy": "among all classes", "accuracy_within": "among the task's classes"}
 for ax, (key, title) in zip(axes, titles.items(), strict=True):
     matrix = mean_matrix(pilot.rows, "sequential", key)
     ax.imshow(matrix, vmin=0, vmax=100, cmap="viridis")
@@ -214,7 +214,8 @@ old = spread[0] * torch.tensor([1.0, 0.07]) @ torch.tensor([[0.8, 0.6], [-0.6, 0
 new = spread[1] * torch.tensor([1.0, 0.2]) @ torch.tensor([[0.3, 0.95], [-0.95, 0.3]])
 
 # %%
-from ktlib.cpeft import DualGPM, InputMoment, design_down
+from ktlib.cpeft import DualGPM, InputMoment
+from ktlib.cpeft.inflora import design_down
 
 memory = DualGPM(2)
 memory.update(InputMoment.of(old), threshold=0.95)
@@ -308,8 +309,8 @@ record.table("summary", measures)
 
 # %% [markdown]
 # *Final* is the mean accuracy on all tasks after the last one, *average* its mean over all steps. *Forgetting* is what a task has lost since its best; *backward transfer* what
-# changed since it was learned. *Forward transfer* compares a task, right after it was learned and told the task, with an expert trained on it alone. *Misallocated* images were given a class
-# of another task.
+# changed since it was learned. *Forward transfer* compares a task, right after it was learned and with the task given (*task-IL accuracy*), with an expert trained on it alone. The *routing error* is the share of images
+# that were given a class of another task.
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Mean accuracy on all tasks so far against the number of tasks learned, a line with a band for each method; all lines fall.", "classes": "chart"}, "figure": {"name": "fig-cpeft-methods", "caption": "Accuracy on all tasks so far, among all classes so far. Lines: mean over seeds, bands: one standard deviation; live run."}}
 from experiments.cpeft.report import accuracy_over_time
@@ -347,7 +348,7 @@ for metric in ("forgetting", "final_accuracy"):
 # the energy that the memory did not keep, times the largest singular value of the update. For an update that is not orthogonal to $M$, the part inside is added.
 
 # %%
-from ktlib.cpeft import drift_rows
+from ktlib.cpeft.drift import drift_rows
 
 drift = []
 for method in ("sequential", "inflora"):
@@ -443,13 +444,13 @@ summary_table(summary_rows(protected)) if protected else "not part of this run"
 # ```
 #
 # holds exactly, with the accuracies of the chosen expert on images that are its own and on those that are not. Cooperation helps where $m$ is large and others know something of the class; it hurts where the selector
-# is right and the others outvote its choice. `ExpertAnswers` asks selector and experts once and keeps what they say, so that the whole plane costs one pass.
+# is right and the others outvote its choice. `ExpertOutputs` evaluates selector and experts once and stores their outputs, so that the whole plane costs one pass.
 
 # %%
-answers = {seed: experiment.answers(runs["l2c", seed]) for seed in P.seeds}
+outputs = {seed: experiment.expert_outputs(runs["l2c", seed]) for seed in P.seeds}
 plane = [
     {"seed": seed, **row}
-    for seed, one in answers.items()
+    for seed, one in outputs.items()
     for row in one.grid(P.tops, P.temperatures)
 ]
 
@@ -464,9 +465,9 @@ for top, line in table.groupby("top"):
     mean = line.groupby("temperature")["accuracy"].mean()
     ax.plot(mean.index, mean, marker="o", label=f"K = {top}")
 limits = {
-    "one expert": np.mean([one.accuracy(1, 1.0) for one in answers.values()]),
-    "all, equal votes": np.mean([one.accuracy(None, float("inf")) for one in answers.values()]),
-    "told the task": np.mean([one.told for one in answers.values()]),
+    "one expert": np.mean([one.accuracy(1, 1.0) for one in outputs.values()]),
+    "all, equal votes": np.mean([one.accuracy(None, float("inf")) for one in outputs.values()]),
+    "task given": np.mean([one.task_il_accuracy for one in outputs.values()]),
 }
 for (name, value), line in zip(limits.items(), ("--", ":", "-."), strict=True):
     ax.axhline(value, color="black", linestyle=line, linewidth=1, label=name)
@@ -478,10 +479,10 @@ save_figure(fig, P.run_dir, "cooperation")
 from experiments.cpeft.toy_model import isolation_identity
 
 sent = []
-for seed, one in answers.items():
+for seed, one in outputs.items():
     row = isolation_identity(one)[0]
     best = max(one.grid(P.tops, P.temperatures), key=lambda point: point["accuracy"])
-    sent.append({"seed": seed, "told": one.told, "isolation": row["left"],
+    sent.append({"seed": seed, "told": one.task_il_accuracy, "isolation": row["left"],
                  "by the identity": row["right"], "misallocated": row["misallocated"],
                  "best": best["accuracy"], "K": best["top"], "temperature": best["temperature"]})  # fmt: skip
 record.table("isolation", sent)
@@ -491,7 +492,7 @@ pd.DataFrame(sent).set_index("seed").round(2)
 # *Best* is the best point of the plane on the test images: it says what there is to gain by the choice of $K$ and temperature, not what a user would have got.
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Heat map of shares: rows are the tasks that images belong to, columns the experts that the selector sends them to; most of the weight is on the diagonal.", "classes": "chart"}, "figure": {"name": "fig-cpeft-confusion", "caption": "Whom the selector asks: share (%) of the test images of each task (row) that go to each expert (column), sum over seeds; live run."}}
-confusion = sum(one.confusion() for one in answers.values()).double()
+confusion = sum(one.confusion() for one in outputs.values()).double()
 confusion = 100 * confusion / confusion.sum(dim=1, keepdim=True)
 fig, ax = plt.subplots(figsize=(4.4, 3.8))
 ax.imshow(confusion, vmin=0, vmax=100, cmap="viridis")
@@ -549,7 +550,7 @@ summary_table(summary_rows(ablation)) if ablation else "not part of this run"
 # %%
 flatness = []
 for radius, network in models.items() if len(models) > 1 else ():
-    found = experiment.base_loss_rise(network)
+    found = experiment.base_noise_sensitivity(network)
     flatness.append(
         {
             "pre-training": "flat" if radius else "plain",
@@ -611,7 +612,11 @@ if started:
 # directions for different ends. But conflict is about *gradients* and occupancy about *inputs*: a layer can be full of common inputs on which all tasks agree.
 
 # %%
-from experiments.cpeft.joint_analyses import shared_input_groups, task_conflicts
+from experiments.cpeft.joint_analyses import (
+    GradientBatches,
+    shared_input_groups,
+    task_conflicts,
+)
 
 ends = [row for row in history if row["task"] == P.tasks]
 filled = {seed: {row["layer"]: row["occupied"] for row in ends if row["seed"] == seed}
@@ -621,9 +626,8 @@ filled = {seed: {row["layer"]: row["occupied"] for row in ends if row["seed"] ==
 def count_conflicts(seed):
     """Cosines between the gradients of all tasks, at the pre-trained weights."""
     pool = experiment.tasks(seed), experiment.images, experiment.labels
-    return task_conflicts(
-        models[0.0], list(filled[seed]), *pool, batches=10, batch_size=32, seed=seed
-    )
+    sampling = GradientBatches(batches=10, batch_size=32, seed=seed)
+    return task_conflicts(models[0.0], list(filled[seed]), *pool, sampling)
 
 
 counted = parallel_map(count_conflicts, P.seeds, "conflicts", device=experiment.device)
@@ -638,13 +642,14 @@ conflicts = [
 record.table("conflicts", conflicts)
 
 # %%
-from experiments.cpeft.joint_analyses import conflict_and_occupancy
+from experiments.cpeft.joint_analyses import correlate_conflict_with_occupancy
 
 few = experiment.images[torch.arange(4)]
 groups = shared_input_groups(models[0.0], list(filled[P.seeds[0]]), few)
 association = []
 for seed in P.seeds if len(groups) >= 3 else ():
-    one = conflict_and_occupancy(counted[seed].scores(severity), filled[seed], groups, seed=seed)
+    scores = counted[seed].scores(severity)
+    one = correlate_conflict_with_occupancy(scores, filled[seed], groups, seed=seed)
     row = {"seed": seed, "rank correlation": one.correlation, "p": one.p_value}
     association += [row | {"groups": one.groups}] if np.isfinite(one.correlation) else []
 
@@ -713,7 +718,7 @@ record.table("layer_scores", importance)
 # %%
 from experiments.cpeft.report import AGREEMENT_KINDS, expert_agreement
 
-agreement = expert_agreement(rankings, top=0.5)
+agreement = expert_agreement(rankings, top_fraction=0.5)
 record.table("jaccard", agreement)
 
 # %%
@@ -782,8 +787,8 @@ pd.Series(answers_of_long_run, name="long run", dtype=object).to_frame().style
 # Numbers in brackets are 95 % intervals of differences within seeds.
 #
 # - **InfLoRA does what it was made for.** It forgets 57 points less than sequential LoRA (52 to 62), and the outputs of its layers for images of the first task move less than a tenth as far. Told the task, it is right on 95 % of the images, sequential LoRA on 62 %.
-# - **What is left is the heads.** Among all classes InfLoRA comes to 45 %. The oracle's experts, which nobody changes, come to 52 % if they are not told the task: heads that were never compared do not speak the same language.
-# - **Room was no problem.** After ten tasks the memories hold between 47 and 73 % of the directions, every update had its rank of 8, and each new task was learned to 92 % or more when told the task. A first threshold of 0.5 costs
+# - **What is left is the heads.** Among all classes InfLoRA comes to 45 %. The oracle's experts, which nobody changes, come to 52 % if the task is not given: heads that were never compared do not speak the same language.
+# - **Room was no problem.** After ten tasks the memories hold between 47 and 73 % of the directions, every update had its rank of 8, and each new task was learned to a task-IL accuracy of 92 % or more. A first threshold of 0.5 costs
 #   8 points, 0.8 costs 2; between 0.95 and 0.99 no difference is seen.
 # - **Nothing that trains beats training nothing.** Nearest class means of frozen features end at 78 %: 5 points above L2C (4 to 6), 33 above InfLoRA; against joint training, which keeps all images, no difference is seen (-1 point, -3 to +1). The model was
 #   pre-trained on images of the same kind, so there is little to adapt, and its learning rate was chosen by nearest class means, of the base classes. A comparison without this row would have praised all others.
@@ -791,7 +796,7 @@ pd.Series(answers_of_long_run, name="long run", dtype=object).to_frame().style
 #   of their own task only 4 (3 to 5). The consistency term changes nothing. So the experts' cooperation costs more than it brings here; of the authors' system this says nothing.
 # - **Isolation wins.** All experts with temperature 1 are 0.4 points worse than the selected one alone (0.1 to 0.7); votes that are nearly equal, at temperature 10, cost 11 points. The selector is wrong on 19 to 22 % of the
 #   images. Nowhere in the plane is there more than 0.2 points to gain.
-# - **A flat start: flatter it is, and what it saves lies in the features.** The rise of the loss in the box of noise is less than half of the plain model's, at a higher loss. Forgetting among all classes shows no difference (-2 points, -5 to +1), but told the task sequential LoRA ends 10 points
+# - **A flat start: flatter it is, and what it saves lies in the features.** The rise of the loss in the box of noise is less than half of the plain model's, at a higher loss. Forgetting among all classes shows no difference (-2 points, -5 to +1), but in task-IL accuracy sequential LoRA ends 10 points
 #   higher (6 to 14). So the features hold longer, and the heads hide it. There is one model of each kind: five seeds of the tasks are not five pre-trainings.
 # - **Conflict and occupancy: the opposite of the prediction.** The rank correlation is -1 in every seed. But there are four groups of layers, one a block, and five seeds of one model; with four groups no p-value is below 0.08. The first block has most conflicts and most
 #   room, the last one least of both. All that this shows is that both follow depth, in opposite directions.
@@ -802,7 +807,7 @@ pd.Series(answers_of_long_run, name="long run", dtype=object).to_frame().style
 # ### How the settings were chosen
 #
 # A fifth of the training images of every class was held out, the test images took no part, and the seeds are two that the chapter does not use: `python -m experiments.searches.continual_peft`, at the size of
-# the live run. The table shows accuracies on the held-out images: of nearest class means on base classes for `pretraining_lr` (one seed), of the expert that is told the task for `expert_lr`,
+# the live run. The table shows accuracies on the held-out images: of nearest class means on base classes for `pretraining_lr` (one seed), of the expert of the given task for `expert_lr`,
 # and the final one among all classes for the others. One setting was searched after the other, each with the best values before it. Where the end of a grid was best, it was widened.
 
 # %%
@@ -867,8 +872,8 @@ claim_difference(text, "L2C, abstract", "no number", change, "above", "fig-cpeft
 # %%
 from experiments.run.paired import PairedDifference
 
-several = pd.Series({seed: one.accuracy(None, 1.0) for seed, one in answers.items()})
-alone = pd.Series({seed: one.accuracy(1, 1.0) for seed, one in answers.items()})
+several = pd.Series({seed: one.accuracy(None, 1.0) for seed, one in outputs.items()})
+alone = pd.Series({seed: one.accuracy(1, 1.0) for seed, one in outputs.items()})
 change = PairedDifference.of(several - alone)
 text = "Experts that cooperate (all, temperature 1) are better than the selected one alone."
 claim_difference(text, "L2C, abstract", "no number", change, "above", "sec-cpeft-cooperation")
@@ -885,10 +890,10 @@ if agreement:
     claim_difference(text, "this book's question", "-", change, "below", "sec-cpeft-layers")
 
 # %%
-told = not_testable("no weights of ViT-B/16 can be fetched here; any are taken by name")
+missing = not_testable("no weights of ViT-B/16 can be fetched here; any are taken by name")
 text = "On CIFAR-100 in 10 tasks InfLoRA reaches 86.51 % with ViT-B/16."
 place = "InfLoRA, section 4"
-claims.append(Claim(text, place, "86.51 +- 0.73 %", anchor="sec-cpeft-claims", **told))
+claims.append(Claim(text, place, "86.51 +- 0.73 %", anchor="sec-cpeft-claims", **missing))
 record.table("claims", claim_rows(claims))
 claims_table(claims).style.hide(axis="index")
 
@@ -946,12 +951,12 @@ claims_table(claims).style.hide(axis="index")
 #
 # ```{exercise}
 # :label: ex-cpeft-tasks
-# *Change a parameter.* Run with `-p tasks 10 -p tops '[1, 5, 10]'`. How do the misallocated images grow with the number of tasks?
+# *Change a parameter.* Run with `-p tasks 10 -p tops '[1, 5, 10]'`. How does the routing error grow with the number of tasks?
 # ```
 #
 # ````{solution} ex-cpeft-tasks
 # :class: dropdown
-# See the column *misallocated* of the table of all methods. There are more wrong tasks to choose from, and fewer classes in each.
+# See the column *routing error* of the table of all methods. There are more wrong tasks to choose from, and fewer classes in each.
 # ````
 #
 # ```{exercise}
@@ -966,7 +971,7 @@ claims_table(claims).style.hide(axis="index")
 # %%
 from ktlib.cpeft import predict
 
-images, labels = experiment.tested(P.seeds[0])
+images, labels = experiment.evaluation_data(P.seeds[0])
 given = experiment.tasks(P.seeds[0])
 of_first = torch.isin(labels.cpu(), given[0].classes).nonzero()[:, 0]
 said = predict(pilot.learner, images[of_first]).cpu()

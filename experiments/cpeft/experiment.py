@@ -1,7 +1,7 @@
-"""The experiment that the chapter and its search have in common: model, tasks, methods, measures.
+"""The experiment that the chapter and its search share: model, tasks, methods, measures.
 
-What must be the same wherever methods are compared has its one home here: the pre-trained model,
-which classes and images each task holds, what is tested on, how each method is made.
+Everything that must be the same wherever methods are compared is here: the pre-trained model, the
+classes and images of each task, the test images, the settings of each method.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ from torchvision.models import ViT_B_16_Weights
 
 from data_prep import checksums, data_root, load
 from experiments.cpeft import pretraining
-from experiments.cpeft.expert_outputs import ExpertAnswers
-from experiments.cpeft.joint_analyses import LossRise, loss_rise, rank_for_task, task_heads
+from experiments.cpeft.expert_outputs import ExpertOutputs
+from experiments.cpeft.joint_analyses import (
+    NoiseSensitivity,
+    noise_sensitivity,
+    rank_for_task,
+    task_heads,
+)
 from experiments.cpeft.parameters import (
     CLASSES,
     LEARNING_RATES,
@@ -29,14 +34,16 @@ from experiments.cpeft.parameters import (
     PROJECTIONS,
     ContinualPeftParameters,
 )
+from experiments.cpeft.report import as_recorded
 from experiments.models import IMAGENET_MEAN, IMAGENET_STD, vit
 from experiments.models.images import NormalisedImages
 from ktlib.cpeft.comparisons import JointLora, LoraOracle, NearestMean, SequentialLora
 from ktlib.cpeft.drift import layer_state
 from ktlib.cpeft.inflora import InfLora
 from ktlib.cpeft.inputs import input_moments
-from ktlib.cpeft.l2c import L2C
+from ktlib.cpeft.l2c import L2C, L2CSettings
 from ktlib.cpeft.tasks import ClassTask, ContinualLearner, class_tasks, learn_tasks
+from ktlib.cpeft.training import LoraTraining
 from ktlib.fcl.protocol import positions_of
 from ktlib.ila.ranking import LayerRanking
 from ktlib.seeding import generator
@@ -48,14 +55,15 @@ IMAGE_MEAN = IMAGE_STD = 0.5  # what ViT-B/16 of ImageNet-21k (timm's augreg_in2
 
 @dataclass(frozen=True)
 class MethodRun:
-    """One method led through all tasks.
+    """The run of one method through all tasks.
 
     Attributes:
         method: its id.
         seed: of the classes' order, images, adapters and batches.
-        rows: accuracies, as :func:`ktlib.cpeft.learn_tasks` returns them, with method and seed.
+        rows: accuracies of :func:`ktlib.cpeft.learn_tasks`, as records name them, with method and
+            seed.
         learner: the method after the last task.
-        noted: what was noted after each task, see :meth:`ContinualExperiment.run`.
+        noted: results of ``note`` after each task, see :meth:`ContinualExperiment.run`.
     """
 
     method: str
@@ -72,7 +80,7 @@ class ResizedImages(NormalisedImages):
         pixels: ``(n, channels, height, width)`` uint8.
         mean: of every channel, of values from 0 to 1.
         std: of every channel.
-        size: side of the images that are handed out, in pixels.
+        size: side of the resized images, in pixels.
     """
 
     def __init__(self, pixels: Tensor, mean: Any, std: Any, size: int) -> None:
@@ -81,7 +89,7 @@ class ResizedImages(NormalisedImages):
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """``(len(rows), channels, size, size)``, float32."""
-        images = super().__getitem__(rows)
+        images = super().__getitem__(rows)  # (n, channels, height, width)
         if images.shape[-1] == self.size:
             return images
         sides = (self.size, self.size)
@@ -94,8 +102,8 @@ class ContinualExperiment(Generic[Parameters]):
     Args:
         parameters: of the chapter.
         device: where to compute.
-        validation: hold out a fifth of every class's training images and test on them, not on the
-            test split: for searches, which never load it.
+        validation: hold out a fifth of every class's training images and test on them instead of
+            the test split: for searches, which never load it.
     """
 
     def __init__(
@@ -106,7 +114,7 @@ class ContinualExperiment(Generic[Parameters]):
         self.validation = validation
         self.train = load(parameters.dataset, "train")
 
-    def changed(self, **values: Any) -> Self:
+    def with_parameters(self, **values: Any) -> Self:
         """The same experiment with other values of some parameters, on the same images.
 
         Raises:
@@ -149,7 +157,7 @@ class ContinualExperiment(Generic[Parameters]):
         )
 
     def _held_out(self) -> int:
-        """Images per class that a search tests on."""
+        """Held-out images per class, which a search tests on."""
         if not self.validation:
             return 0
         smallest = int(torch.bincount(self.train.labels).min())
@@ -174,8 +182,8 @@ class ContinualExperiment(Generic[Parameters]):
     def normalisation(self) -> tuple[Any, Any]:
         """Mean and spread of the pixels that the model was trained with.
 
-        Of the base images; with a name of torchvision's weights those of ImageNet, with a file or
-        folder 0.5 and 0.5, as for the weights that InfLoRA and L2C start from.
+        Those of the base images; with a name of torchvision's weights those of ImageNet, with a
+        file or folder 0.5 and 0.5, as for the weights that InfLoRA and L2C start from.
         """
         weights = self.parameters.weights
         if weights in ViT_B_16_Weights.__members__:
@@ -205,14 +213,14 @@ class ContinualExperiment(Generic[Parameters]):
     def _test_pool(self) -> tuple[ResizedImages, Tensor]:
         test = load(self.parameters.dataset, "test")
         count = self.parameters.test_images or len(test)
-        source = generator(self.parameters.class_seed, "test images")
-        order = torch.randperm(len(test), generator=source)
+        rng = generator(self.parameters.class_seed, "test images")
+        order = torch.randperm(len(test), generator=rng)
         each = [order[test.labels[order] == c][:count] for c in range(len(test.class_names))]
         chosen = torch.cat(each)
         return self._prepared(test.images[chosen]), test.labels[chosen].to(self.device)
 
-    def tested(self, seed: int) -> tuple[ResizedImages, Tensor]:
-        """Images and labels to test on: of the test split, or what is held out with this seed."""
+    def evaluation_data(self, seed: int) -> tuple[ResizedImages, Tensor]:
+        """Images and labels of the test split, or those that are held out with this seed."""
         if not self.validation:
             return self._test_pool
         held_out = torch.cat([task.validation for task in (self.base_task, *self.tasks(seed))])
@@ -236,25 +244,26 @@ class ContinualExperiment(Generic[Parameters]):
     def pretrained(self, sam_radius: float = 0.0) -> nn.Module:
         """The model that every method starts from: features ``(batch, dim)`` of images.
 
-        The small one is trained on the base classes and kept in the data folder under a name that
-        is a hash of all it follows from; ViT-B/16 is loaded.
+        The small one is trained on the base classes and cached in the data folder under a name that
+        is a hash of all inputs; ViT-B/16 is loaded.
 
         Args:
-            sam_radius: above 0 for a flat pre-training, see :func:`ktlib.cpeft.pretrain`.
+            sam_radius: above 0 for a flat pre-training, see
+                :class:`~experiments.cpeft.pretraining.Pretraining`.
         """
         p = self.parameters
         if p.model == "vit_b16":
             return vit.vit_b16(p.weights).to(self.device).eval()
         network = self.new_network()
-        path = pretraining.file_for(
+        path = pretraining.cache_path(
             data_root(), self._settings(sam_radius), _files(vit, pretraining)
         )
-        weights = pretraining.kept(path, partial(self._pretrain, sam_radius))
+        weights = pretraining.load_or_make(path, partial(self._pretrain, sam_radius))
         network.load_state_dict(weights)
         return network.eval()
 
     def _settings(self, sam_radius: float) -> dict[str, Any]:
-        """All that the pre-trained weights follow from, besides the code."""
+        """All that the pre-trained weights depend on, besides the code."""
         p = self.parameters
         names = ("dataset", "base_classes", "base_images", "class_seed", "patch_size", "width",
                  "blocks", "heads", "pretraining_epochs", "pretraining_lr", "batch_size",
@@ -264,7 +273,7 @@ class ContinualExperiment(Generic[Parameters]):
         return found | {"device": self.device.type, "threads": torch.get_num_threads()}
 
     def checksums(self) -> dict[str, str]:
-        """Of the files of the data set."""
+        """SHA-256 of the files of the data set."""
         return checksums(self.parameters.dataset)
 
     def _pretrain(self, sam_radius: float) -> dict[str, Tensor]:
@@ -281,12 +290,14 @@ class ContinualExperiment(Generic[Parameters]):
                 self.images.pixels[task.train], *self.normalisation, self.images.pixels.shape[-1]
             ),
             targets.to(self.device),
-            epochs=p.pretraining_epochs,
-            batch_size=p.batch_size,
-            lr=p.pretraining_lr,
-            seed=p.class_seed,
-            sam_radius=sam_radius,
-            precision=p.precision,
+            pretraining.Pretraining(
+                epochs=p.pretraining_epochs,
+                batch_size=p.batch_size,
+                lr=p.pretraining_lr,
+                seed=p.class_seed,
+                sam_radius=sam_radius,
+                precision=p.precision,
+            ),
         )
         return {name: value.detach() for name, value in network.state_dict().items()}
 
@@ -294,7 +305,7 @@ class ContinualExperiment(Generic[Parameters]):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Ends of the names of the adapted layers."""
+        """Last words of the names of the adapted layers."""
         return PROJECTIONS[self.parameters.layers]
 
     def learner(
@@ -306,7 +317,7 @@ class ContinualExperiment(Generic[Parameters]):
             method: id, one of :data:`experiments.cpeft.parameters.METHODS`.
             seed: of adapters, heads and batches.
             backbone: another model than :meth:`pretrained`.
-            changes: arguments of the method in the place of the chapter's.
+            **changes: settings of the method that replace the chapter's.
 
         Raises:
             ValueError: for an unknown method.
@@ -317,25 +328,27 @@ class ContinualExperiment(Generic[Parameters]):
         network = self.pretrained() if backbone is None else backbone
         if method == "ncm":
             return NearestMean(network)
-        given: dict[str, Any] = {
-            "layers": self.layers,
-            "rank": p.rank,
-            "epochs": p.epochs,
-            "batch_size": p.batch_size,
-            "lr": getattr(p, LEARNING_RATES[method]),
-            "seed": seed,
+        training = LoraTraining(
+            layers=self.layers,
+            rank=p.rank,
+            epochs=p.epochs,
+            batch_size=p.batch_size,
+            lr=getattr(p, LEARNING_RATES[method]),
+            seed=seed,
+        )
+        if method == "l2c":
+            l2c: dict[str, Any] = {"selector_lr": p.selector_lr, "consistency": p.consistency}
+            return L2C(network, training, L2CSettings(**(l2c | changes)))
+        if method == "inflora":
+            thresholds = {"first_threshold": p.first_threshold, "last_threshold": p.last_threshold}
+            given: dict[str, Any] = {"tasks": p.tasks, "on_full": "shrink", **thresholds}
+            return InfLora(network, training, **(given | changes))
+        others: dict[str, Callable[..., ContinualLearner]] = {
+            "sequential": SequentialLora,
+            "oracle": LoraOracle,
+            "joint": JointLora,
         }
-        thresholds = {"first_threshold": p.first_threshold, "last_threshold": p.last_threshold}
-        cooperating = {"selector_lr": p.selector_lr, "consistency": p.consistency}
-        more: dict[str, tuple[Callable[..., ContinualLearner], dict[str, Any]]] = {
-            "sequential": (SequentialLora, {}),
-            "inflora": (InfLora, {"tasks": p.tasks, "on_full": "shrink", **thresholds}),
-            "l2c": (L2C, cooperating),
-            "oracle": (LoraOracle, {}),
-            "joint": (JointLora, {}),
-        }
-        make, own = more[method]
-        return make(network, **(given | own | changes))
+        return others[method](network, training, **changes)
 
     def run(
         self,
@@ -347,17 +360,17 @@ class ContinualExperiment(Generic[Parameters]):
         adapter_seed: int | None = None,
         **changes: Any,
     ) -> MethodRun:
-        """Lead a method through all tasks of a seed, testing after each.
+        """Run a method through all tasks of a seed, testing after each.
 
         Args:
             method: its id.
             seed: which repetition.
             backbone: another model than :meth:`pretrained`.
-            note: called with the number of the task and the method after each task; what it
-                returns is kept.
-            adapter_seed: of adapters, heads and batches, in the place of ``seed``: the same tasks
-                learned once more.
-            changes: arguments of the method in the place of the chapter's.
+            note: called with the number of the task and the method after each task; its results are
+                stored.
+            adapter_seed: of adapters, heads and batches, instead of ``seed``, to learn the same
+                tasks once more.
+            **changes: settings of the method that replace the chapter's.
         """
         of_adapters = seed if adapter_seed is None else adapter_seed
         learner = self.learner(method, of_adapters, backbone, **changes)
@@ -372,21 +385,21 @@ class ContinualExperiment(Generic[Parameters]):
             self.tasks(seed),
             self.images,
             self.labels,
-            *self.tested(seed),
+            *self.evaluation_data(seed),
             observe=observe,
         )
-        return MethodRun(
-            method, seed, [{"method": method, "seed": seed, **row} for row in rows], learner, noted
-        )
+        known = {"method": method, "seed": seed}
+        return MethodRun(method, seed, [known | as_recorded(row) for row in rows], learner, noted)
 
     # Measures ----------------------------------------------------------------------------------
 
     def watch(self, seed: int) -> Callable[[int, ContinualLearner], dict[str, Any]]:
-        """A ``note`` for :meth:`run`: what :func:`ktlib.cpeft.drift_rows` needs for the first task.
+        """A ``note`` for :meth:`run`: what the drift of the first task is computed from.
 
         After each task the ``weights`` of the adapted layers; after the first one also their
         ``inputs`` (moments) on its training images, and the ``memories`` of InfLoRA, None for other
-        methods. For methods with a ``backbone`` of :class:`ktlib.cpeft.LoraBackbone`.
+        methods; see :func:`ktlib.cpeft.drift.drift_rows`. For methods with a ``backbone`` of
+        :class:`ktlib.cpeft.LoraBackbone`.
         """
         rows = self.tasks(seed)[0].train
 
@@ -402,12 +415,12 @@ class ContinualExperiment(Generic[Parameters]):
 
         return note
 
-    def answers(self, run: MethodRun) -> ExpertAnswers:
-        """What selector and experts of L2C say of the test images of all tasks."""
-        images, labels = self.tested(run.seed)
+    def expert_outputs(self, run: MethodRun) -> ExpertOutputs:
+        """Outputs of selector and experts of L2C for the test images of all tasks."""
+        images, labels = self.evaluation_data(run.seed)
         known = torch.isin(labels.cpu(), run.learner.classes.cpu()).nonzero()[:, 0]
         learner: Any = run.learner
-        return ExpertAnswers.of(learner, images[known], labels[known])
+        return ExpertOutputs.of(learner, images[known], labels[known])
 
     def expert_ranking(self, oracle: MethodRun, number: int, *, seed: int) -> LayerRanking:
         """ILA's ranking of the layers of the expert of a task.
@@ -431,7 +444,7 @@ class ContinualExperiment(Generic[Parameters]):
             seed=seed,
         )
 
-    def base_loss_rise(self, network: nn.Module, images: int = 1000) -> LossRise:
+    def base_noise_sensitivity(self, network: nn.Module, images: int = 1000) -> NoiseSensitivity:
         """Rise of the loss on base classes when noise moves all linear layers of a model.
 
         The classifier is fitted to the model's features and gets no noise.
@@ -443,7 +456,7 @@ class ContinualExperiment(Generic[Parameters]):
         p, task = self.parameters, self.base_task
         head = task_heads(network, [task], self.images, self.labels)[task.number]
         rows = task.train[:: -(-len(task.train) // images)]
-        return loss_rise(
+        return noise_sensitivity(
             network,
             head,
             self.images[rows],

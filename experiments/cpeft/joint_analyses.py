@@ -1,9 +1,9 @@
 """Three questions that join continual learning, conflicts between tasks and the choice of layers.
 
-1. Does a flat pre-training (F2M, SAM) make an encoder that forgets less? :func:`loss_rise` says how
-   flat it is.
+1. Does a flat pre-training (F2M, SAM) make an encoder that forgets less? :func:`noise_sensitivity`
+   says how flat it is.
 2. Are the layers in which tasks conflict (Recon) those in which InfLoRA runs out of room?
-   :func:`task_conflicts` and :func:`conflict_and_occupancy`.
+   :func:`task_conflicts` and :func:`correlate_conflict_with_occupancy`.
 3. Do later tasks need other layers (ILA)? :func:`rank_for_task` and :func:`rankings_over_tasks`.
 """
 
@@ -31,7 +31,6 @@ from ktlib.cpeft.adapters import LoraBackbone
 from ktlib.cpeft.inputs import linear_layer
 from ktlib.cpeft.tasks import ClassTask
 from ktlib.cpeft.training import features_of
-from ktlib.device import PrecisionName
 from ktlib.fcl.flatness import Flatness, flatness
 from ktlib.fcl.protocol import positions_of
 from ktlib.fcl.split import split_network
@@ -46,17 +45,16 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class LossRise:
+class NoiseSensitivity:
     """How much a loss rises when noise moves the weights.
 
     Attributes:
         loss: without noise.
         mean: mean rise over the draws; below 0 where the loss falls.
-        standard_error: of that mean over the draws; NaN for a single one.
+        standard_error: of that mean over the draws; NaN for a single draw.
         highest: rise of the worst draw.
-        weight_rms: root mean square of the weights that were moved. The same box is wider for a
-            network of smaller weights: two networks are alike in flatness only as far as they are
-            alike in this.
+        weight_rms: root mean square of the weights that were moved. The same box is relatively
+            wider for a network of smaller weights: compare flatness at similar values of this.
         flatness: all losses, and the indicator of F2M.
     """
 
@@ -68,7 +66,7 @@ class LossRise:
     flatness: Flatness
 
 
-def loss_rise(
+def noise_sensitivity(
     backbone: nn.Module,
     scores: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -78,8 +76,7 @@ def loss_rise(
     noise_bound: float,
     draws: int,
     seed: int,
-    batch_size: int = 500,
-) -> LossRise:
+) -> NoiseSensitivity:
     """Rise of the cross-entropy in a box of uniform noise around the weights of an encoder.
 
     The measure is that of F2M, see :func:`ktlib.fcl.flatness`. Networks of one architecture get
@@ -96,20 +93,18 @@ def loss_rise(
         noise_bound: half-width of the box, in units of the weights.
         draws: number of points in the box.
         seed: draws them.
-        batch_size: images at a time; it changes the last digits only.
 
     Raises:
-        ValueError: a name that is no linear layer, no images, or a number outside its range.
+        ValueError: a name that is not a linear layer, no images, or a number outside its range.
     """
     require_at_least("draws", draws, 1)
-    require_at_least("batch_size", batch_size, 1)
     if len(labels) != len(images):
         raise ValueError(f"labels must have one entry per image. Found {len(labels)} labels for "
                          f"{len(images)} images.")  # fmt: skip
     names = _linear_names(backbone) if layers is None else _own_names(backbone, layers)
     device = next(backbone.parameters()).device
     with warnings.catch_warnings():
-        # What would be saved by it is little: the first layers get noise, too.
+        # Little would be saved by tracing: the first layers get noise, too.
         warnings.filterwarnings("ignore", ".*cannot be traced", category=UserWarning)
         split = split_network(backbone, names)
     found = flatness(
@@ -120,11 +115,11 @@ def loss_rise(
         bound=noise_bound,
         generator=generator(seed, "noise around an encoder"),
         draws=draws,
-        batch_size=batch_size,
+        batch_size=500,
     )
     rises = found.losses - found.loss_at_minimum
     weights = torch.cat([weight.detach().flatten() for weight in split.tuned.values()])
-    return LossRise(
+    return NoiseSensitivity(
         loss=found.loss_at_minimum,
         mean=float(rises.mean()),
         standard_error=float(rises.std()) / math.sqrt(draws) if draws > 1 else math.nan,
@@ -177,12 +172,40 @@ def task_heads(
     return heads
 
 
+@dataclass(frozen=True)
+class GradientBatches:
+    """Batches on which the gradients of tasks are compared.
+
+    Attributes:
+        batches: how many times gradients are compared.
+        batch_size: images of each task in a batch, drawn without replacement among its training
+            images; all of them if it has fewer.
+        seed: draws them.
+
+    Raises:
+        ValueError: ``batches`` or ``batch_size`` below 1.
+    """
+
+    batches: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        require_at_least("batches", self.batches, 1)
+        require_at_least("batch_size", self.batch_size, 1)
+
+    def rows(self, task: ClassTask, batch: int) -> Tensor:
+        """``(b,)`` positions of the images of a task in a batch."""
+        rng = generator(self.seed, "images to compare gradients on", task.number, batch)
+        return task.train[torch.randperm(len(task.train), generator=rng)[: self.batch_size]]
+
+
 @dataclass(frozen=True, eq=False)
 class TaskConflicts:
     """Cosines between the gradients of tasks, layer by layer.
 
     Attributes:
-        layers: names, in the order that was asked for.
+        layers: names, in the order given.
         pairs: numbers of the two tasks of each pair.
         cosines: ``(batches, layers, pairs)``, float64; NaN where a gradient is 0.
         meter: the counts of Recon.
@@ -227,10 +250,8 @@ def task_conflicts(
     tasks: Sequence[ClassTask],
     images: ImagePool,
     labels: Tensor,
+    sampling: GradientBatches,
     *,
-    batches: int,
-    batch_size: int,
-    seed: int,
     heads: Mapping[int, nn.Module] | None = None,
     severities: Iterable[float] = SEVERITIES,
 ) -> TaskConflicts:
@@ -248,23 +269,18 @@ def task_conflicts(
         tasks: at least two.
         images: ``(n, channels, height, width)`` what the tasks point into.
         labels: ``(n,)`` their classes.
-        batches: how many times gradients are compared.
-        batch_size: images of each task in a batch, drawn without replacement among its training
-            images; all of them if it has fewer.
-        seed: draws them.
+        sampling: of the images whose gradients are compared.
         heads: number of a task -> its classifier of features, with the columns of its classes. By
-            default :func:`task_heads` of the backbone: with random heads the gradients would be
-            theirs more than the tasks'.
+            default :func:`task_heads` of the backbone: with random heads the gradients would say
+            more about the heads than about the tasks.
         severities: cosines below which pairs are counted, see
             :class:`ktlib.mtl.conflict.ConflictMeter`.
 
     Raises:
-        ValueError: fewer than two tasks, a task without a head, no layers or a name that is no
-            linear layer, a number below 1, or a severity that is out of range.
+        ValueError: fewer than two tasks, a task without a head, no layers or a name that is not a
+            linear layer, or a severity that is out of range.
         FloatingPointError: a gradient is not finite; task and layer are named.
     """
-    require_at_least("batches", batches, 1)
-    require_at_least("batch_size", batch_size, 1)
     require_at_least("number of tasks", len(tasks), 2)
     network = copy.deepcopy(backbone).eval().requires_grad_(False)
     weights: dict[str, list[nn.Parameter]] = {}
@@ -278,10 +294,12 @@ def task_conflicts(
         raise ValueError(f"heads must have one of each task. Found none of {lacking}.")
     frozen = {t.number: copy.deepcopy(given[t.number]).requires_grad_(False) for t in tasks}
     found = []
-    for batch in tqdm(range(batches), desc="conflicts of tasks", total=batches, leave=False):
-        losses = _task_losses(network, frozen, tasks, images, labels, batch_size, seed, batch)
+    for batch in tqdm(range(sampling.batches), desc="conflicts of tasks", leave=False):
+        drawn = [sampling.rows(task, batch) for task in tasks]
+        losses = _task_losses(network, frozen, tasks, images, labels, drawn)
         products = meter.observe_gramians(losses).layers
-        cosines, defined = pair_cosines(torch.stack([products[name] for name in layers]))
+        gramians = torch.stack([products[name] for name in layers])  # (layers, tasks, tasks)
+        cosines, defined = pair_cosines(gramians)  # (layers, pairs)
         found.append(cosines.masked_fill(~defined, math.nan))
     numbers = [task.number for task in tasks]
     return TaskConflicts(
@@ -294,7 +312,7 @@ def shared_input_groups(
 ) -> list[tuple[str, ...]]:
     """Layers that are given the same inputs, such as query, key and value of a block.
 
-    What follows from inputs alone, such as a memory of InfLoRA, is the same for all layers of a
+    Whatever depends on inputs alone, such as a memory of InfLoRA, is the same for all layers of a
     group: they are one observation, not several.
 
     Args:
@@ -307,7 +325,7 @@ def shared_input_groups(
         The groups, in the order of their first layers; a layer on its own is a group of one.
 
     Raises:
-        ValueError: a name that is no linear layer, or a layer that the network did not use.
+        ValueError: a name that is not a linear layer, or a layer that the network did not use.
     """
     inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
     with ExitStack() as undo, torch.no_grad():
@@ -336,7 +354,7 @@ def shared_input_groups(
 
 
 @dataclass(frozen=True)
-class Association:
+class RankCorrelation:
     """A rank correlation over groups of layers.
 
     Attributes:
@@ -355,15 +373,15 @@ class Association:
     exact: bool
 
 
-def conflict_and_occupancy(
+def correlate_conflict_with_occupancy(
     conflicts: Mapping[str, float],
     occupancy: Mapping[str, float],
     groups: Sequence[Sequence[str]],
     *,
     seed: int,
     permutations: int = 9999,
-) -> Association:
-    """Whether the layers with more conflict are those whose memory is fuller.
+) -> RankCorrelation:
+    """Rank correlation between the conflict in layers and how full their memories are.
 
     Layers of a group have the same occupancy by construction, so the correlation is over groups,
     with the mean conflict of each.
@@ -374,10 +392,10 @@ def conflict_and_occupancy(
             :attr:`ktlib.cpeft.inflora.InfLora.history` after the last task; of the same layers.
         groups: the layers, each once, from :func:`shared_input_groups`.
         seed: of the permutations.
-        permutations: how many are drawn, where there are more in all; if not, all are counted.
+        permutations: how many are drawn if there are more in total; otherwise all are counted.
 
     Raises:
-        ValueError: the three are not of the same layers, there are fewer than three groups, layers
+        ValueError: the three have different layers, there are fewer than three groups, layers
             of a group differ in occupancy, or a value is not finite.
     """
     require_at_least("permutations", permutations, 1)
@@ -391,20 +409,20 @@ def conflict_and_occupancy(
     one, other = (stats.rankdata(np.round(column, 12)) for column in zip(*pairs, strict=True))
     layers, exact = sum(map(len, groups)), math.factorial(len(groups)) <= permutations
     if np.ptp(one) == 0 or np.ptp(other) == 0:
-        return Association(math.nan, math.nan, len(groups), layers, exact)
+        return RankCorrelation(math.nan, math.nan, len(groups), layers, exact)
     value = _correlation(one, other)
     if exact:
         orders: Iterable[Any] = itertools.permutations(range(len(groups)))
     else:
-        stream = numpy_generator(seed, "permutations of groups of layers")
-        orders = (stream.permutation(len(groups)) for _ in range(permutations))
+        rng = numpy_generator(seed, "permutations of groups of layers")
+        orders = (rng.permutation(len(groups)) for _ in range(permutations))
     hits = [
         abs(_correlation(one, other[list(order)])) >= abs(value) - _ROUNDING for order in orders
     ]
-    # The order that was found is one of all; among random ones it is counted in addition.
+    # The observed order is one of all; among random ones it is counted in addition.
     extra = 0 if exact else 1
     p_value = (sum(hits) + extra) / (len(hits) + extra)
-    return Association(value, p_value, len(groups), layers, exact)
+    return RankCorrelation(value, p_value, len(groups), layers, exact)
 
 
 def rank_for_task(
@@ -415,16 +433,13 @@ def rank_for_task(
     labels: Tensor,
     *,
     batch_size: int,
-    steps: int | None = None,
-    initial_score: float = 4.0,
-    lr: float = 0.05,
     seed: int = 0,
-    precision: PrecisionName = "float32",
+    **options: Any,
 ) -> LayerRanking:
     """ILA's ranking of the adapted layers by how much their updates matter for a task.
 
-    See :func:`ktlib.ila.rank_layers`. Rankings of two seeds for one task differ, too: only what two
-    tasks differ in beyond that is a difference of the tasks.
+    See :func:`ktlib.ila.rank_layers`. Rankings of two seeds for one task differ, too: only a
+    difference between two tasks beyond that is one of the tasks.
 
     Args:
         backbone: images -> features ``(n, dim)``, with LoRA adapters of peft that were trained on
@@ -435,11 +450,9 @@ def rank_for_task(
         images: ``(n, channels, height, width)`` what the task points into.
         labels: ``(n,)`` their classes.
         batch_size: images in each batch, of the task's training images in random order.
-        steps: batches used; None goes through all of them once.
-        initial_score: s_0.
-        lr: step size of AdamW on the scores.
         seed: decides the batches and their order.
-        precision: as in :func:`ktlib.device.autocast`.
+        **options: of :func:`ktlib.ila.rank_layers`: ``steps``, ``initial_score``, ``lr``, and
+            ``precision``, which is float32 by default.
 
     Returns:
         The ranking; layers are named as in the backbone, without what wraps it.
@@ -463,13 +476,10 @@ def rank_for_task(
     return rank_layers(
         network,
         task.train[order].split(batch_size),
-        initial_score=initial_score,
-        lr=lr,
-        steps=steps,
         seed=seed,
-        precision=precision,
         loss=loss,
         data=f"task {task.number}, classes {task.classes.tolist()}",
+        **({"precision": "float32"} | options),
     )
 
 
@@ -544,16 +554,10 @@ def _task_losses(
     tasks: Sequence[ClassTask],
     images: ImagePool,
     labels: Tensor,
-    batch_size: int,
-    seed: int,
-    batch: int,
+    drawn: list[Tensor],
 ) -> dict[str, Tensor]:
-    """The loss of every task on images of its own, all from one pass through the network."""
+    """The loss of every task on its drawn images, all from one pass through the network."""
     device = next(network.parameters()).device
-    drawn = []
-    for task in tasks:
-        stream = generator(seed, "images to compare gradients on", task.number, batch)
-        drawn.append(task.train[torch.randperm(len(task.train), generator=stream)[:batch_size]])
     features = network(images[torch.cat(drawn)].to(device)).split([len(rows) for rows in drawn])
     return {
         str(task.number): F.cross_entropy(
@@ -580,7 +584,7 @@ def _check_groups(
     for what, names in (("conflicts", conflicts), ("occupancy", occupancy)):
         if sorted(names) != sorted(grouped):
             odd = sorted({*names} ^ {*grouped}) or "a layer twice in groups"
-            raise ValueError(f"{what} and groups must be of the same layers. Found {odd}.")
+            raise ValueError(f"{what} and groups must have the same layers. Found {odd}.")
     for what, values in (("conflicts", conflicts), ("occupancy", occupancy)):
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if bad:
@@ -601,6 +605,6 @@ def _require_updates(network: nn.Module) -> None:
     adapter = active_adapter(layers)
     if not any(bool(layer.lora_B[adapter].weight.any()) for layer in layers.values()):
         raise ValueError(
-            "backbone must have adapters that were trained and not merged. Found only updates "
-            "that are zero."
+            "backbone must have adapters that were trained and not merged. Found updates of zero "
+            "only."
         )

@@ -1,7 +1,7 @@
-"""A small pre-trained model, made in minutes: supervised training on base classes, kept on disk.
+"""A small pre-trained model, made in minutes: supervised training on base classes, cached on disk.
 
-Chapters on continual learning start from a model that knows other classes of the same kind. Where
-none can be fetched, this makes one. With a ``sam_radius`` it is *flat* in the sense of the chapter
+Chapters on continual learning start from a model that knows other classes of the same kind. This
+makes one where none can be fetched. With a ``sam_radius`` it is *flat* in the sense of the chapter
 on F2M: its loss rises less when the weights are moved.
 """
 
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experiments.run.atomic import write_bytes
 from ktlib.checks import require_at_least, require_positive
 from ktlib.device import autocast
 from ktlib.fcl.sam import sam_step
@@ -30,18 +32,39 @@ WARM_UP = 0.1  # share of the steps in which the rate rises: transformers need i
 WEIGHT_DECAY = 0.05
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """Settings of :func:`pretrain`.
+
+    Attributes:
+        epochs: passes over the images.
+        batch_size: images per step.
+        lr: highest learning rate.
+        seed: of the batches.
+        sam_radius: Euclidean length of the step uphill of sharpness-aware minimisation (Foret et
+            al., ICLR 2021), over all weights together; every step then costs two. 0: plain AdamW.
+        precision: of the products, see :func:`ktlib.device.autocast`.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int
+    sam_radius: float = 0.0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_at_least("epochs", self.epochs, 1)
+        require_at_least("batch_size", self.batch_size, 1)
+        require_positive("lr", self.lr)
+        require_at_least("sam_radius", self.sam_radius, 0)
+
+
 def pretrain(
-    network: nn.Module,
-    head: nn.Module,
-    images: Any,
-    targets: Tensor,
-    *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    sam_radius: float = 0.0,
-    precision: str = "auto",
+    network: nn.Module, head: nn.Module, images: Any, targets: Tensor, settings: Pretraining
 ) -> list[float]:
     """Minimise the cross-entropy of a classifier with AdamW; the rate rises, then falls to 0.
 
@@ -52,41 +75,36 @@ def pretrain(
         head: features -> one score per class.
         images: ``images[rows]`` is ``(len(rows), channels, height, width)``.
         targets: ``(n,)`` columns of the head.
-        epochs: passes over the images.
-        batch_size: images per step.
-        lr: highest learning rate.
-        seed: of the batches.
-        sam_radius: Euclidean length of the step uphill of sharpness-aware minimisation (Foret et
-            al., ICLR 2021), over all weights together; every step then costs two. 0: plain AdamW.
-        precision: of the products, see :func:`ktlib.device.autocast`.
+        settings: of the optimiser.
 
     Returns:
         Mean loss of each epoch.
 
     Raises:
-        ValueError: an argument outside its range, or no images.
+        ValueError: there are no images.
         FloatingPointError: the loss is no longer finite.
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("images", len(targets))):
-        require_at_least(name, value, 1)
-    require_positive("lr", lr)
-    require_at_least("sam_radius", sam_radius, 0)
-    parameters = [*network.parameters(), *head.parameters()]
-    optimizer, steered = _optimizers(parameters, lr, sam_radius)
-    batches = -(-len(targets) // batch_size)
+    require_at_least("images", len(targets), 1)
+    optimizer, scheduled = _optimizers([*network.parameters(), *head.parameters()], settings)
+    batches = -(-len(targets) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        steered, max_lr=lr, total_steps=epochs * batches, pct_start=WARM_UP, cycle_momentum=False
+        scheduled,
+        max_lr=settings.lr,
+        total_steps=settings.epochs * batches,
+        pct_start=WARM_UP,
+        cycle_momentum=False,
     )
-    source = generator(seed, "pre-training")
+    rng = generator(settings.seed, "pre-training")
     both = nn.ModuleList([network, head]).train()
     losses = []
-    for epoch in range(1, epochs + 1):
+    for epoch in range(1, settings.epochs + 1):
         total = 0.0
-        for rows in torch.randperm(len(targets), generator=source).split(batch_size):
-            loss = _step(optimizer, both, images[rows], targets[rows], sam_radius, precision)
-            if not loss == loss or loss in (float("inf"), float("-inf")):
+        for rows in torch.randperm(len(targets), generator=rng).split(settings.batch_size):
+            loss = _step(optimizer, both, images[rows], targets[rows], settings)
+            if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f"the loss of the pre-training is {loss} in epoch {epoch}; lr={lr} is too large"
+                    f"the loss of the pre-training is {loss} in epoch {epoch}; "
+                    f"lr={settings.lr} is too large"
                 )
             schedule.step()
             total += loss * len(rows)
@@ -95,10 +113,10 @@ def pretrain(
     return losses
 
 
-def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Weights from a file of safetensors; made, and written there, where there is none.
+def load_or_make(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Load weights from a file of safetensors, or make and write them if there is none.
 
-    A file that cannot be read is made anew; a folder that cannot be written to costs a warning.
+    A file that cannot be read is made anew; a folder that cannot be written to causes a warning.
     """
     if path.is_file():
         try:
@@ -107,25 +125,14 @@ def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
             warnings.warn(f"{path} cannot be read ({error}); it is made anew.", stacklevel=2)
     made = make()
     try:
-        _write(path, made)
+        write_bytes(path, save({name: value.contiguous().cpu() for name, value in made.items()}))
     except OSError as error:
-        warnings.warn(f"pre-trained weights are not kept: {error}", stacklevel=2)
+        warnings.warn(f"pre-trained weights are not cached: {error}", stacklevel=2)
     return made
 
 
-def _write(path: Path, values: Mapping[str, Tensor]) -> None:
-    """Under a temporary name first, so that no half-written file is ever read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({name: value.contiguous().cpu() for name, value in values.items()}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def file_for(root: Path, settings: Mapping[str, Any], modules: list[str]) -> Path:
-    """Where weights are kept: the name is a hash of all that they follow from.
+def cache_path(root: Path, settings: Mapping[str, Any], modules: list[str]) -> Path:
+    """File of the weights; its name is a hash of all that they depend on.
 
     Args:
         root: the data root.
@@ -133,41 +140,37 @@ def file_for(root: Path, settings: Mapping[str, Any], modules: list[str]) -> Pat
         modules: files of code that make the weights; when one changes, so does the name.
     """
     code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in modules]
-    told = json.dumps([dict(settings), code, torch.__version__], sort_keys=True)
-    return root / FOLDER / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
+    key = json.dumps([dict(settings), code, torch.__version__], sort_keys=True)
+    return root / FOLDER / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
 
 def _optimizers(
-    parameters: list[nn.Parameter], lr: float, radius: float
+    parameters: list[nn.Parameter], settings: Pretraining
 ) -> tuple[Any, torch.optim.Optimizer]:
-    """What takes the steps, and what the schedule changes."""
-    if not radius:
-        plain = torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
+    """The optimizer that takes the steps, and the one whose rate is scheduled."""
+    adamw: dict[str, Any] = {"lr": settings.lr, "weight_decay": WEIGHT_DECAY}
+    if not settings.sam_radius:
+        plain = torch.optim.AdamW(parameters, **adamw)
         return plain, plain
     from pytorch_optimizer import SAM  # slow to import, and rarely needed
 
-    sam: Any = SAM(parameters, torch.optim.AdamW, rho=radius, lr=lr, weight_decay=WEIGHT_DECAY)
+    sam: Any = SAM(parameters, torch.optim.AdamW, rho=settings.sam_radius, **adamw)
     return sam, sam.base_optimizer
 
 
 def _step(
-    optimizer: Any,
-    both: nn.ModuleList,
-    images: Tensor,
-    targets: Tensor,
-    radius: float,
-    precision: str,
+    optimizer: Any, both: nn.ModuleList, images: Tensor, targets: Tensor, settings: Pretraining
 ) -> float:
     network, head = both
 
     def compute() -> Tensor:
-        with autocast(images.device, precision):
+        with autocast(images.device, settings.precision):
             return F.cross_entropy(head(network(images)), targets)
 
     optimizer.zero_grad()
     loss = compute()
     torch.autograd.backward(loss)
-    if radius:
+    if settings.sam_radius:
         sam_step(optimizer, both, compute)
     else:
         optimizer.step()

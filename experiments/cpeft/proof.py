@@ -70,9 +70,9 @@ def row_space_steps(
         rank: ``r``.
         steps: of gradient descent and of Adam.
     """
-    stream = generator(seed, "row space")
-    inputs, weight = _normal(stream, 64, size), _normal(stream, outputs, size) / size**0.5
-    labels = torch.randint(outputs, (64,), generator=stream)
+    rng = generator(seed, "row space")
+    inputs, weight = _normal(rng, 64, size), _normal(rng, outputs, size) / size**0.5
+    labels = torch.randint(outputs, (64,), generator=rng)
     scale, rate = 2.0, 0.1
 
     def gradient(at: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def row_space_steps(
         loss = F.cross_entropy(inputs @ (weight + scale * up @ down).T, labels)
         return torch.autograd.grad(loss, up)[0]
 
-    zero, free = torch.zeros(outputs, rank, dtype=torch.float64), _normal(stream, rank, size)
+    zero, free = torch.zeros(outputs, rank, dtype=torch.float64), _normal(rng, rank, size)
     orthonormal = torch.linalg.qr(free.T).Q.T
     rows = []
     found = gradient_of_up(zero, free)
@@ -142,10 +142,10 @@ def gradient_span(
         raise ValueError(
             f"images must be fewer than size={size} and hidden={hidden}. Found images={images}."
         )
-    stream = generator(seed, "span")
-    weights = [w.requires_grad_() for w in _network(stream, size, hidden, outputs)]
-    labels = torch.randint(outputs, (images,), generator=stream)
-    given, found = _pass(weights, _normal(stream, images, size))
+    rng = generator(seed, "span")
+    weights = [w.requires_grad_() for w in _network(rng, size, hidden, outputs)]
+    labels = torch.randint(outputs, (images,), generator=rng)
+    given, found = _pass(weights, _normal(rng, images, size))
     gradients = torch.autograd.grad(F.cross_entropy(found[-1], labels), weights)
     rows = []
     for layer, (gradient, inputs) in enumerate(zip(gradients, given, strict=True), 1):
@@ -161,7 +161,6 @@ def linear_interference(
     *,
     tasks: int = 4,
     size: int = 40,
-    outputs: int = 6,
     rank: int = 4,
     subspace: int = 6,
     images: int = 60,
@@ -193,7 +192,6 @@ def linear_interference(
         seed: decides the data, the first weights and the start of ``A``.
         tasks: how many.
         size: ``d``, inputs of the model.
-        outputs: ``m``.
         rank: ``r``, at most ``subspace``.
         subspace: dimensions of the inputs of one task.
         images: inputs of one task, half of them trained on.
@@ -207,12 +205,12 @@ def linear_interference(
         raise ValueError(
             f"size must be at least tasks x subspace = {tasks * subspace}. Found size={size}."
         )
-    stream = generator(seed, "interference")
-    start = _normal(stream, outputs, size) / size**0.5
-    spaces = [_normal(stream, subspace, size) / subspace**0.5 for _ in range(tasks)]
-    data = [_normal(stream, images, subspace) @ space for space in spaces]
-    targets = [inputs @ _normal(stream, size, outputs) / size**0.5 for inputs in data]
-    random = [math.sqrt(3 / size) * (2 * _uniform(stream, rank, size) - 1) for _ in range(tasks)]
+    rng, outputs = generator(seed, "interference"), 6
+    start = _normal(rng, outputs, size) / size**0.5  # (outputs, d)
+    spaces = [_normal(rng, subspace, size) / subspace**0.5 for _ in range(tasks)]
+    data = [_normal(rng, images, subspace) @ space for space in spaces]  # each (images, d)
+    targets = [inputs @ _normal(rng, size, outputs) / size**0.5 for inputs in data]
+    random = [math.sqrt(3 / size) * (2 * _uniform(rng, rank, size) - 1) for _ in range(tasks)]
     rows = []
     for design in designs:
         weight, memory = start, DualGPM(size)
@@ -287,13 +285,13 @@ def threshold_bound(
         images: inputs of each task.
         steps: of Adam.
     """
-    stream = generator(seed, "threshold")
+    rng = generator(seed, "threshold")
     falling = torch.arange(1, size + 1, dtype=torch.float64) ** -0.75
-    axes = [torch.linalg.qr(_normal(stream, size, size)).Q for _ in range(2)]
-    old = (_normal(stream, images, old_size) * falling[:old_size]) @ axes[0][:old_size]
-    new = (_normal(stream, images, size) * falling) @ axes[1]
-    weight = _normal(stream, outputs, size) / size**0.5
-    wanted = new @ _normal(stream, size, outputs)
+    axes = [torch.linalg.qr(_normal(rng, size, size)).Q for _ in range(2)]
+    old = (_normal(rng, images, old_size) * falling[:old_size]) @ axes[0][:old_size]
+    new = (_normal(rng, images, size) * falling) @ axes[1]
+    weight = _normal(rng, outputs, size) / size**0.5
+    wanted = new @ _normal(rng, size, outputs)
     moments = {"layer": InputMoment.of(old)}
     rows = []
     for threshold in thresholds:
@@ -407,12 +405,12 @@ def network_drift(
             f"size must be at least (tasks - 1) x images + rank = {(tasks - 1) * images + rank}. "
             f"Found size={size}."
         )
-    stream = generator(seed, "network")
-    start = _network(stream, size, size, outputs)
-    centres = [2 * _normal(stream, size) for _ in range(tasks)]
-    data = [centre + _normal(stream, images, size) for centre in centres]
-    unseen = centres[0] + _normal(stream, images, size)
-    targets = [_normal(stream, images, outputs) for _ in range(tasks)]
+    rng = generator(seed, "network")
+    start = _network(rng, size, size, outputs)
+    centres = [2 * _normal(rng, size) for _ in range(tasks)]
+    data = [centre + _normal(rng, images, size) for centre in centres]
+    unseen = centres[0] + _normal(rng, images, size)
+    targets = [_normal(rng, images, outputs) for _ in range(tasks)]
     rows: list[Row] = []
     for first, behind in thresholds:
         place = {"seed": seed, "threshold": first, "threshold_behind": behind}
@@ -512,10 +510,10 @@ def _trained(
     return [weight.detach() for weight in merged()]
 
 
-def _network(stream: torch.Generator, size: int, hidden: int, outputs: int) -> list[Tensor]:
+def _network(rng: torch.Generator, size: int, hidden: int, outputs: int) -> list[Tensor]:
     """Weights of three linear layers."""
     shapes = ((hidden, size), (hidden, hidden), (outputs, hidden))
-    return [_normal(stream, *shape) / shape[1] ** 0.5 for shape in shapes]
+    return [_normal(rng, *shape) / shape[1] ** 0.5 for shape in shapes]
 
 
 def _pass(weights: Sequence[Tensor], images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -533,12 +531,12 @@ def _projector(basis: Tensor) -> Tensor:
     return orthonormal @ orthonormal.T
 
 
-def _normal(stream: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=stream, dtype=torch.float64)
+def _normal(rng: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=rng, dtype=torch.float64)
 
 
-def _uniform(stream: torch.Generator, *shape: int) -> Tensor:
-    return torch.rand(shape, generator=stream, dtype=torch.float64)
+def _uniform(rng: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(shape, generator=rng, dtype=torch.float64)
 
 
 def _rms(rows: Tensor, *, entries: bool = False) -> float:

@@ -22,10 +22,13 @@ COLUMNS = {
     "forgetting": "forgetting",
     "backward_transfer": "backward transfer",
     "forward_transfer": "forward transfer",
-    "final_accuracy_within": "told the task (%)",
-    "final_misallocated": "misallocated (%)",
+    "final_accuracy_within": "task-IL accuracy (%)",
+    "final_misallocated": "routing error (%)",
 }
-"""Measures of :func:`ktlib.cpeft.metrics.summary` and what they are called in tables."""
+"""Measures, as records name them, and what they are called in tables."""
+
+RECORD_NAMES = {"task_il_accuracy": "accuracy_within", "routing_error": "misallocated"}
+"""Columns of :func:`ktlib.cpeft.learn_tasks` -> what they have been called in records so far."""
 
 NO_SEQUENCE = ("joint", "ncm")
 """Methods that tune no model on the tasks one after the other: transfer has no meaning there."""
@@ -36,30 +39,42 @@ AGREEMENT_KINDS = (
     "one task, trained twice",
     "one expert, ranked twice",
 )
-"""What is different between two rankings; an expert that is trained twice has other first adapters.
-"""
+"""How two rankings differ; an expert that is trained twice has other first adapters."""
 
 
 def summary_rows(rows: Rows) -> list[dict[str, Any]]:
-    """The measures of each run: rows ``method``, ``seed``, ``metric``, ``value``.
+    """The measures of each run, as records name them: ``method``, ``seed``, ``metric``, ``value``.
 
     Forward transfer is relative to the expert of each task alone, of the same seed, and left out
     where the method ``oracle`` was not run.
 
     Args:
-        rows: of :func:`ktlib.cpeft.learn_tasks` with ``method`` and ``seed``.
+        rows: of :func:`as_recorded` with ``method`` and ``seed``.
     """
     runs: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
-        runs.setdefault((row["method"], row["seed"]), []).append(row)
+        measured = {name: row[recorded] for name, recorded in RECORD_NAMES.items()}
+        runs.setdefault((row["method"], row["seed"]), []).append({**row, **measured})
     found = []
     for (method, seed), own in runs.items():
         experts = runs.get(("oracle", seed))
         compared = experts is not None and method not in NO_SEQUENCE
         values = summary(own, accuracies_alone(experts) if experts and compared else None)
         known = {"method": method, "seed": seed}
-        found += [known | {"metric": name, "value": value} for name, value in values.items()]
+        found += [
+            known | {"metric": _recorded(name), "value": value} for name, value in values.items()
+        ]
     return found
+
+
+def as_recorded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of :func:`ktlib.cpeft.learn_tasks` under the column names of records."""
+    return {RECORD_NAMES.get(name, name): value for name, value in row.items()}
+
+
+def _recorded(measure: str) -> str:
+    name = measure.removeprefix("final_")
+    return f"final_{RECORD_NAMES[name]}" if name in RECORD_NAMES else measure
 
 
 def summary_table(rows: Rows) -> pd.DataFrame:
@@ -105,18 +120,18 @@ def mean_matrix(rows: Rows, method: str, key: str = "accuracy") -> pd.DataFrame:
 
 
 def expert_agreement(
-    rankings: Mapping[tuple[int, int, int, int], LayerRanking], top: float
+    rankings: Mapping[tuple[int, int, int, int], LayerRanking], top_fraction: float
 ) -> list[dict[str, Any]]:
-    """How far rankings of two tasks agree, of two experts of one task, and two of one expert.
+    """How far rankings agree: of two tasks, of two experts of one task, and two of one expert.
 
     Args:
         rankings: seed, number of the task, number of the training of its expert (0 or 1) and of the
-            draw of batches for the ranking (0 or 1) -> ranking. Both 1 is not looked at.
-        top: share of the layers that are compared as sets.
+            draw of batches for the ranking (0 or 1) -> ranking. Both 1 is ignored.
+        top_fraction: share of the layers that are compared as sets.
 
     Returns:
-        Rows of :func:`ktlib.cpeft.rankings_over_tasks` with ``seed`` and ``kind``, one of
-        :data:`AGREEMENT_KINDS`.
+        Rows of :func:`~experiments.cpeft.joint_analyses.rankings_over_tasks` with ``seed`` and
+        ``kind``, one of :data:`AGREEMENT_KINDS`.
     """
     found = []
     for seed in dict.fromkeys(key[0] for key in rankings):
@@ -137,12 +152,12 @@ def expert_agreement(
         for kind, a, b, both in pairs:
             known: dict[str, Any] = {"kind": kind, "seed": seed}
             own = {"a": a, "b": b, "gap": b - a}
-            found += [known | row | own for row in rankings_over_tasks(both, (top,))]
+            found += [known | row | own for row in rankings_over_tasks(both, (top_fraction,))]
     return found
 
 
 def without_verdict(difference: PairedDifference) -> str:
-    """A difference and its interval, without "better" or "worse": forgetting is better if less."""
+    """A difference and its interval, without "better" or "worse": less forgetting is better."""
     words = str(difference)
     for verdict in ("better", "worse", "no clear difference"):
         words = words.removesuffix(f" ({verdict})")

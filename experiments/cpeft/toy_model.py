@@ -4,25 +4,25 @@ The bound in the paper on L2C is not public; what follows is our own derivation 
 that its abstract states. An image ``x`` of class ``y`` belongs to the task ``t``. The selector
 gives the weights ``g_k(x)``, expert ``k`` gives ``f_k(y|x)``, the answer is ``sum_k g_k f_k``.
 
-**One expert.** The selector's favourite is wrong with probability ``m`` (misallocation). Let
+**One expert.** The selector's favourite is wrong with probability ``m`` (routing error). Let
 ``a_own`` be the accuracy of the chosen expert where it is the right one, ``a_wrong`` its accuracy
 where it is not. By the law of total probability ``a = (1 - m) a_own + m a_wrong``: isolation pays
-for each misallocated image in full, unless the wrong expert happens to know better.
+for each misrouted image in full, unless the wrong expert happens to know better.
 
 **Several experts.** Take any set S of experts and ``g(S) = sum_{k in S} g_k``. Leaving out
 non-negative terms, and then Jensen's inequality for the convex ``-log``, give
 
     -log sum_k g_k f_k(y)  <=  -log g(S)  +  sum_{k in S} g_k/g(S) (-log f_k(y)).          (*)
 
-The first term is what misallocation costs, and falls as S grows; the second is the mean loss of
+The first term is what routing errors cost, and falls as S grows; the second is the mean loss of
 those who answer, and rises as S takes in experts that know less. ``S = {t}`` is isolation: the loss
 of the right expert and ``-log g_t``, next to nothing if the selector is sure and right, without
-bound if it errs. ``S`` = all is cooperation: no cost of misallocation, but the mean loss of all,
+bound if it errs. ``S`` = all is cooperation: no cost of routing errors, but the mean loss of all,
 low only where the experts agree. Isolation is therefore best where the selector is sure and right,
 cooperation where the experts agree or the selector errs. (*) holds for every S at once: the loss is
 never above the lower of the two.
 
-**A tiny model** with an exact answer. Of T experts each votes for the true class or for its one
+**A toy model** with an exact answer. Of T experts each votes for the true class or for its one
 rival, independently: the right expert is right with probability ``p``, each other with ``q``,
 ``1/2 <= q <= p < 1``. The selector's favourite is the right expert with probability ``c``, and the
 selector knows that: at temperature 1 it gives the favourite the weight ``c`` and the others
@@ -62,18 +62,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.cpeft.expert_outputs import ExpertAnswers
+from experiments.cpeft.expert_outputs import ExpertOutputs
 from ktlib.checks import require_at_least
-from ktlib.cpeft.l2c import log_task_weights, require_temperature
+from ktlib.cpeft.mixing import log_task_weights, require_temperature
 from ktlib.seeding import generator
 
-ROUNDING = 1e-5  # of answers in single precision
+ROUNDING = 1e-5  # of outputs in single precision
 EXACT = 1e-12  # what double precision leaves of an identity
 TIE = 1e-6
 STANDARD_ERRORS = 4.0  # chance leaves them once in 16,000 times
 
 
-def isolation_identity(answers: ExpertAnswers) -> list[dict[str, Any]]:
+def isolation_identity(outputs: ExpertOutputs) -> list[dict[str, Any]]:
     """``a = (1 - m) a_own + m a_wrong`` on given images, as one row.
 
     Returns:
@@ -81,14 +81,14 @@ def isolation_identity(answers: ExpertAnswers) -> list[dict[str, Any]]:
         ``wrong`` for ``m``, ``a_own`` and ``a_wrong``. All in percent, the last two None where
         there are no such images.
     """
-    wrong = (answers.selected != answers.tasks).double()
-    chosen = answers.log_probabilities[torch.arange(len(wrong)), answers.selected - 1]
-    correct = (answers.classes[chosen.argmax(dim=1)] == answers.labels).double()
+    wrong = (outputs.selected != outputs.tasks).double()
+    chosen = outputs.log_probabilities[torch.arange(len(wrong)), outputs.selected - 1]
+    correct = (outputs.classes[chosen.argmax(dim=1)] == outputs.labels).double()
     share = float(wrong.mean())
     own = _mean(correct, 1 - wrong)
     other = _mean(correct, wrong)
     right = 100 * ((1 - share) * own + share * other)
-    left = answers.accuracy(1, 1.0)
+    left = outputs.accuracy(1, 1.0)
     parts = {
         "misallocated": 100 * share,
         "own": 100 * own if share < 1 else None,
@@ -98,11 +98,11 @@ def isolation_identity(answers: ExpertAnswers) -> list[dict[str, Any]]:
     return [_row(statement, left, right, abs(left - right) <= 1e-9) | parts]
 
 
-def log_loss_bounds(answers: ExpertAnswers, *, temperature: float = 1.0) -> list[dict[str, Any]]:
+def log_loss_bounds(outputs: ExpertOutputs, *, temperature: float = 1.0) -> list[dict[str, Any]]:
     """The bound (*) on the log loss of all experts together, for three sets S.
 
     Args:
-        answers: of a learner, or made by hand.
+        outputs: of a learner, or made by hand.
         temperature: of the softmax over tasks, above 0 (a weight of 0 leaves no bound).
 
     Returns:
@@ -117,12 +117,12 @@ def log_loss_bounds(answers: ExpertAnswers, *, temperature: float = 1.0) -> list
     require_temperature(temperature)
     if temperature == 0:
         raise ValueError("temperature must be above 0. Found 0.")
-    rows = torch.arange(len(answers.labels))
-    columns = (answers.labels[:, None] == answers.classes).int().argmax(dim=1)
-    own = torch.zeros_like(answers.task_logits, dtype=torch.bool)
-    own[rows, answers.tasks - 1] = True
-    log_weights = log_task_weights(answers.task_logits.double(), temperature=temperature)
-    log_values = answers.log_probabilities[rows, :, columns].double()
+    rows = torch.arange(len(outputs.labels))
+    columns = (outputs.labels[:, None] == outputs.classes).int().argmax(dim=1)
+    own = torch.zeros_like(outputs.task_logits, dtype=torch.bool)
+    own[rows, outputs.tasks - 1] = True
+    log_weights = log_task_weights(outputs.task_logits.double(), temperature=temperature)
+    log_values = outputs.log_probabilities[rows, :, columns].double()
     knows = log_values.isfinite()
     loss = -torch.logsumexp(log_weights + log_values, dim=1)
     sets = [
@@ -142,32 +142,32 @@ def log_loss_bounds(answers: ExpertAnswers, *, temperature: float = 1.0) -> list
     return found
 
 
-def critical_confidence(*, experts: int, own: float, other: float) -> float:
-    """Confidence from which on isolation is best in the tiny model; above 1: never.
+def critical_confidence(*, experts: int, p_right: float, p_other: float) -> float:
+    """Confidence from which on isolation is best in the toy model; above 1: never.
 
     Args:
         experts: T, at least 2.
-        own: accuracy p of the right expert.
-        other: accuracy q of each other one.
+        p_right: accuracy p of the right expert.
+        p_other: accuracy q of each other one.
 
     Raises:
-        ValueError: unless ``experts >= 2`` and ``1/2 <= other <= own < 1``; or both are 1/2, where
-            every rule is as good as another.
+        ValueError: unless ``experts >= 2`` and ``1/2 <= p_other <= p_right < 1``; or both are 1/2,
+            where every rule is as good as another.
     """
-    _require_model(experts, own, other)
-    if own == 0.5:
-        raise ValueError("own must be above 1/2: nobody knows anything otherwise. Found 0.5.")
-    if own == other:  # the selector has nothing to tell
+    _require_model(experts, p_right, p_other)
+    if p_right == 0.5:
+        raise ValueError("p_right must be above 1/2: otherwise every expert guesses. Found 0.5.")
+    if p_right == p_other:  # all experts are alike: the selector adds nothing
         return 0.0 if experts == 2 else math.inf
     sure, unsure = (
-        _for_favourite(experts, confidence, own, other) - _against(experts, confidence, own, other)
-        for confidence in (1.0, 0.0)
+        _for_favourite(experts, c, p_right, p_other) - _against(experts, c, p_right, p_other)
+        for c in (1.0, 0.0)
     )
     return -unsure / (sure - unsure)
 
 
 def isolating_temperature(*, experts: int, confidence: float) -> float:
-    """Temperature of the tiny model below which the favourite is never overruled.
+    """Temperature of the toy model below which the favourite is never overruled.
 
     It solves ``v = T - 1``; infinity with two experts, of which the favourite always weighs more.
 
@@ -182,24 +182,24 @@ def isolating_temperature(*, experts: int, confidence: float) -> float:
     return math.inf if experts == 2 else gap / math.log(experts - 1)
 
 
-def tiny_accuracy(
-    top: int,
+def toy_accuracy(
+    top_k: int,
     temperature: float,
     *,
     experts: int,
     confidence: float,
-    own: float,
-    other: float,
+    p_right: float,
+    p_other: float,
 ) -> float:
-    """Accuracy of the K most probable experts in the tiny model, exactly. Ties count half.
+    """Accuracy of the K most probable experts in the toy model, exactly. Ties count half.
 
     Args:
-        top: K, from 1 to ``experts``; the others are drawn by lot, being equally probable.
+        top_k: K, from 1 to ``experts``; the other experts tie and are drawn at random.
         temperature: ``tau``, from 0 to infinity.
         experts: T.
         confidence: c, from ``1/T`` to below 1.
-        own: p.
-        other: q.
+        p_right: p.
+        p_other: q.
 
     Returns:
         Between 0 and 1.
@@ -207,75 +207,75 @@ def tiny_accuracy(
     Raises:
         ValueError: one of them out of range.
     """
-    _require_model(experts, own, other)
-    if not 1 <= top <= experts:
-        raise ValueError(f"top must lie in 1 to {experts}, the experts. Found {top!r}.")
+    _require_model(experts, p_right, p_other)
+    if not 1 <= top_k <= experts:
+        raise ValueError(f"top_k must lie in 1 to {experts}, the experts. Found {top_k!r}.")
     weight = _favourite_weight(_gap(experts, confidence), temperature)
-    others = top - 1
+    others = top_k - 1
     present = others / (experts - 1)  # chance that the right expert is among the K, if not first
-    plain = _binomial(others, other)
+    plain = _binomial(others, p_other)
     mixed = [0.0] * (others + 1)
     if others:
-        for count, chance in enumerate(_binomial(others - 1, other)):
-            mixed[count] += (1 - own) * chance
-            mixed[count + 1] += own * chance
+        for count, chance in enumerate(_binomial(others - 1, p_other)):
+            mixed[count] += (1 - p_right) * chance
+            mixed[count + 1] += p_right * chance
     accuracy = 0.0
     for right in range(others + 1):
         unselected = present * mixed[right] + (1 - present) * plain[right]
-        for votes, sure, unsure in ((True, own, other), (False, 1 - own, 1 - other)):
+        for votes, sure, unsure in ((True, p_right, p_other), (False, 1 - p_right, 1 - p_other)):
             chance = confidence * sure * plain[right] + (1 - confidence) * unsure * unselected
             lead = (weight if votes else -weight) + right - (others - right)
             accuracy += chance * (0.5 if abs(lead) < TIE else float(lead > 0))
     return float(accuracy)
 
 
-def tiny_grid(
-    tops: Sequence[int], temperatures: Sequence[float], **model: Any
+def toy_grid(
+    top_ks: Sequence[int], temperatures: Sequence[float], **model: Any
 ) -> list[dict[str, Any]]:
-    """Rows ``top``, ``temperature``, ``accuracy`` in percent, as :meth:`ExpertAnswers.grid` has.
+    """Rows ``top``, ``temperature``, ``accuracy`` in percent, as :meth:`ExpertOutputs.grid` has.
 
     Args:
-        tops: numbers K.
+        top_ks: numbers K.
         temperatures: of the softmax.
-        model: ``experts``, ``confidence``, ``own``, ``other`` of :func:`tiny_accuracy`.
+        model: ``experts``, ``confidence``, ``p_right``, ``p_other`` of :func:`toy_accuracy`.
     """
     return [
-        {"top": k, "temperature": tau, "accuracy": 100 * tiny_accuracy(k, tau, **model)}
-        for k in tops
+        {"top": k, "temperature": tau, "accuracy": 100 * toy_accuracy(k, tau, **model)}
+        for k in top_ks
         for tau in temperatures
     ]
 
 
-def tiny_answers(
-    images: int, *, experts: int, confidence: float, own: float, other: float, seed: int
-) -> ExpertAnswers:
-    """Images drawn from the tiny model, as if a learner had answered.
+def toy_expert_outputs(
+    images: int, *, experts: int, confidence: float, p_right: float, p_other: float, seed: int
+) -> ExpertOutputs:
+    """Images drawn from the toy model, as if a learner had answered.
 
     Every task has two classes, the true one and its rival; the true class of an image of task k is
-    ``2 (k - 1)``. Every expert knows all classes, and votes with all its mass. The order of the
-    others in the selector's eyes is drawn by lot: their logits differ by less than 1e-9.
+    ``2 (k - 1)``. Every expert knows all classes, and votes with all its mass. The
+    selector ranks the other experts at random: their logits differ by less than 1e-9.
 
     Args:
         images: how many.
         experts: T.
         confidence: c.
-        own: p.
-        other: q.
+        p_right: p.
+        p_other: q.
         seed: decides the draws.
 
     Raises:
         ValueError: a number out of range.
     """
     require_at_least("images", images, 1)
-    _require_model(experts, own, other)
+    _require_model(experts, p_right, p_other)
     gap = _gap(experts, confidence)
     draws = generator(seed, "tiny model")
     tasks = torch.randint(experts, (images,), generator=draws)
     away = torch.randint(1, experts, (images,), generator=draws)
     found = torch.rand(images, generator=draws, dtype=torch.float64) < confidence
     favourite = torch.where(found, tasks, (tasks + away) % experts)
-    chance = torch.full((images, experts), other, dtype=torch.float64)
-    chance[torch.arange(images), tasks] = own
+    chance = torch.full((images, experts), p_other, dtype=torch.float64)
+    chance[torch.arange(images), tasks] = p_right
     votes = torch.rand(images, experts, generator=draws, dtype=torch.float64) < chance
     task_logits = 1e-9 * torch.rand(images, experts, generator=draws, dtype=torch.float64)
     task_logits[torch.arange(images), favourite] = max(gap, 2e-9)
@@ -283,24 +283,24 @@ def tiny_answers(
     log_probabilities = torch.full((images, experts, 2 * experts), -math.inf, dtype=torch.float64)
     log_probabilities.scatter_(2, voted[:, :, None], 0.0)
     task_of = torch.arange(experts).repeat_interleave(2) + 1
-    return ExpertAnswers(
+    return ExpertOutputs(
         task_logits, log_probabilities, 2 * tasks, torch.arange(2 * experts), task_of
     )
 
 
 def simulated_accuracy(
-    answers: ExpertAnswers, top: int | None, temperature: float
+    outputs: ExpertOutputs, top_k: int | None, temperature: float
 ) -> tuple[float, float]:
     """Accuracy where ties count half, and its standard error; both between 0 and 1.
 
     Args:
-        answers: from :func:`tiny_answers`.
-        top: K.
+        outputs: from :func:`toy_expert_outputs`.
+        top_k: K.
         temperature: of the softmax.
     """
-    together = answers.aggregate(top, temperature)
+    together = outputs.aggregate(top_k, temperature)  # (n, classes)
     right = together.gather(
-        1, (answers.labels[:, None] == answers.classes).int().argmax(1)[:, None]
+        1, (outputs.labels[:, None] == outputs.classes).int().argmax(1)[:, None]
     )
     best = together.amax(dim=1, keepdim=True)
     tied = ((best - together).abs() < TIE).sum(dim=1, keepdim=True)
@@ -308,25 +308,25 @@ def simulated_accuracy(
     return float(score.mean()), float(score.std(correction=0) / math.sqrt(len(score)))
 
 
-def tiny_model_checks(
+def toy_model_checks(
     *,
     experts: int,
     confidence: float,
-    own: float,
-    other: float,
-    tops: Sequence[int],
+    p_right: float,
+    p_other: float,
+    top_ks: Sequence[int],
     temperatures: Sequence[float],
     images: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """The statements on the tiny model, each as a row.
+    """The statements on the toy model, each as a row.
 
     Args:
         experts: T, at least 3.
         confidence: c.
-        own: p.
-        other: q, below p.
-        tops: numbers K to simulate.
+        p_right: p.
+        p_other: q, below p.
+        top_ks: numbers K to simulate.
         temperatures: to simulate.
         images: of the simulation.
         seed: of the simulation.
@@ -338,17 +338,17 @@ def tiny_model_checks(
         ValueError: a number out of range.
     """
     require_at_least("experts", experts, 3)
-    if own == other:
-        raise ValueError(f"other must be below own={own!r}. Found other={other!r}.")
-    model: dict[str, Any] = {"experts": experts, "own": own, "other": other}
+    if p_right == p_other:
+        raise ValueError(f"p_other must be below p_right={p_right!r}. Found p_other={p_other!r}.")
+    model: dict[str, Any] = {"experts": experts, "p_right": p_right, "p_other": p_other}
     critical = critical_confidence(**model)
     rows = [_row("critical confidence >= 1/2", critical, 0.5, critical >= 0.5 - EXACT)]
     if critical < 1:
         alone, together = _isolated_and_overruled(critical, **model)
         same = abs(alone - together) <= EXACT
         rows.append(_row("at it, one expert = overruled by all others", alone, together, same))
-    alone = tiny_accuracy(1, 1.0, confidence=confidence, **model)
-    grid = tiny_grid(tops, temperatures, confidence=confidence, **model)
+    alone = toy_accuracy(1, 1.0, confidence=confidence, **model)
+    grid = toy_grid(top_ks, temperatures, confidence=confidence, **model)
     best = max([alone, *(row["accuracy"] / 100 for row in grid)])
     if confidence >= critical:
         rows.append(
@@ -357,38 +357,42 @@ def tiny_model_checks(
     else:
         _, together = _isolated_and_overruled(confidence, **model)
         rows.append(_row("c < critical: all experts beat one", together, alone, together > alone))
-    answers = tiny_answers(images, confidence=confidence, seed=seed, **model)
+    outputs = toy_expert_outputs(images, confidence=confidence, seed=seed, **model)
     for row in grid:
-        top, tau = row["top"], row["temperature"]
-        found, error = simulated_accuracy(answers, top, tau)
+        top_k, tau = row["top"], row["temperature"]
+        found, error = simulated_accuracy(outputs, top_k, tau)
         exact = row["accuracy"] / 100
         holds = abs(found - exact) <= STANDARD_ERRORS * error + EXACT
         rows.append(
-            _row(f"formula = simulation, K = {top}, temperature {tau:g}", exact, found, holds)
+            _row(f"formula = simulation, K = {top_k}, temperature {tau:g}", exact, found, holds)
         )
     return rows
 
 
 def _isolated_and_overruled(
-    confidence: float, *, experts: int, own: float, other: float
+    confidence: float, *, experts: int, p_right: float, p_other: float
 ) -> tuple[float, float]:
     """Accuracy of the favourite alone, and where only all others together overrule it."""
-    against = _against(experts, confidence, own, other)
-    stand = _for_favourite(experts, confidence, own, other)
-    alone = confidence * own + (1 - confidence) * other
+    against = _against(experts, confidence, p_right, p_other)
+    stand = _for_favourite(experts, confidence, p_right, p_other)
+    alone = confidence * p_right + (1 - confidence) * p_other
     return alone, alone + against - stand
 
 
-def _for_favourite(experts: int, confidence: float, own: float, other: float) -> float:
+def _for_favourite(experts: int, confidence: float, p_right: float, p_other: float) -> float:
     """Chance that the favourite is right and all others are wrong."""
-    all_wrong = (1 - other) ** (experts - 2)
-    return all_wrong * (confidence * own * (1 - other) + (1 - confidence) * other * (1 - own))
+    all_wrong = (1 - p_other) ** (experts - 2)
+    return all_wrong * (
+        confidence * p_right * (1 - p_other) + (1 - confidence) * p_other * (1 - p_right)
+    )
 
 
-def _against(experts: int, confidence: float, own: float, other: float) -> float:
+def _against(experts: int, confidence: float, p_right: float, p_other: float) -> float:
     """Chance that the favourite is wrong and all others are right."""
-    all_right = other ** (experts - 2)
-    return all_right * (confidence * (1 - own) * other + (1 - confidence) * (1 - other) * own)
+    all_right = p_other ** (experts - 2)
+    return all_right * (
+        confidence * (1 - p_right) * p_other + (1 - confidence) * (1 - p_other) * p_right
+    )
 
 
 def _gap(experts: int, confidence: float) -> float:
@@ -409,12 +413,12 @@ def _favourite_weight(gap: float, temperature: float) -> float:
     return math.inf if temperature == 0 else math.exp(min(gap / temperature, 700.0))
 
 
-def _require_model(experts: int, own: float, other: float) -> None:
+def _require_model(experts: int, p_right: float, p_other: float) -> None:
     require_at_least("experts", experts, 2)
-    if not 0.5 <= other <= own < 1:
+    if not 0.5 <= p_other <= p_right < 1:
         raise ValueError(
-            f"own and other must satisfy 1/2 <= other <= own < 1. Found own={own!r}, "
-            f"other={other!r}."
+            "p_right and p_other must satisfy 1/2 <= p_other <= p_right < 1. "
+            f"Found p_right={p_right!r}, p_other={p_other!r}."
         )
 
 

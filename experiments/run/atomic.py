@@ -7,7 +7,12 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file under a temporary name and rename it, so that no half-written one is seen.
+    """Write a text file whole or not at all, as :func:`write_bytes` does."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file under a temporary name and rename it, so that no half-written one is seen.
 
     The folder is made where it is missing.
 
@@ -18,7 +23,7 @@ def write_text(path: Path, text: str) -> Path:
     # The name holds the process, so that two processes do not write into one temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

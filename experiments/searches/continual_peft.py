@@ -1,4 +1,4 @@
-"""Settings of the chapter on continual PEFT: ``python -m experiments.searches.continual_peft``.
+"""Search of the settings of continual PEFT: ``python -m experiments.searches.continual_peft``.
 
 At the size of the live run of ``chapters/continual_peft.py``, with two seeds that no chapter uses.
 A fifth of every class's training images is held out and tested on; the test files are never loaded.
@@ -7,10 +7,10 @@ In this order, each with the values chosen before it:
 - ``pretraining_lr``: by the accuracy of nearest class means on held-out images of the *base*
   classes, the only ones that exist when the model is pre-trained;
 - learning rates of the methods: by what each is for. ``expert_lr`` by the accuracy of the oracle
-  that is told the task, the others by the final accuracy among all classes;
+  with a given task, the others by the final accuracy among all classes;
 - ``first_threshold`` of InfLoRA, and ``consistency`` of L2C, by the final accuracy.
 
-The record is ``results/continual_peft.search.json``; what it holds already is not computed again.
+The record is ``results/continual_peft.search.json``; what it already holds is not computed again.
 """
 
 from __future__ import annotations
@@ -71,11 +71,6 @@ def parameters_of(chosen: dict[str, float]) -> ContinualPeftParameters:
     return ContinualPeftParameters.model_validate(given.model_dump() | values)
 
 
-def searched(name: str, value: float, chosen: dict[str, float]) -> dict[str, float]:
-    """The chosen values with one more; the last threshold is not below the first one."""
-    return {**chosen, name: value}
-
-
 def base_accuracy(experiment: ContinualExperiment[ContinualPeftParameters]) -> float:
     """Accuracy of nearest class means on held-out images of the base classes, in percent."""
     task = experiment.base_task
@@ -91,7 +86,7 @@ def base_accuracy(experiment: ContinualExperiment[ContinualPeftParameters]) -> f
 def measure(chosen: dict[str, float], case: Case) -> dict[str, Any]:
     """One row of the search: the accuracy that a setting is chosen by, and the time it took."""
     name, value, seed = case
-    parameters = parameters_of(searched(name, value, chosen))
+    parameters = parameters_of({**chosen, name: value})
     experiment = ContinualExperiment(parameters, "cpu", validation=True)
     started = time.monotonic()
     try:
@@ -100,8 +95,8 @@ def measure(chosen: dict[str, float], case: Case) -> dict[str, Any]:
         else:
             rows = experiment.run(METHODS[name], seed).rows
             within = accuracy_matrix(rows, "accuracy_within")[-1]
-            told = sum(within) / len(within)
-            found = told if name == "expert_lr" else final_accuracy(rows)
+            task_il = sum(within) / len(within)
+            found = task_il if name == "expert_lr" else final_accuracy(rows)
     except FloatingPointError:
         found = DIVERGED
     known = {"name": name, "value": value, "seed": seed, "accuracy": found}
@@ -128,7 +123,7 @@ def main() -> None:
     names, values = given["names"], given["values"]
     rows = list(load_record(OUT).tables["search"]) if OUT.exists() else []
     for name in names:
-        # Settings searched before this one have their best values, later ones the chapter's.
+        # Settings searched before this one have their best values, the others the chapter's.
         before = list(GRIDS)[: list(GRIDS).index(name)]
         known = choose(pd.DataFrame(rows)) if rows else {}
         chosen = {other: known[other] for other in before if other in known}
@@ -150,7 +145,7 @@ def main() -> None:
 
 
 def _write(rows: list[dict[str, Any]]) -> None:
-    """Keep what is known so far: a search can be stopped and go on."""
+    """Save the rows so far: a search can be stopped and resumed."""
     parameters = parameters_of(choose(pd.DataFrame(rows)) if rows else {})
     experiment = ContinualExperiment(parameters, "cpu", validation=True)
     record = RunRecord.start("continual_peft", parameters, data=experiment.checksums())

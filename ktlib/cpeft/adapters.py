@@ -18,7 +18,7 @@ from ktlib.seeding import generator
 
 _ADAPTER = "default"  # peft names adapters; there is one
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
-"""What the projections of attention are called, which differs between models and versions."""
+"""Other names of the projections of attention, which differ between models and versions."""
 
 
 class LoraBackbone(nn.Module):
@@ -44,6 +44,16 @@ class LoraBackbone(nn.Module):
 
     Raises:
         ValueError: no layer has such a name, a layer cannot be adapted, or ``rank`` is below 1.
+        ImportError: peft is missing, which the extra ``lora`` installs.
+
+    Example:
+        >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8))
+        >>> adapted = LoraBackbone(encoder, layers=["1"], rank=2)
+        >>> adapted.down("1").shape, adapted.up("1").shape
+        (torch.Size([2, 16]), torch.Size([8, 2]))
+        >>> images = torch.rand(3, 1, 4, 4)
+        >>> bool((adapted(images) == encoder(images)).all())  # B is zero at the start
+        True
     """
 
     def __init__(
@@ -77,7 +87,7 @@ class LoraBackbone(nn.Module):
         return feature_dim(self.backbone)
 
     def forward(self, images: Tensor) -> Tensor:
-        """What the backbone gives with its adapters: ``(n, dim)`` features of ``n`` images."""
+        """``(n, dim)`` features of ``n`` images, by the backbone with its adapters."""
         features: Tensor = self.backbone(images)
         return features
 
@@ -85,7 +95,7 @@ class LoraBackbone(nn.Module):
         """The layer itself, with ``W``, as it is called when the adapted one is.
 
         Raises:
-            ValueError: ``name`` is none of :attr:`layers`; so do the next two methods.
+            ValueError: ``name`` is not in :attr:`layers`; so do the next two methods.
         """
         layer: nn.Linear = self._adapted(name).base_layer
         return layer
@@ -102,11 +112,11 @@ class LoraBackbone(nn.Module):
 
     @torch.no_grad()
     def start(self, seed: int, *, down: Mapping[str, Tensor] | None = None) -> None:
-        """New adapters: the update is zero again, and ``W`` stays as it is.
+        """Reset the adapters: the update is zero again, and ``W`` stays as it is.
 
         Args:
             seed: draws every ``A`` as peft does, uniformly in ``+-1 / sqrt(d_in)``.
-            down: layer -> ``A``, ``(rank, d_in)``, for all layers. They are not trained then.
+            down: layer -> ``A``, ``(rank, d_in)``, for all layers. They are then not trained.
 
         Raises:
             ValueError: ``down`` has other layers or shapes, or is not finite.
@@ -115,7 +125,7 @@ class LoraBackbone(nn.Module):
             _require_like("down", down, {name: self.down(name) for name in self.layers})
         self.requires_grad_(False)
         for name in self.layers:
-            first, second = self.down(name), self.up(name)
+            first, second = self.down(name), self.up(name)  # (rank, d_in), (d_out, rank)
             if down is None:
                 drawn = torch.empty(first.shape)
                 stream = generator(seed, "adapter", name)
@@ -143,7 +153,7 @@ class LoraBackbone(nn.Module):
 
     @torch.no_grad()
     def load_adapters(self, values: Mapping[str, Tensor]) -> None:
-        """Put in what :meth:`adapters` gave; what is trained stays the same.
+        """Load what :meth:`adapters` returned; which parameters are trained stays the same.
 
         Raises:
             ValueError: other names or shapes, or a value that is not finite.
@@ -161,8 +171,8 @@ class LoraBackbone(nn.Module):
 
     def _adapted(self, name: str) -> Any:
         if name not in self.layers:
-            raise ValueError(f"name must be of the adapted layers {some_of(list(self.layers))}. "
-                             f"Found {name!r}.")  # fmt: skip
+            known = some_of(list(self.layers))
+            raise ValueError(f"name must be one of the adapted layers {known}. Found {name!r}.")
         return self.backbone.get_submodule(name)
 
 
@@ -193,8 +203,8 @@ def _require_adaptable(backbone: nn.Module, names: set[str]) -> None:
         places.setdefault(id(parameter), []).append(name)
     for name in sorted(names):
         parent = backbone.get_submodule(name.rpartition(".")[0])
-        # Both take the weights of their layers without calling them, so that adapters would be
-        # passed by in silence; the second one only where no gradients are wanted.
+        # Both use the weights of their layers without calling them, so that adapters would be
+        # ignored silently; the second one only where no gradients are needed.
         if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
             raise ValueError(  # noqa: TRY004 - it is the name that is wrong
                 f"layers must be linear layers that are called. {name!r} belongs to a "

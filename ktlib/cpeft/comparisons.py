@@ -1,131 +1,77 @@
-"""What a method is compared with: tuning in sequence, an oracle, frozen features, joint training.
+"""Learners to compare with: tuning in sequence, an oracle, frozen features, joint training.
 
-All are :class:`~ktlib.cpeft.tasks.ContinualLearner` and take the same words:
-
-* backbone: encoder that says its number of features as ``dim``; it is copied and stays frozen.
-* layers, rank, scale: of the adapters, as for :class:`~ktlib.cpeft.adapters.LoraBackbone`.
-* epochs, batch_size, lr: of every training, as for :func:`~ktlib.cpeft.training.train_task`.
-* seed: draws adapters, heads and batches.
+All are :class:`~ktlib.cpeft.tasks.ContinualLearner`; those with adapters take a backbone and a
+:class:`~ktlib.cpeft.training.LoraTraining`, see :class:`~ktlib.cpeft.training.LoraLearner`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ktlib.checks import ImagePool, require_at_least, require_positive
-from ktlib.cpeft.adapters import LoraBackbone
+from ktlib.checks import ImagePool, require_at_least
 from ktlib.cpeft.heads import JoinedHead
 from ktlib.cpeft.tasks import ClassTask
-from ktlib.cpeft.training import features_of, train_task
-from ktlib.fcl.protocol import positions_of
+from ktlib.cpeft.training import LoraLearner, LoraTraining, features_of
 from ktlib.fcl.prototypes import class_means
-from ktlib.seeding import generator
 
 
-class _LoraLearner:
-    """Adapters, heads, settings and training of the three learners below that have adapters."""
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        *,
-        layers: Sequence[str],
-        rank: int,
-        epochs: int,
-        batch_size: int,
-        lr: float,
-        seed: int,
-        scale: float = 1.0,
-    ) -> None:
-        require_at_least("epochs", epochs, 1)
-        require_at_least("batch_size", batch_size, 1)
-        require_positive("lr", lr)
-        self.backbone = LoraBackbone(backbone, layers=layers, rank=rank, scale=scale, seed=seed)
-        self.device = next(backbone.parameters()).device
-        self.head = JoinedHead(self.backbone.dim).to(self.device)
-        self.epochs, self.batch_size, self.lr, self.seed = epochs, batch_size, lr, seed
-        self.losses: dict[int, list[float]] = {}
-
-    @property
-    def classes(self) -> Tensor:
-        """``(k,)`` classes learned so far, in the order of the columns of :meth:`scores`."""
-        return self.head.classes
-
-    @torch.no_grad()
-    def scores(self, images: Tensor) -> Tensor:
-        """``(n, k)`` logits: the heads of all tasks side by side."""
-        return self.head(self.backbone(images.to(self.device)))  # type: ignore[no-any-return]
-
-    def _train(
-        self, task: int, head: nn.Module, classes: Tensor, rows: Tensor, images: ImagePool,
-        labels: Tensor,
-    ) -> None:  # fmt: skip
-        self.losses[task] = train_task(
-            self.backbone,
-            head,
-            [*self.backbone.trained(), *head.parameters()],
-            images,
-            positions_of(labels, classes),
-            rows,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            generator=generator(self.seed, "batches", task),
-        )
-
-
-class SequentialLora(_LoraLearner):
-    """One adapter that goes on learning, task after task: what forgetting is measured on.
+class SequentialLora(LoraLearner):
+    """One adapter that goes on learning, task after task: forgetting is measured on it.
 
     Each task has a head of its own and changes the same ``A`` and ``B``. The loss is the
-    cross-entropy over the classes of the task.
+    cross-entropy over the task's classes.
 
-    Args:
-        backbone: this and all others as the module says.
-
-    Attributes:
-        backbone: with the adapters.
-        head: the heads of all tasks so far.
-        losses: task -> mean loss of each epoch.
+    Example:
+        >>> from ktlib.cpeft import LoraTraining, SequentialLora, class_tasks
+        >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8))
+        >>> encoder.dim = 8
+        >>> images, labels = torch.rand(12, 1, 4, 4), torch.arange(12) % 4
+        >>> training = LoraTraining(layers=["1"], rank=2, epochs=1, batch_size=4, lr=0.01, seed=0)
+        >>> learner = SequentialLora(encoder, training)
+        >>> learner.learn(class_tasks(labels, classes=range(4), tasks=2)[0], images, labels)
+        >>> learner.scores(images).shape
+        torch.Size([12, 2])
     """
 
     def learn(self, task: ClassTask, images: ImagePool, labels: Tensor) -> None:
         """Train the adapters and a new head on the task."""
-        head = self.head.head(self.head.add(task.classes, self.seed))
-        self._train(task.number, head, task.classes, task.train, images, labels)
+        self._train_new_head(task, images, labels)
 
 
-class LoraOracle(_LoraLearner):
+class LoraOracle(LoraLearner):
     """An expert for each task, adapters and a head, from the pre-trained backbone anew.
 
-    The upper bound of what separate experts can do, if told the task:
-    :func:`~ktlib.cpeft.tasks.predict_within` then asks the right one alone. Not told the task, the
-    most certain expert wins, which none of them was trained for.
-
-    Args:
-        backbone: this and all others as the module says.
+    Its task-IL accuracy is the upper bound of what separate experts can do:
+    :func:`~ktlib.cpeft.tasks.predict_with_task_id` asks the right one alone. Without the task, the
+    most confident expert wins, which none of them was trained for.
 
     Attributes:
-        backbone: with the adapters of one of the experts.
-        head: the heads of all tasks so far.
         experts: for each task its adapters, as :meth:`LoraBackbone.adapters` gives them.
-        losses: task -> mean loss of each epoch.
+
+    Example:
+        >>> from ktlib.cpeft import LoraOracle, LoraTraining, class_tasks
+        >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8))
+        >>> encoder.dim = 8
+        >>> images, labels = torch.rand(12, 1, 4, 4), torch.arange(12) % 4
+        >>> training = LoraTraining(layers=["1"], rank=2, epochs=1, batch_size=4, lr=0.01, seed=0)
+        >>> oracle = LoraOracle(encoder, training)
+        >>> for task in class_tasks(labels, classes=range(4), tasks=2):
+        ...     oracle.learn(task, images, labels)
+        >>> len(oracle.experts), oracle.scores(images).shape
+        (2, torch.Size([12, 4]))
     """
 
-    def __init__(self, backbone: nn.Module, **settings: Any) -> None:
-        super().__init__(backbone, **settings)
+    def __init__(self, backbone: nn.Module, training: LoraTraining) -> None:
+        super().__init__(backbone, training)
         self.experts: list[dict[str, Tensor]] = []
 
     def learn(self, task: ClassTask, images: ImagePool, labels: Tensor) -> None:
         """Train an expert on the task."""
-        self.backbone.start(self.seed)
-        head = self.head.head(self.head.add(task.classes, self.seed))
-        self._train(task.number, head, task.classes, task.train, images, labels)
+        self.backbone.start(self.training.seed)
+        self._train_new_head(task, images, labels)
         self.experts.append(self.backbone.adapters())
 
     @torch.no_grad()
@@ -135,37 +81,41 @@ class LoraOracle(_LoraLearner):
         parts = []
         for number, expert in enumerate(self.experts, start=1):
             self.backbone.load_adapters(expert)
-            logits = self.head.of_task(number, self.backbone(images))
+            logits = self.head.of_task(number, self.backbone(images))  # (n, classes of the task)
             parts.append(logits.log_softmax(dim=1))
         return torch.cat(parts, dim=1)
 
 
-class JointLora(_LoraLearner):
+class JointLora(LoraLearner):
     """Adapters and heads trained anew on all images so far after each task: an upper bound.
 
     The loss is the cross-entropy over all classes so far. It keeps the positions of the images of
     earlier tasks: give it the same images and labels every time.
 
-    Args:
-        backbone: this and all others as the module says.
-
-    Attributes:
-        backbone: with the adapters.
-        head: the heads of all tasks so far.
-        losses: task -> mean loss of each epoch of the training after it.
+    Example:
+        >>> from ktlib.cpeft import JointLora, LoraTraining, class_tasks
+        >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8))
+        >>> encoder.dim = 8
+        >>> images, labels = torch.rand(12, 1, 4, 4), torch.arange(12) % 4
+        >>> training = LoraTraining(layers=["1"], rank=2, epochs=1, batch_size=4, lr=0.01, seed=0)
+        >>> learner = JointLora(encoder, training)
+        >>> for task in class_tasks(labels, classes=range(4), tasks=2):
+        ...     learner.learn(task, images, labels)
+        >>> learner.head.task_of
+        tensor([1, 1, 2, 2])
     """
 
-    def __init__(self, backbone: nn.Module, **settings: Any) -> None:
-        super().__init__(backbone, **settings)
+    def __init__(self, backbone: nn.Module, training: LoraTraining) -> None:
+        super().__init__(backbone, training)
         self._tasks: list[ClassTask] = []
 
     def learn(self, task: ClassTask, images: ImagePool, labels: Tensor) -> None:
         """Train on this task and all before it, from the pre-trained backbone."""
         self._tasks.append(task)
-        self.backbone.start(self.seed)
+        self.backbone.start(self.training.seed)
         self.head = JoinedHead(self.backbone.dim).to(self.device)
         for seen in self._tasks:
-            self.head.add(seen.classes, self.seed)
+            self.head.add(seen.classes, self.training.seed)
         rows = torch.cat([seen.train for seen in self._tasks])
         self._train(task.number, self.head, self.head.classes, rows, images, labels)
 
@@ -180,6 +130,19 @@ class NearestMean:
     Attributes:
         classes: ``(k,)`` classes learned so far, in the order of the columns of :meth:`scores`.
         means: ``(k, dim)`` mean feature of each.
+
+    Raises:
+        ValueError: ``batch_size`` below 1.
+
+    Example:
+        >>> from ktlib.cpeft import NearestMean, class_tasks, predict
+        >>> images, labels = torch.eye(4).reshape(4, 1, 2, 2), torch.arange(4)
+        >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(4, 8))
+        >>> learner = NearestMean(encoder)
+        >>> for task in class_tasks(labels, classes=range(4), tasks=2):
+        ...     learner.learn(task, images, labels)
+        >>> predict(learner, images)
+        tensor([0, 1, 2, 3])
     """
 
     def __init__(self, backbone: nn.Module, *, batch_size: int = 500) -> None:
@@ -191,15 +154,15 @@ class NearestMean:
         self.means = torch.empty(0, 0, device=self.device)
 
     def learn(self, task: ClassTask, images: ImagePool, labels: Tensor) -> None:
-        """Note the mean features of the classes of the task."""
-        features = features_of(self.backbone, images, task.train, self.batch_size)
+        """Store the mean features of the classes of the task."""
+        features = features_of(self.backbone, images, task.train, self.batch_size)  # (m, dim)
         own = labels[task.train].to(self.device)
         classes = task.classes.to(self.device)
-        means = class_means(features, own, classes)
+        means = class_means(features, own, classes)  # (classes of the task, dim)
         self.means = torch.cat([self.means, means]) if len(self.means) else means
         self.classes = torch.cat([self.classes, classes])
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
-        """``(n, k)`` Euclidean distances to the means, negative: the nearest scores highest."""
+        """``(n, k)`` negative Euclidean distances to the means."""
         return -torch.cdist(self.backbone(images.to(self.device)), self.means)

@@ -45,7 +45,7 @@ def layer_state(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]:
         Layer -> ``(d_out, d_in)``, float64, on the CPU.
 
     Raises:
-        ValueError: a name that is no linear layer.
+        ValueError: a name that is not a linear layer.
     """
     weights = {}
     for name in layers:
@@ -63,15 +63,15 @@ def drift_rows(
     moments_of_old_inputs: Mapping[str, InputMoment],
     memory: Mapping[str, DualGPM] | None = None,
 ) -> list[dict[str, Any]]:
-    """For each layer, how far its outputs moved for old inputs; with a memory also how far at most.
+    """How far the outputs of each layer moved for old inputs and, with a memory, a bound on it.
 
     Args:
         before: from :func:`layer_state`, before the new task.
         after: the same, after it.
         moments_of_old_inputs: from :func:`~ktlib.cpeft.inputs.input_moments` with the network as it
             was before.
-        memory: layer -> the memory that the update was designed with, that is, before it took the
-            new task in. A copy: ``copy.deepcopy(learner.memories)``.
+        memory: layer -> the memory that the update was designed with, that is, from before the new
+            task. A copy: ``copy.deepcopy(learner.memories)``.
 
     Returns:
         A row for each layer, in the order of ``before``, all root mean squares over the old inputs:
@@ -89,7 +89,7 @@ def drift_rows(
         - ``bound``: their sum, which ``moved`` never exceeds by more than ``resolution``.
 
     Raises:
-        ValueError: the four are not of the same layers, or of other sizes.
+        ValueError: layers or sizes differ between the arguments.
     """
     memory_layers = before if memory is None else memory
     for name, given in (("after", after), ("moments_of_old_inputs", moments_of_old_inputs),
@@ -101,7 +101,7 @@ def drift_rows(
     rows = []
     for name, weight in before.items():
         moment = moments_of_old_inputs[name]
-        matrix, update = moment.matrix.cpu(), after[name] - weight
+        matrix, update = moment.matrix.cpu(), after[name] - weight  # (d_in, d_in), (d_out, d_in)
         if len(matrix) != weight.shape[1]:
             raise ValueError(
                 f"{name}: the moment must be of inputs of size {weight.shape[1]}. "

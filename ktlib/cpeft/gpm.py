@@ -8,6 +8,7 @@ of the complement instead as soon as that is the smaller one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -19,10 +20,10 @@ from ktlib.cpeft.inputs import InputMoment
 EnergyName = Literal["activations", "moment"]
 
 ZERO_ENERGY = 1e-12
-"""Share of a moment's energy that is numerical zero: directions with less are not there.
+"""Share of a moment's energy that counts as zero: directions with less are ignored.
 
-That is a millionth of the inputs' length. Activations in float32 are rounded at about a tenth of
-it, so that a direction which rounding alone fills is not taken for one that a task needs.
+That is a millionth of the inputs' length. Rounding of float32 activations is about a tenth of it,
+so that a direction filled by rounding alone is not taken for one that a task needs.
 """
 
 
@@ -30,8 +31,8 @@ class DualGPM:
     """The space kept for old tasks in the input space of one layer, or its complement.
 
     The orthonormal basis that is stored has at most half as many columns as the space has
-    dimensions: while the old space is the smaller one, it is that of the old space, and from then
-    on that of the complement. The old space never shrinks.
+    dimensions: of the old space while that is the smaller one, and of its complement from then on.
+    The old space never shrinks.
 
     Args:
         size: ``d``, the input size of the layer.
@@ -50,6 +51,13 @@ class DualGPM:
 
     Raises:
         ValueError: a size below 1, or an unknown energy.
+
+    Example:
+        >>> from ktlib.cpeft import DualGPM, InputMoment
+        >>> memory = DualGPM(3)
+        >>> memory.update(InputMoment.of(torch.tensor([[2.0, 0.0, 0.0]])), threshold=0.95)
+        >>> memory.old_rank, memory.project_out(torch.tensor([1.0, 1.0, 1.0]))
+        (1, tensor([0., 1., 1.]))
     """
 
     def __init__(self, size: int, *, energy: EnergyName = "activations") -> None:
@@ -97,8 +105,8 @@ class DualGPM:
             raise ValueError(
                 f"vectors must have {self.size} entries each. Found {tuple(vectors.shape)}."
             )
-        given = vectors.cpu().double()
-        inside = given @ self.basis @ self.basis.T
+        given = vectors.cpu().double()  # (..., d)
+        inside = given @ self.basis @ self.basis.T  # (..., d)
         return (given - inside if self.holds_old else inside).to(vectors)
 
     def residual_energy(self, moment: InputMoment) -> float:
@@ -107,17 +115,17 @@ class DualGPM:
         Raises:
             ValueError: the moment is of another size.
         """
-        free = self.free_basis()
-        return max(0.0, float(((self._matrix(moment) @ free) * free).sum()))
+        free = self.free_basis()  # (d, free_rank)
+        return max(0.0, float(((self.matrix_of(moment) @ free) * free).sum()))
 
     def update(self, moment: InputMoment, threshold: float) -> None:
-        """Take the inputs of a task into the old space, as far as the threshold asks.
+        """Add the inputs of a task to the old space, as far as the threshold asks.
 
-        What the old space holds of the task's energy already counts. Of the part outside it as many
-        singular directions are added, the largest first, as are needed to hold the share
-        ``threshold`` together. With threshold 1 all are added that have more than
-        :data:`ZERO_ENERGY` of the energy. (The released code holds a little less after the first
-        task: it stops one direction before the threshold is reached.)
+        The energy that the old space already holds counts. Of the part outside it, singular
+        directions are added, the largest first, until both together hold the share ``threshold``.
+        With threshold 1 all directions with more than :data:`ZERO_ENERGY` of the energy are added.
+        (The released code holds a little less after the first task: it stops one direction before
+        the threshold is reached.)
 
         Args:
             moment: of the layer's inputs in the task, computed with the network as it now is.
@@ -128,47 +136,39 @@ class DualGPM:
         """
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must lie in (0, 1]. Found threshold={threshold!r}.")
-        matrix = self._matrix(moment)
+        matrix = self.matrix_of(moment)
         if not moment.energy > 0:  # also for NaN
             raise ValueError(f"moment must have an energy above 0. Found {moment.energy}.")
-        free = self.free_basis()
-        total, values, directions = self._directions(matrix, free)
+        free = self.free_basis()  # (d, f)
+        total, values, directions = self._directions(matrix, free)  # values (f,), directions (f, f)
         values = torch.where(values > ZERO_ENERGY * moment.energy, values, 0)
         if self.energy == "moment":
             values = values**2
         # Energy that stays outside if only the directions before this one are added. Summed from
         # the smallest up: threshold 1 leaves exactly nothing above zero.
-        left = values.flip(0).cumsum(0).flip(0)
+        left = values.flip(0).cumsum(0).flip(0)  # (f,)
         self._add(free, directions[:, : int((left > (1 - threshold) * total).sum())])
         self.discarded.append(self.residual_energy(moment) / moment.energy)
 
     def state_dict(self) -> dict[str, Any]:
-        """All there is to it, in tensors, numbers and words; :meth:`load_state_dict` reads it."""
-        return {
-            "size": self.size,
-            "energy": self.energy,
-            "basis": self.basis.clone(),
-            "holds_old": self.holds_old,
-            "discarded": list(self.discarded),
-        }
+        """A copy of the state in tensors, numbers and strings, for :meth:`load_state_dict`."""
+        return copy.deepcopy(vars(self))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become the memory that a state is of.
+        """Take over a state of :meth:`state_dict`.
 
         Raises:
-            ValueError: it is of another input size or another energy.
+            ValueError: it is of another input size or energy.
         """
         for name in ("size", "energy"):
-            if state[name] != getattr(self, name):
-                raise ValueError(
-                    f"state must be of a memory with {name}={getattr(self, name)!r}. "
-                    f"Found {name}={state[name]!r}."
-                )
-        self.basis = state["basis"].clone()
-        self.holds_old = bool(state["holds_old"])
-        self.discarded = list(state["discarded"])
+            own, found = getattr(self, name), state[name]
+            if found != own:
+                raise ValueError(f"state must be of a memory with {name}={own!r}. "
+                                 f"Found {name}={found!r}.")  # fmt: skip
+        vars(self).update(copy.deepcopy(dict(state)))
 
-    def _matrix(self, moment: InputMoment) -> Tensor:
+    def matrix_of(self, moment: InputMoment) -> Tensor:
+        """``(d, d)``, on the CPU, if the moment is of inputs of this size."""
         if len(moment.matrix) != self.size:
             raise ValueError(
                 f"moment must be of inputs of size {self.size}. Found {len(moment.matrix)}."
@@ -176,13 +176,13 @@ class DualGPM:
         return moment.matrix.cpu()
 
     def _directions(self, matrix: Tensor, free: Tensor) -> tuple[float, Tensor, Tensor]:
-        """All energy; and of the part in the complement singular values and directions, falling.
+        """Total energy; singular values and directions of the part in the complement, falling.
 
         The directions are given in coordinates of the complement, so that rounding cannot turn the
         weak ones into the old space.
         """
         if self.energy == "activations":
-            values, vectors = torch.linalg.eigh(free.T @ matrix @ free)
+            values, vectors = torch.linalg.eigh(free.T @ matrix @ free)  # (f,), (f, f), rising
             return float(matrix.trace()), values.flip(0), vectors.flip(1)
         left, values, _ = torch.linalg.svd(free.T @ matrix, full_matrices=False)
         return float(matrix.square().sum()), values, left
@@ -192,7 +192,7 @@ class DualGPM:
         number = directions.shape[1]
         if not number:
             return
-        turned = torch.linalg.qr(directions, mode="complete").Q
+        turned = torch.linalg.qr(directions, mode="complete").Q  # (f, f)
         if self.holds_old:
             self.basis = torch.cat([self.basis, free @ turned[:, :number]], dim=1)
         else:

@@ -15,7 +15,7 @@ from ktlib.seeding import generator
 class JoinedHead(nn.Module):
     """One linear head for each task; all together give the scores of all classes so far.
 
-    The first head comes where the module is: put it ``.to(device)`` of the backbone first.
+    Heads are made on the device of the module: move it to that of the backbone first.
 
     Args:
         dim: number of features.
@@ -32,7 +32,7 @@ class JoinedHead(nn.Module):
         super().__init__()
         self.dim = dim
         self.heads = nn.ModuleList()
-        # They also tell the device, where there is no head yet.
+        # They also give the device as long as there is no head.
         self.register_buffer("classes", torch.empty(0, dtype=torch.int64))
         self.register_buffer("task_of", torch.empty(0, dtype=torch.int64))
 
@@ -47,14 +47,14 @@ class JoinedHead(nn.Module):
             The number of the task, from 1.
 
         Raises:
-            ValueError: no classes, or a class that has a column already.
+            ValueError: no classes, or a class that already has a column.
         """
         classes = classes.to(self.classes)
         if not len(classes) or len(torch.cat([self.classes, classes]).unique()) < (
             len(self.classes) + len(classes)
         ):
             raise ValueError(
-                f"classes must be new ones, each once. Found {classes.tolist()} beside "
+                f"classes must be new, each once. Found {classes.tolist()}; already known: "
                 f"{self.classes.tolist()}."
             )
         number = len(self.heads) + 1
@@ -76,7 +76,7 @@ class JoinedHead(nn.Module):
         """``(n, classes of the task)`` scores from features ``(n, dim)``.
 
         Raises:
-            ValueError: there is no task of this number.
+            ValueError: ``number`` is not that of a task learned so far.
         """
         scores: Tensor = self.head(number)(features)
         return scores
@@ -85,7 +85,7 @@ class JoinedHead(nn.Module):
         """The head of a task, whose rows are its classes in their order.
 
         Raises:
-            ValueError: there is no task of this number.
+            ValueError: ``number`` is not that of a task learned so far.
         """
         if not 1 <= number <= len(self.heads):
             raise ValueError(f"number must lie in 1 to {len(self.heads)}, the tasks so far. "
@@ -94,7 +94,7 @@ class JoinedHead(nn.Module):
 
 
 def feature_dim(backbone: nn.Module) -> int:
-    """Number of features of an encoder, which it says in its attribute ``dim``.
+    """Number of features of an encoder: its attribute ``dim``.
 
     Raises:
         ValueError: it has no such attribute.
@@ -102,7 +102,7 @@ def feature_dim(backbone: nn.Module) -> int:
     dim = getattr(backbone, "dim", None)
     if not isinstance(dim, int):
         raise ValueError(  # noqa: TRY004 - most often there is none at all
-            "backbone must say its number of features in the attribute `dim`. "
+            "backbone must give its number of features in the attribute `dim`. "
             f"{type(backbone).__name__} has dim={dim!r}."
         )
     return dim

@@ -1,6 +1,6 @@
-"""What the inputs of linear layers have in common: their uncentred second moment over all tokens.
+"""The uncentred second moment of the inputs of linear layers, over all tokens.
 
-All that InfLoRA and gradient projection know of data is this matrix, ``E[x x^T]``, for each layer.
+This matrix, ``E[x x^T]``, is all that InfLoRA and gradient projection use of the data of a layer.
 Its trace is the mean squared length of an input, here called energy; its eigenvectors are the left
 singular vectors of the matrix of all inputs, its eigenvalues their squared singular values, divided
 by the number of tokens.
@@ -27,6 +27,11 @@ class InputMoment:
     Attributes:
         matrix: ``E[x x^T]``, ``(d, d)``, float64, symmetric; ``d`` is the layer's input size.
         tokens: how many inputs ``x`` the mean is over; a ViT has several in each image.
+
+    Example:
+        >>> moment = InputMoment.of(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+        >>> moment.matrix.tolist(), moment.energy
+        ([[0.5, 0.0], [0.0, 4.5]], 5.0)
     """
 
     matrix: Tensor
@@ -39,7 +44,7 @@ class InputMoment:
         Raises:
             ValueError: there are none.
         """
-        flat = inputs.detach().reshape(-1, inputs.shape[-1])
+        flat = inputs.detach().reshape(-1, inputs.shape[-1])  # (tokens, d)
         if not len(flat):
             raise ValueError(f"inputs must hold at least one token. Found {tuple(inputs.shape)}.")
         # Apple's GPU computes no float64.
@@ -119,7 +124,7 @@ def linear_layer(network: nn.Module, name: str) -> nn.Linear:
     """A linear layer by its name; in a network with adapters the layer beneath them.
 
     Raises:
-        ValueError: there is no linear layer of this name; the message lists those that there are.
+        ValueError: there is no linear layer of this name; the message lists all linear layers.
     """
     if isinstance(network, LoraBackbone):
         return network.linear(name)
@@ -133,7 +138,7 @@ def linear_layer(network: nn.Module, name: str) -> nn.Linear:
 def _hooked(
     network: nn.Module, layers: Sequence[str], note: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Tell ``note`` the input of each layer, whenever it is called."""
+    """Call ``note`` with the input of each layer, whenever the layer is called."""
     modules = {name: linear_layer(network, name) for name in layers}
     handles = []
     try:

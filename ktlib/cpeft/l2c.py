@@ -9,8 +9,8 @@ probabilities ``f_k(x)``. The answer is ``sum g_k(x) f_k(x)`` over the K most pr
 selector is trained first, as a class-incremental learner with the slow rate and the aligned head
 of SLCA (Zhang et al., ICCV 2023) and HiDe-Prompt (Wang et al., NeurIPS 2023).
 
-*Our reconstruction*, each to be switched off by an argument of :class:`L2C`: what an expert knows
-of the classes of others (``expert_classes``), how a new expert uses the old ones
+*Our reconstruction*, each part an option of :class:`L2CSettings`: what an expert knows of the
+classes of others (``expert_classes``), how a new expert uses the old ones
 (``start_from_old``), how the experts are made to agree (``consistency``), and all settings of the
 alignment (``aligned``).
 """
@@ -18,7 +18,8 @@ alignment (``aligned``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,107 +27,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ktlib.checks import ImagePool, require_at_least, require_positive
-from ktlib.cpeft.adapters import LoraBackbone
 from ktlib.cpeft.heads import JoinedHead, feature_dim
+from ktlib.cpeft.mixing import (
+    Adapters,
+    log_mixture,
+    log_task_weights,
+    mixed_adapters,
+    require_temperature,
+)
 from ktlib.cpeft.statistics import ClassStatistics, align_head
 from ktlib.cpeft.tasks import ClassTask
-from ktlib.cpeft.training import features_of, train_task
+from ktlib.cpeft.training import LoraTraining, features_of, train_task
 from ktlib.fcl.protocol import positions_of
 from ktlib.seeding import generator
 
 ExpertClasses = Literal["own", "seen"]
-Adapters = Mapping[str, Tensor]
 
-_LAST = 1000.0  # more than the logarithm of any two float32 differ by
-_START = 1 / math.sqrt(3)  # length of a row of A as LoRA draws it, about
+_LAST = 1000.0  # more than the logarithms of any two float32 differ by
 
 
-def log_task_weights(
-    task_logits: Tensor, *, top: int | None = None, temperature: float = 1.0
-) -> Tensor:
-    """Logarithm of the weights of the experts: a softmax over the K most probable tasks.
+@dataclass(frozen=True, kw_only=True)
+class L2CSettings:
+    """Settings of selector, experts and their cooperation in :class:`L2C`.
 
-    L2C leaves the weights of the K experts as they are; here they are scaled to sum to 1, which
-    changes no prediction and makes the aggregated answer a distribution.
-
-    Args:
-        task_logits: ``(n, tasks)`` the largest logit among the classes of each task.
-        top: K, by default all. Of tasks that tie, the earlier ones count.
-        temperature: that the logits are divided by. 0 and infinity stand for the limits: the most
-            probable task alone, and equal weights.
-
-    Returns:
-        ``(n, tasks)``; minus infinity outside the K.
-
-    Raises:
-        ValueError: ``top`` does not lie in 1 to ``tasks``, or ``temperature`` is below 0.
-    """
-    tasks = task_logits.shape[1]
-    top = tasks if top is None else top
-    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= tasks:
-        raise ValueError(f"top must be an integer from 1 to {tasks}, the tasks. Found {top!r}.")
-    require_temperature(temperature)
-    order = task_logits.argsort(dim=1, descending=True, stable=True)
-    chosen = torch.zeros_like(task_logits, dtype=torch.bool).scatter(1, order[:, :top], True)
-    below = task_logits - task_logits.amax(dim=1, keepdim=True)
-    # A gap of 0 stays 0 at any temperature, 0 included.
-    scaled = torch.where(below == 0, 0.0, below / temperature)
-    return scaled.masked_fill(~chosen, -math.inf).log_softmax(dim=1)
-
-
-def log_mixture(log_weights: Tensor, log_probabilities: Tensor) -> Tensor:
-    """Logarithm of ``sum_k g_k f_k``.
-
-    Args:
-        log_weights: ``(n, tasks)``, as :func:`log_task_weights` gives them.
-        log_probabilities: ``(n, tasks, classes)`` of the experts; minus infinity where an expert
-            does not know a class.
-
-    Returns:
-        ``(n, classes)``.
-    """
-    return torch.logsumexp(log_weights[:, :, None] + log_probabilities, dim=1)
-
-
-def require_temperature(temperature: float) -> None:
-    """Refuse what is no temperature of a softmax: infinity is one, and so is 0."""
-    if math.isnan(temperature) or temperature < 0:
-        raise ValueError(
-            f"temperature must be at least 0, infinity included. Found {temperature!r}."
-        )
-
-
-class L2C:
-    """A :class:`~ktlib.cpeft.tasks.ContinualLearner` with a selector and one expert for each task.
-
-    A task is learned in three steps. No image is kept.
-
-    1. *Selector.* Its adapters go on from where they were, at a slow rate; a head for the new
-       classes is trained with them, and then the heads of all classes are aligned with Gaussian
-       statistics. Statistics of older classes stay as they were noted: the slow rate is what keeps
-       them nearly right.
-    2. *Older experts* (only with ``expert_classes="seen"``). Each embeds the new images, notes the
-       statistics of the new classes in its own, frozen feature space, gets columns for them, and
-       its head is aligned. So expert ``k`` comes to know the classes of its own and of all later
-       tasks; of earlier ones no image is there for it any more, and it gives them probability 0.
-    3. *New expert.* Adapters from the mixed old ones or anew, trained with a head on the new
-       classes, then frozen.
-
-    Args:
-        backbone: encoder with ``dim`` features; copied once, for selector and all experts together.
-        layers: which linear layers are adapted, as in
-            :class:`~ktlib.cpeft.adapters.LoraBackbone`; stated: query, key, value of each block.
-        rank: of each update.
-        epochs: passes over each task, of the selector and of the expert.
-        batch_size: images in a step.
-        lr: of the experts and of the selector's heads.
-        seed: decides adapters, heads, the order of the images and pseudo-features.
-        scale: factor of an update ``B A``.
+    Attributes:
         selector_lr: of the selector's adapters; slow, SLCA has a hundredth of the heads' rate.
-        top: K; all experts if there are fewer, or by default.
+        top_k: K; all experts if there are fewer, or by default.
         temperature: of the softmax over tasks, from 0 to infinity.
         start_from_old: whether a new expert starts from the old ones, mixed by the mean of ``g``
-            over its images, see :func:`mixed_adapters`; else as LoRA does.
+            over its images, see :func:`~ktlib.cpeft.mixing.mixed_adapters`; else as LoRA does.
         aligned: whether the selector's heads are aligned.
         consistency: weight of the divergence ``KL(y || f_k)`` on the new images, between the answer
             ``y`` of all experts, restricted to the new classes and scaled to sum to 1, and that of
@@ -134,10 +63,73 @@ class L2C:
             they know of the new classes, each by ``g``: the surer the selector, the smaller the
             term.
         expert_classes: ``"own"``: an expert gives probability 0 to the classes of other tasks.
-            ``"seen"``: it knows those of later tasks, too.
+            ``"seen"``: it also knows those of later tasks.
         align_steps: of each alignment.
         align_lr: its first rate.
         align_per_class: pseudo-features of each class in a step.
+
+    Raises:
+        ValueError: a value outside its range, or ``consistency`` with ``expert_classes="own"``,
+            where it has no effect: no other expert knows the new classes.
+
+    Example:
+        >>> L2CSettings(selector_lr=1e-5, top_k=2).temperature
+        1.0
+    """
+
+    selector_lr: float
+    top_k: int | None = None
+    temperature: float = 1.0
+    start_from_old: bool = True
+    aligned: bool = True
+    consistency: float = 0.0
+    expert_classes: ExpertClasses = "seen"
+    align_steps: int = 200
+    align_lr: float = 0.01
+    align_per_class: int = 16
+
+    def __post_init__(self) -> None:
+        for name, least in (("align_steps", 0), ("align_per_class", 1), ("consistency", 0)):
+            require_at_least(name, getattr(self, name), least)
+        for name in ("selector_lr", "align_lr"):
+            require_positive(name, getattr(self, name))
+        k = self.top_k
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+            raise ValueError(f"top_k must be an integer of at least 1, or None. Found {k!r}.")
+        require_temperature(self.temperature)
+        if self.expert_classes not in get_args(ExpertClasses):
+            raise ValueError(
+                f"expert_classes must be one of {get_args(ExpertClasses)}. "
+                f"Found {self.expert_classes!r}."
+            )
+        if self.consistency and self.expert_classes == "own":
+            raise ValueError(
+                "consistency must be 0 with expert_classes='own', where no other expert knows the "
+                f"new classes. Found {self.consistency!r}."
+            )
+
+
+class L2C:
+    """A :class:`~ktlib.cpeft.tasks.ContinualLearner` with a selector and one expert for each task.
+
+    A task is learned in three steps. No image is kept. Zhang, Lu and Liu, "Learning to cooperate",
+    2025; see the module for what is reconstructed.
+
+    1. *Selector.* Its adapters go on from where they were, at a slow rate; a head for the new
+       classes is trained with them, and then the heads of all classes are aligned with Gaussian
+       statistics. Statistics of older classes stay as they were estimated: the slow rate is what
+       keeps them nearly right.
+    2. *Older experts* (only with ``expert_classes="seen"``). Each embeds the new images, estimates
+       the statistics of the new classes in its own, frozen feature space, gets columns for them,
+       and its head is aligned. So expert ``k`` comes to know the classes of its own and of all
+       later tasks; it never sees images of earlier ones and gives their classes probability 0.
+    3. *New expert.* Adapters from the mixed old ones or anew, trained with a head on the new
+       classes, then frozen.
+
+    Args:
+        backbone: encoder with ``dim`` features; copied once, for selector and all experts together.
+        training: of experts and of the selector's heads. Stated: query, key, value of each block.
+        settings: of the selector and of the cooperation.
 
     Attributes:
         selector_losses: task -> mean loss of each epoch.
@@ -145,80 +137,38 @@ class L2C:
         start_weights: task -> weights of the old experts at its start; none for the first task.
 
     Raises:
-        ValueError: an argument outside its range, or ``consistency`` with ``expert_classes="own"``,
-            where it is zero: nobody else knows the new classes.
+        ValueError: as :class:`~ktlib.cpeft.adapters.LoraBackbone`; or a rank above the size of a
+            layer with ``start_from_old``.
+
+    Example:
+        >>> from ktlib.cpeft import L2C, L2CSettings, LoraTraining, class_tasks
+        >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8))
+        >>> encoder.dim = 8
+        >>> images, labels = torch.rand(12, 1, 4, 4), torch.arange(12) % 4
+        >>> training = LoraTraining(layers=["1"], rank=2, epochs=1, batch_size=4, lr=0.01, seed=0)
+        >>> learner = L2C(encoder, training, L2CSettings(selector_lr=1e-4, align_steps=5))
+        >>> for task in class_tasks(labels, classes=range(4), tasks=2):
+        ...     learner.learn(task, images, labels)
+        >>> learner.task_probabilities(images).shape
+        torch.Size([12, 2])
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        *,
-        layers: Sequence[str],
-        rank: int,
-        epochs: int,
-        batch_size: int,
-        lr: float,
-        seed: int,
-        scale: float = 1.0,
-        selector_lr: float,
-        top: int | None = None,
-        temperature: float = 1.0,
-        start_from_old: bool = True,
-        aligned: bool = True,
-        consistency: float = 0.0,
-        expert_classes: ExpertClasses = "seen",
-        align_steps: int = 200,
-        align_lr: float = 0.01,
-        align_per_class: int = 16,
-    ) -> None:
-        for name, least in (("epochs", epochs), ("batch_size", batch_size)):
-            require_at_least(name, least, 1)
-        require_at_least("align_steps", align_steps, 0)
-        require_at_least("align_per_class", align_per_class, 1)
-        for name, rate in (("lr", lr), ("selector_lr", selector_lr), ("align_lr", align_lr)):
-            require_positive(name, rate)
-        if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
-            raise ValueError(f"top must be an integer of at least 1, or None. Found {top!r}.")
-        require_temperature(temperature)
-        require_at_least("consistency", consistency, 0)
-        if expert_classes not in get_args(ExpertClasses):
-            raise ValueError(
-                f"expert_classes must be one of {get_args(ExpertClasses)}. "
-                f"Found {expert_classes!r}."
-            )
-        if consistency and expert_classes == "own":
-            raise ValueError(
-                "consistency must be 0 with expert_classes='own', where no other expert knows the "
-                f"new classes. Found {consistency!r}."
-            )
-        dim = feature_dim(backbone)
-        self._network = LoraBackbone(backbone, layers=layers, rank=rank, scale=scale, seed=seed)
+    def __init__(self, backbone: nn.Module, training: LoraTraining, settings: L2CSettings) -> None:
+        self.dim = feature_dim(backbone)
+        self.training, self.settings = training, settings
+        self._network = training.adapted(backbone)
         smallest = min(min(self._network.linear(n).weight.shape) for n in self._network.layers)
-        if start_from_old and rank > smallest:
+        if settings.start_from_old and training.rank > smallest:
             raise ValueError(
                 f"rank must be at most {smallest}, the size of the smallest adapted layer, with "
-                f"start_from_old=True. Found rank={rank}."
+                f"start_from_old=True. Found rank={training.rank}."
             )
         self._selector: Adapters = self._network.adapters()
-        self._selector_head = self._new_head(dim)
-        self._selector_statistics = ClassStatistics(dim)
+        self._selector_head = self._new_head()
+        self._selector_statistics = ClassStatistics(self.dim)
         self._experts: list[Adapters] = []
         self._heads: list[JoinedHead] = []
         self._statistics: list[ClassStatistics] = []
-        self.dim, self.epochs, self.batch_size, self.lr = dim, epochs, batch_size, lr
-        self.seed, self.selector_lr, self.top, self.temperature = (
-            seed,
-            selector_lr,
-            top,
-            temperature,
-        )
-        self.start_from_old, self.aligned, self.consistency = start_from_old, aligned, consistency
-        self.expert_classes = expert_classes
-        self._align: dict[str, Any] = {
-            "steps": align_steps,
-            "lr": align_lr,
-            "per_class": align_per_class,
-        }
         self.selector_losses: dict[int, list[float]] = {}
         self.expert_losses: dict[int, list[float]] = {}
         self.start_weights: dict[int, list[float]] = {}
@@ -242,20 +192,20 @@ class L2C:
             FloatingPointError: a loss is no longer finite.
         """
         labels = labels.cpu()
-        if self.aligned or self.expert_classes == "seen":
+        if self.settings.aligned or self.settings.expert_classes == "seen":
             _require_covariances(task, labels)
         weights = self._weights_of_old(images, task.train) if self._experts else None
         self._learn_selector(task, images, labels)
         old = [
-            self._teach(number, task, images, labels)
+            self._update_old_expert(number, task, images, labels)
             for number in range(1, len(self._experts) + 1)
-            if self.expert_classes == "seen"
+            if self.settings.expert_classes == "seen"
         ]
         self._learn_expert(task, images, labels, weights, old)
 
     @torch.no_grad()
-    def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What selector and experts say, before K and temperature.
+    def expert_outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of selector and experts, before K and temperature.
 
         Args:
             images: ``(n, channels, height, width)``.
@@ -266,29 +216,30 @@ class L2C:
             classes that an expert does not know.
 
         Raises:
-            ValueError: no task was learned yet.
+            ValueError: no task has been learned yet.
         """
-        task_logits = self._task_logits(self._features(self._selector, images))
+        task_logits = self._task_logits(self._features(self._selector, images))  # (n, tasks)
         experts = [
             self._log_probabilities(number + 1, images) for number in range(len(self._heads))
         ]
-        return task_logits, torch.stack(experts, dim=1)
+        return task_logits, torch.stack(experts, dim=1)  # (n, tasks, classes)
 
     def scores(self, images: Tensor) -> Tensor:
         """``(n, classes)`` logarithm of the aggregated probabilities, for the K most probable.
 
         Classes that none of the K knows come after all others, in the order that all experts
-        together give them: probability 0 in single precision, but a learner that is told such a
-        task still has an answer.
+        together give them: probability 0 in single precision, but a prediction with a given task
+        is still possible.
 
         Args:
             images: ``(n, channels, height, width)``.
         """
-        task_logits, experts = self.answer(images)
-        top = None if self.top is None else min(self.top, len(self._experts))
-        weights = log_task_weights(task_logits, top=top, temperature=self.temperature)
-        chosen = log_mixture(weights, experts)
-        everyone = log_mixture(log_task_weights(task_logits), experts)
+        task_logits, experts = self.expert_outputs(images)
+        top_k, temperature = self.settings.top_k, self.settings.temperature
+        top_k = None if top_k is None else min(top_k, len(self._experts))
+        weights = log_task_weights(task_logits, top_k=top_k, temperature=temperature)
+        chosen = log_mixture(weights, experts)  # (n, classes)
+        everyone = log_mixture(log_task_weights(task_logits), experts)  # (n, classes)
         return torch.where(chosen.isneginf(), everyone - _LAST, chosen)
 
     def task_probabilities(self, images: Tensor) -> Tensor:
@@ -297,17 +248,17 @@ class L2C:
 
     def expert_probabilities(self, images: Tensor) -> Tensor:
         """``f_k(x)``, ``(n, tasks, classes)``; 0 for classes that an expert does not know."""
-        return self.answer(images)[1].exp()
+        return self.expert_outputs(images)[1].exp()
 
-    def predict_told(self, images: Tensor, task: int) -> Tensor:
-        """``(n,)`` class numbers, by the expert of a task among its own classes.
+    def predict_with_task_id(self, images: Tensor, task: int) -> Tensor:
+        """``(n,)`` class numbers, by the expert of the given task among its own classes.
 
         Args:
             images: ``(n, channels, height, width)``.
             task: its number, from 1.
 
         Raises:
-            ValueError: there is no such task.
+            ValueError: ``task`` has not been learned.
         """
         if not 1 <= task <= len(self._experts):
             raise ValueError(
@@ -315,32 +266,33 @@ class L2C:
             )
         head = self._heads[task - 1]
         with torch.no_grad():
-            scores = head.of_task(1, self._features(self._experts[task - 1], images))
+            features = self._features(self._experts[task - 1], images)  # (n, dim)
+            scores = head.of_task(1, features)  # (n, classes of the task)
         return head.classes[head.task_of == 1][scores.argmax(dim=1)]
 
     # Selector ----------------------------------------------------------------------------------
 
     def _learn_selector(self, task: ClassTask, images: ImagePool, labels: Tensor) -> None:
         head, network = self._selector_head, self._network
-        number = head.add(task.classes, self.seed)
+        number = head.add(task.classes, self.training.seed)
         network.load_adapters(self._selector)
         self.selector_losses[number] = self._train(
             lambda features: head.of_task(number, features),
             [
-                {"params": network.trained(), "lr": self.selector_lr},
-                {"params": list(head.head(number).parameters()), "lr": self.lr},
+                {"params": network.trained(), "lr": self.settings.selector_lr},
+                {"params": list(head.head(number).parameters()), "lr": self.training.lr},
             ],
             task,
             images,
             labels,
-            generator(self.seed, "selector", number),
+            generator(self.training.seed, "selector", number),
         )
         self._selector = network.adapters()
-        if self.aligned:
-            features = features_of(network, images, task.train, self.batch_size)
+        if self.settings.aligned:
+            features = self._training_features(images, task.train)
             self._selector_statistics.add(features, labels[task.train])
             if number > 1:
-                self._aligned(head, self._selector_statistics, "selector", number)
+                self._align(head, self._selector_statistics, "selector", number)
 
     def _task_logits(self, features: Tensor) -> Tensor:
         """``(n, tasks)`` largest logit of each task's classes, from the selector's features."""
@@ -352,31 +304,34 @@ class L2C:
 
     @torch.no_grad()
     def _log_weights(self, features: Tensor) -> Tensor:
-        return log_task_weights(self._task_logits(features), temperature=self.temperature)
+        logits = self._task_logits(features)  # (n, tasks)
+        return log_task_weights(logits, temperature=self.settings.temperature)
 
     def _weights_of_old(self, images: ImagePool, rows: Tensor) -> Tensor:
         """``(tasks so far,)`` mean of ``g`` over images, by the selector as it is now."""
         self._network.load_adapters(self._selector)
-        features = features_of(self._network, images, rows, self.batch_size)
+        features = self._training_features(images, rows)  # (m, dim)
         return self._log_weights(features).exp().mean(dim=0)
 
     # Experts -----------------------------------------------------------------------------------
 
-    def _teach(self, number: int, task: ClassTask, images: ImagePool, labels: Tensor) -> Tensor:
-        """An older expert learns the classes of a new task from their statistics.
+    def _update_old_expert(
+        self, number: int, task: ClassTask, images: ImagePool, labels: Tensor
+    ) -> Tensor:
+        """Let an older expert learn the classes of a new task from their statistics.
 
         Returns:
             ``(m, k)`` the logarithm of its probabilities of the new classes on the new images.
         """
         self._network.load_adapters(self._experts[number - 1])
-        features = features_of(self._network, images, task.train, self.batch_size)
+        features = self._training_features(images, task.train)  # (m, dim)
         head, statistics = self._heads[number - 1], self._statistics[number - 1]
         statistics.add(features, labels[task.train])
-        head.add(task.classes, self.seed)
-        self._aligned(head, statistics, f"expert {number}", task.number)
+        head.add(task.classes, self.training.seed)
+        self._align(head, statistics, f"expert {number}", task.number)
         with torch.no_grad():
-            new: Tensor = head(features).log_softmax(dim=1)[:, -len(task.classes) :]
-        return new
+            known: Tensor = head(features).log_softmax(dim=1)  # (m, classes of the expert)
+        return known[:, -len(task.classes) :]
 
     def _learn_expert(
         self,
@@ -387,49 +342,53 @@ class L2C:
         old: Sequence[Tensor],
     ) -> None:
         number, network = len(self._experts) + 1, self._network
+        seed = self.training.seed
         extra = self._consistency_term(images, task, len(labels), old)
-        network.start(_seed(self.seed, "expert", number))
-        if self.start_from_old and weights is not None:
+        network.start(_seed(seed, "expert", number))
+        if self.settings.start_from_old and weights is not None:
             network.load_adapters(mixed_adapters(self._experts, weights))
             self.start_weights[number] = weights.tolist()
-        head = self._new_head(self.dim)
-        head.add(task.classes, _seed(self.seed, "expert head", number))
+        head = self._new_head()
+        head.add(task.classes, _seed(seed, "expert head", number))
         self.expert_losses[number] = self._train(
             head,
-            [{"params": [*network.trained(), *head.parameters()], "lr": self.lr}],
+            [{"params": [*network.trained(), *head.parameters()], "lr": self.training.lr}],
             task,
             images,
             labels,
-            generator(self.seed, "expert", number),
+            generator(seed, "expert", number),
             extra,
         )
         self._experts.append(network.adapters())
         self._heads.append(head)
-        if self.expert_classes == "seen":
+        if self.settings.expert_classes == "seen":
             self._statistics.append(ClassStatistics(self.dim))
-            features = features_of(network, images, task.train, self.batch_size)
+            features = self._training_features(images, task.train)
             self._statistics[-1].add(features, labels[task.train])
 
     def _consistency_term(
         self, images: ImagePool, task: ClassTask, count: int, old: Sequence[Tensor]
     ) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """The term of the loss of a batch, of ``count`` images; ``old`` from :meth:`_teach`."""
-        if not (self.consistency and old):
+        """The term of the loss of a batch, of ``count`` images.
+
+        ``old`` holds what :meth:`_update_old_expert` returns, one tensor for each old expert.
+        """
+        consistency = self.settings.consistency
+        if not (consistency and old):
             return None
         self._network.load_adapters(self._selector)
-        features = features_of(self._network, images, task.train, self.batch_size)
-        log_weights = self._log_weights(features)
-        others = log_mixture(log_weights[:, :-1], torch.stack(list(old), dim=1))
-        places = torch.full((count,), -1)
+        log_weights = self._log_weights(self._training_features(images, task.train))  # (m, tasks)
+        others = log_mixture(log_weights[:, :-1], torch.stack(list(old), dim=1))  # (m, k)
+        places = torch.full((count,), -1)  # image -> its row in these two
         places[task.train] = torch.arange(len(task.train))
 
         def term(rows: Tensor, scores: Tensor) -> Tensor:
-            asked = places[rows.cpu()].to(scores.device)
-            single = scores.log_softmax(dim=1)
-            own = log_weights[asked, -1:] + single.detach()
-            together = torch.logaddexp(others[asked], own).log_softmax(dim=1)
+            batch = places[rows.cpu()].to(scores.device)  # (b,)
+            single = scores.log_softmax(dim=1)  # (b, k)
+            own = log_weights[batch, -1:] + single.detach()  # (b, k)
+            together = torch.logaddexp(others[batch], own).log_softmax(dim=1)  # (b, k)
             divergence = F.kl_div(single, together, reduction="batchmean", log_target=True)
-            return self.consistency * divergence
+            return consistency * divergence
 
         return term
 
@@ -437,16 +396,20 @@ class L2C:
         """``(n, classes)`` of an expert."""
         head = self._heads[number - 1]
         logits: Tensor = head(self._features(self._experts[number - 1], images))
-        known = logits.log_softmax(dim=1)
+        known = logits.log_softmax(dim=1)  # (n, classes of the expert)
         columns = positions_of(head.classes, self._selector_head.classes)
         everything = known.new_full((len(known), len(self._selector_head.classes)), -math.inf)
         everything[:, columns] = known
-        return everything
+        return everything  # (n, classes)
 
     # Both --------------------------------------------------------------------------------------
 
-    def _new_head(self, dim: int) -> JoinedHead:
-        return JoinedHead(dim).to(next(self._network.parameters()).device)
+    def _new_head(self) -> JoinedHead:
+        return JoinedHead(self.dim).to(next(self._network.parameters()).device)
+
+    def _training_features(self, images: ImagePool, rows: Tensor) -> Tensor:
+        """``(m, dim)`` with the adapters as they are, batch by batch."""
+        return features_of(self._network, images, rows, self.training.batch_size)
 
     @torch.no_grad()
     def _features(self, adapters: Adapters, images: Tensor) -> Tensor:
@@ -461,7 +424,7 @@ class L2C:
         task: ClassTask,
         images: ImagePool,
         labels: Tensor,
-        batches: torch.Generator,
+        rng: torch.Generator,
         loss_extra: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> list[float]:
         return train_task(
@@ -471,68 +434,20 @@ class L2C:
             images,
             positions_of(labels, task.classes.cpu()),
             task.train,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            generator=batches,
+            self.training,
+            rng=rng,
             loss_extra=loss_extra,
         )
 
-    def _aligned(
-        self, head: JoinedHead, statistics: ClassStatistics, who: str, number: int
-    ) -> None:
-        align_head(head, statistics, seed=_seed(self.seed, who, number), **self._align)
-
-
-def mixed_adapters(experts: Sequence[Adapters], weights: Tensor) -> dict[str, Tensor]:
-    """Adapters whose update is the weighted mean of those of experts, as nearly as the rank allows.
-
-    What an expert adds to a layer is the product ``B_k A_k``, so it is products that are mixed: to
-    mix ``B`` and ``A`` each for itself would bring in ``B_j A_k``, which belongs to no expert, and
-    differs between adapters that do the same. The mean of products has a higher rank; the nearest
-    matrix of the given rank is its truncated singular value decomposition ``U S V^T`` (Eckart and
-    Young). It is split as ``A = V^T / sqrt(3)`` and ``B = sqrt(3) U S``: rows of ``A`` then are
-    about as long as LoRA draws them, also where the singular value is 0 and the direction is free.
-
-    Args:
-        experts: adapters as :meth:`~ktlib.cpeft.adapters.LoraBackbone.adapters` gives them.
-        weights: ``(experts,)``, not negative.
-
-    Returns:
-        Adapters of the same names and shapes.
-
-    Raises:
-        ValueError: no experts, weights of another number or negative, or a rank larger than a
-            layer.
-    """
-    if not experts or weights.shape != (len(experts),) or bool((weights < 0).any()):
-        raise ValueError(
-            f"weights must be {len(experts)} numbers >= 0, one an expert, of at least one. "
-            f"Found {weights.tolist()}."
+    def _align(self, head: JoinedHead, statistics: ClassStatistics, who: str, number: int) -> None:
+        align_head(
+            head,
+            statistics,
+            steps=self.settings.align_steps,
+            lr=self.settings.align_lr,
+            per_class=self.settings.align_per_class,
+            seed=_seed(self.training.seed, who, number),
         )
-    shares = weights.tolist()
-    mixed: dict[str, Tensor] = {}
-    for name in experts[0]:
-        if not name.endswith(".down"):
-            continue
-        layer = name.removesuffix(".down")
-        # In double precision, which Apple's GPU lacks.
-        down = torch.cat([adapters[name].cpu().double() for adapters in experts])
-        ups = [adapters[f"{layer}.up"].cpu().double() for adapters in experts]
-        up = torch.cat([weight * one for weight, one in zip(shares, ups, strict=True)], dim=1)
-        rank = len(experts[0][name])
-        if rank > min(len(up), down.shape[1]):
-            raise ValueError(
-                f"rank must be at most {min(len(up), down.shape[1])}, the size of {layer}, to mix "
-                f"adapters. Found rank={rank}."
-            )
-        # up @ down has the same singular values as the small matrix between the orthogonal factors.
-        left, between = torch.linalg.qr(up)
-        right, other = torch.linalg.qr(down.T)
-        u, s, vt = torch.linalg.svd(between @ other.T)
-        mixed[name] = (_START * (vt @ right.T)[:rank]).to(experts[0][name])
-        mixed[f"{layer}.up"] = ((left @ u)[:, :rank] * s[:rank] / _START).to(experts[0][name])
-    return mixed
 
 
 def _seed(seed: int, who: str, number: int) -> int:
@@ -546,5 +461,5 @@ def _require_covariances(task: ClassTask, labels: Tensor) -> None:
     if few:
         raise ValueError(
             f"task {task.number} must have at least two training images of each class. Found fewer "
-            f"of {few}."
+            f"of the classes {few}."
         )

@@ -53,7 +53,7 @@ class ClassStatistics:
         return self.roots @ self.roots
 
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Note classes that have not been seen yet.
+        """Estimate the Gaussians of new classes.
 
         Args:
             features: ``(n, dim)``.
@@ -69,7 +69,8 @@ class ClassStatistics:
             )
         if labels.shape != features.shape[:1]:
             raise ValueError(
-                f"labels must be ({len(features)},), one a feature. Found {tuple(labels.shape)}."
+                f"labels must be ({len(features)},), one for each feature. "
+                f"Found {tuple(labels.shape)}."
             )
         if not bool(torch.isfinite(features).all()):
             raise ValueError("features must be finite numbers.")
@@ -107,7 +108,7 @@ class ClassStatistics:
         if not len(self.classes):
             raise ValueError("the statistics must hold at least one class. Found none.")
         noise = torch.randn(len(self.classes), per_class, self.dim, generator=generator)
-        # The roots are symmetric: no transpose.
+        # (k, 1, dim) + (k, per_class, dim) @ (k, dim, dim); the roots are symmetric: no transpose.
         features = self.means[:, None] + noise.to(self.roots.device) @ self.roots
         return features.flatten(0, 1), self.classes.repeat_interleave(per_class)
 
@@ -178,6 +179,6 @@ def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     covariance = require_extra("sklearn.covariance", "lora")
     shrunk = torch.from_numpy(covariance.ledoit_wolf(features.numpy())[0])
     # The mean was estimated from the same images, which Ledoit and Wolf leave out of account.
-    values, vectors = torch.linalg.eigh(shrunk * (images / (images - 1)))
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    values, vectors = torch.linalg.eigh(shrunk * (images / (images - 1)))  # (dim,), (dim, dim)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # (dim, dim)
     return features.mean(dim=0), root

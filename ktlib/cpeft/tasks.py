@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ktlib.checks import ImagePool, percent, require_at_least
-from ktlib.fcl.protocol import positions_of
+from ktlib.fcl.protocol import draw_images, positions_of
 
 
 @dataclass(frozen=True)
 class ClassTask:
-    """What one task may see.
+    """Classes and images of one task.
 
     Attributes:
         number: from 1.
@@ -24,6 +24,12 @@ class ClassTask:
         train: ``(m,)`` positions of its training images in the training set.
         validation: positions of held-out training-set images of its classes, for choosing settings;
             never trained on. Empty unless asked for.
+
+    Example:
+        >>> rows = torch.arange(8)
+        >>> task = ClassTask(1, classes=torch.tensor([3, 5]), train=rows[:6], validation=rows[6:])
+        >>> len(task.train)
+        6
     """
 
     number: int
@@ -37,6 +43,12 @@ class ContinualLearner(Protocol):
 
     Attributes:
         classes: ``(k,)`` classes learned so far, in the order of the columns of :meth:`scores`.
+
+    Example:
+        >>> from ktlib.cpeft import NearestMean
+        >>> learner: ContinualLearner = NearestMean(torch.nn.Linear(4, 8))
+        >>> learner.classes
+        tensor([], dtype=torch.int64)
     """
 
     @property
@@ -61,9 +73,9 @@ def class_tasks(
     *,
     classes: Sequence[int],
     tasks: int,
-    images: int | None,
-    class_seed: int,
-    seed: int,
+    images: int | None = None,
+    class_seed: int = 0,
+    seed: int = 0,
     validation_images: int = 0,
 ) -> list[ClassTask]:
     """Split classes into tasks of equal size and draw the images of each.
@@ -74,7 +86,7 @@ def class_tasks(
 
     Args:
         labels: ``(n,)`` class of every training image.
-        classes: those that are learned, such as all that were not used for pre-training.
+        classes: to be learned, such as all that were not used for pre-training.
         tasks: how many.
         images: training images per class; None for all that are left.
         class_seed: orders the classes.
@@ -84,6 +96,12 @@ def class_tasks(
     Raises:
         ValueError: there are more tasks than classes, a class is named twice, or has too few
             images.
+
+    Example:
+        >>> labels = torch.arange(6).repeat(10)
+        >>> tasks = class_tasks(labels, classes=range(6), tasks=3, images=4)
+        >>> [(task.classes.tolist(), len(task.train)) for task in tasks]
+        [([5, 2], 8), ([1, 3], 8), ([0, 4], 8)]
     """
     require_at_least("images", 1 if images is None else images, 1)
     require_at_least("validation_images", validation_images, 0)
@@ -97,43 +115,42 @@ def class_tasks(
     numbers = labels.cpu().numpy()
     result = []
     for number, own in enumerate(np.array_split(order, tasks), start=1):
-        train, validation = [], []
-        for label in own:
-            pool = draw.permutation(np.flatnonzero(numbers == label))
-            if len(pool) < (images or 1) + validation_images:
-                raise ValueError(
-                    f"class {label} of task {number} has {len(pool)} training images, fewer than "
-                    f"images + validation_images = {images or 1} + {validation_images}."
-                )
-            validation.append(pool[:validation_images])
-            rest = pool[validation_images:]
-            train.append(rest[:images])
-        result.append(
-            ClassTask(
-                number,
-                torch.as_tensor(own),
-                torch.as_tensor(np.concatenate(train)),
-                torch.as_tensor(np.concatenate(validation)),
-            )
-        )
+        rows = draw_images(numbers, own, draw, validation_images, images=images)
+        result.append(ClassTask(number, torch.as_tensor(own), *rows))
     return result
 
 
 def predict(learner: ContinualLearner, images: Tensor) -> Tensor:
-    """``(n,)`` class numbers with the highest score among all classes learned so far."""
+    """Class-IL prediction: the class with the highest score among all learned so far.
+
+    Args:
+        learner: has learned at least one task.
+        images: ``(n, channels, height, width)``.
+
+    Returns:
+        ``(n,)`` class numbers.
+
+    Example:
+        >>> from ktlib.cpeft import NearestMean
+        >>> images, labels = torch.eye(4).reshape(4, 1, 2, 2), torch.arange(4)
+        >>> learner = NearestMean(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 8)))
+        >>> learner.learn(class_tasks(labels, classes=[1, 3], tasks=1)[0], images, labels)
+        >>> predict(learner, images[[3, 1]])
+        tensor([3, 1])
+    """
     return _best(learner.scores(images), learner.classes)
 
 
-def predict_within(learner: ContinualLearner, images: Tensor, classes: Tensor) -> Tensor:
-    """The same among the given classes only: what the learner says when it is told the task.
+def predict_with_task_id(learner: ContinualLearner, images: Tensor, classes: Tensor) -> Tensor:
+    """Task-IL prediction: the task is given, and only its classes are compared.
 
     Args:
         learner: has learned all of ``classes``.
         images: ``(n, channels, height, width)``.
-        classes: ``(j,)`` class numbers.
+        classes: ``(j,)`` class numbers of the task.
 
     Raises:
-        ValueError: a class was not learned.
+        ValueError: a class has not been learned.
     """
     return _best_within(learner.scores(images), learner.classes, classes)
 
@@ -163,12 +180,21 @@ def learn_tasks(
 
     Returns:
         A row for each task ``after`` and each ``task`` up to it: ``accuracy`` among all classes so
-        far, ``accuracy_within`` if told the task, and ``misallocated``, the share of images that
-        are taken for a class of another task; all in percent.
+        far (class-IL), ``task_il_accuracy`` among those of the task, and ``routing_error``, the
+        share of images that are given a class of another task; all in percent.
 
     Raises:
         ValueError: a class belongs to two tasks, or a task has no test images.
         FloatingPointError: a loss is no longer finite; the message names the task.
+
+    Example:
+        >>> from ktlib.cpeft import NearestMean
+        >>> images, labels = torch.eye(4).reshape(4, 1, 2, 2), torch.arange(4)
+        >>> learner = NearestMean(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 8)))
+        >>> tasks = class_tasks(labels, classes=range(4), tasks=2)
+        >>> rows = learn_tasks(learner, tasks, images, labels, images, labels)
+        >>> [(row["after"], row["task"], row["accuracy"]) for row in rows]
+        [(1, 1, 100.0), (2, 1, 100.0), (2, 2, 100.0)]
     """
     require_at_least("batch_size", batch_size, 1)
     tested = _test_rows(tasks, test_labels)
@@ -194,13 +220,14 @@ def _accuracies(
     rows: Tensor,
     batch_size: int,
 ) -> dict[str, float]:
-    scores = torch.cat([learner.scores(images[part]).cpu() for part in rows.split(batch_size)])
-    known, wanted = learner.classes.cpu(), labels[rows].cpu()
-    best = _best(scores, known)
+    parts = [learner.scores(images[part]).cpu() for part in rows.split(batch_size)]
+    scores = torch.cat(parts)  # (m, k)
+    known, wanted = learner.classes.cpu(), labels[rows].cpu()  # (k,), (m,)
+    best = _best(scores, known)  # (m,)
     return {
         "accuracy": percent(best == wanted),
-        "accuracy_within": percent(_best_within(scores, known, classes) == wanted),
-        "misallocated": percent(~torch.isin(best, classes)),
+        "task_il_accuracy": percent(_best_within(scores, known, classes) == wanted),
+        "routing_error": percent(~torch.isin(best, classes)),
     }
 
 
@@ -209,9 +236,9 @@ def _best(scores: Tensor, classes: Tensor) -> Tensor:
 
 
 def _best_within(scores: Tensor, known: Tensor, classes: Tensor) -> Tensor:
-    columns = positions_of(classes.to(scores.device), known.to(scores.device))
+    columns = positions_of(classes.to(scores.device), known.to(scores.device))  # (j,)
     if bool((columns < 0).any()):
-        raise ValueError(f"classes must be of those learned, {known.tolist()}. "
+        raise ValueError(f"classes must be among those learned, {known.tolist()}. "
                          f"Found {classes.tolist()}.")  # fmt: skip
     return _best(scores[:, columns], classes)
 

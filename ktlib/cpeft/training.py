@@ -1,8 +1,9 @@
-"""Training of adapters and a head on one task, and features of many images."""
+"""Settings and training of adapters and heads, and features of many images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,9 +11,110 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ktlib.checks import ImagePool, require_at_least, require_positive
+from ktlib.cpeft.adapters import LoraBackbone
+from ktlib.cpeft.heads import JoinedHead
+from ktlib.cpeft.tasks import ClassTask
+from ktlib.fcl.protocol import positions_of
+from ktlib.seeding import generator
 
 LossExtra = Callable[[Tensor, Tensor], Tensor]
 """Positions ``(b,)`` of a batch's images and their scores ``(b, k)`` -> scalar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraTraining:
+    """Settings of adapters and their training, the same for all learners.
+
+    Attributes:
+        layers: which linear layers are adapted, see :class:`~ktlib.cpeft.adapters.LoraBackbone`.
+        rank: of every update ``B A``.
+        epochs: passes over the images of a task.
+        batch_size: images per step.
+        lr: first learning rate of Adam's cosine schedule.
+        seed: draws adapters, heads and batches.
+        scale: factor of the updates.
+
+    Raises:
+        ValueError: ``rank``, ``epochs`` or ``batch_size`` below 1, or ``lr`` not above 0.
+
+    Example:
+        >>> training = LoraTraining(layers=["query", "value"], rank=8, epochs=5, batch_size=64,
+        ...                         lr=5e-4, seed=0)
+        >>> training.scale
+        1.0
+    """
+
+    layers: Sequence[str]
+    rank: int
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "epochs", "batch_size"):
+            require_at_least(name, getattr(self, name), 1)
+        require_positive("lr", self.lr)
+
+    def adapted(self, backbone: nn.Module) -> LoraBackbone:
+        """A copy of an encoder with new adapters."""
+        return LoraBackbone(
+            backbone, layers=self.layers, rank=self.rank, scale=self.scale, seed=self.seed
+        )
+
+
+class LoraLearner:
+    """Adapters, heads and training of the learners that have one adapted backbone.
+
+    Args:
+        backbone: encoder whose number of features is its attribute ``dim``; copied and frozen.
+        training: of adapters and heads.
+
+    Attributes:
+        backbone: with the adapters.
+        head: the heads of all tasks so far.
+        losses: task -> mean loss of each epoch of the training on it.
+
+    Raises:
+        ValueError: as :class:`~ktlib.cpeft.adapters.LoraBackbone`, or a backbone without ``dim``.
+    """
+
+    def __init__(self, backbone: nn.Module, training: LoraTraining) -> None:
+        self.training, self.backbone = training, training.adapted(backbone)
+        self.device = next(backbone.parameters()).device
+        self.head = JoinedHead(self.backbone.dim).to(self.device)
+        self.losses: dict[int, list[float]] = {}
+
+    @property
+    def classes(self) -> Tensor:
+        """``(k,)`` classes learned so far, in the order of the columns of :meth:`scores`."""
+        return self.head.classes
+
+    @torch.no_grad()
+    def scores(self, images: Tensor) -> Tensor:
+        """``(n, k)`` logits: the heads of all tasks side by side."""
+        return self.head(self.backbone(images.to(self.device)))  # type: ignore[no-any-return]
+
+    def _train_new_head(self, task: ClassTask, images: ImagePool, labels: Tensor) -> None:
+        """Train the adapters and a new head on the classes of the task."""
+        head = self.head.head(self.head.add(task.classes, self.training.seed))
+        self._train(task.number, head, task.classes, task.train, images, labels)
+
+    def _train(
+        self, task: int, head: nn.Module, classes: Tensor, rows: Tensor, images: ImagePool,
+        labels: Tensor,
+    ) -> None:  # fmt: skip
+        self.losses[task] = train_task(
+            self.backbone,
+            head,
+            [*self.backbone.trained(), *head.parameters()],
+            images,
+            positions_of(labels, classes),
+            rows,
+            self.training,
+            rng=generator(self.training.seed, "batches", task),
+        )
 
 
 def train_task(
@@ -22,11 +124,9 @@ def train_task(
     images: ImagePool,
     labels: Tensor,
     rows: Tensor,
+    training: LoraTraining,
     *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    generator: torch.Generator,
+    rng: torch.Generator,
     loss_extra: LossExtra | None = None,
 ) -> list[float]:
     """Minimise the cross-entropy with Adam and a cosine schedule down to 0.
@@ -43,41 +143,36 @@ def train_task(
         labels: ``(n,)`` the column of the scores that is right for each image; of images that are
             not trained on, anything.
         rows: ``(m,)`` positions of the images that are trained on.
-        epochs: passes over them.
-        batch_size: images per step.
-        lr: first learning rate of the schedule.
-        generator: source of the batches, on the CPU.
+        training: its ``epochs``, ``batch_size`` and ``lr``.
+        rng: draws the batches, on the CPU.
         loss_extra: a further term of the loss, from the positions of a batch and its scores.
 
     Returns:
         Mean loss over the images, for each epoch.
 
     Raises:
-        ValueError: for ``epochs`` or ``batch_size`` below 1, ``lr`` not above 0, no rows, or a
-            label below 0.
+        ValueError: no rows, or a label below 0.
         FloatingPointError: as soon as the mean loss of an epoch is not finite.
     """
-    require_at_least("epochs", epochs, 1)
-    require_at_least("batch_size", batch_size, 1)
-    require_positive("lr", lr)
     if not len(rows):
         raise ValueError("rows must be of images to train on. Found 0 rows.")
     least = int(labels[rows].min())
     if least < 0:
-        raise ValueError(f"labels are columns of the scores. Found labels from {least} on.")
+        raise ValueError(f"labels must be columns of the scores, from 0. Found {least}.")
     device = next(backbone.parameters()).device
-    optimizer = torch.optim.Adam(parameters, lr=lr)
-    steps = epochs * -(-len(rows) // batch_size)
+    optimizer = torch.optim.Adam(parameters, lr=training.lr)
+    steps = training.epochs * -(-len(rows) // training.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     backbone.eval()
     history = []
-    for epoch in range(epochs):
+    for epoch in range(1, training.epochs + 1):
         total = torch.zeros((), device=device)
-        for part in torch.randperm(len(rows), generator=generator).split(batch_size):
-            scores = head_scores(backbone(images[rows[part]].to(device)))
-            loss = F.cross_entropy(scores, labels[rows[part]].to(device))
+        for part in torch.randperm(len(rows), generator=rng).split(training.batch_size):
+            batch = rows[part]  # (b,)
+            scores = head_scores(backbone(images[batch].to(device)))  # (b, k)
+            loss = F.cross_entropy(scores, labels[batch].to(device))
             if loss_extra is not None:
-                loss = loss + loss_extra(rows[part], scores)
+                loss = loss + loss_extra(batch, scores)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -86,7 +181,8 @@ def train_task(
         history.append(float(total) / len(rows))
         if not torch.isfinite(total):
             raise FloatingPointError(
-                f"the loss is {history[-1]} in epoch {epoch + 1} of {epochs}: lower lr={lr!r}."
+                f"the loss is {history[-1]} in epoch {epoch} of {training.epochs}: "
+                f"lower lr={training.lr!r}."
             )
     return history
 
@@ -98,7 +194,7 @@ def features_of(
     """``(m, dim)`` features of the images at ``rows``, batch by batch and without gradients.
 
     Args:
-        backbone: images -> features; in the mode that is wanted.
+        backbone: images -> features; its mode is not changed.
         images: ``(n, channels, height, width)``.
         rows: ``(m,)`` positions.
         batch_size: images at a time.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ktlib.checks import require_at_least
@@ -96,22 +98,44 @@ def few_shot_sessions(
         first = 0 if number == 1 else base_classes + (number - 2) * ways
         own = order[first : base_classes if number == 1 else first + ways]
         per_class = base_images if number == 1 else shots
-        train, validation = [], []
-        for label in own:
-            pool = draw.permutation(np.flatnonzero(positions == label))
-            need = (per_class or 1) + validation_images
-            if len(pool) < need:
-                what = "base_images" if number == 1 else "shots"
-                raise ValueError(
-                    f"class {label} has {len(pool)} training images, fewer than {what} + "
-                    f"validation_images = {per_class or 1} + {validation_images}."
-                )
-            validation.append(pool[:validation_images])
-            rest = pool[validation_images:]
-            train.append(rest if per_class is None else rest[:per_class])
-        images = (torch.as_tensor(np.concatenate(part)) for part in (train, validation))
+        wanted_images = {("base_images" if number == 1 else "shots"): per_class}
+        images = draw_images(positions, own, draw, validation_images, **wanted_images)
         result.append(Session(number, torch.as_tensor(own), *images))
     return result
+
+
+def draw_images(
+    labels: NDArray[np.int64],
+    classes: Iterable[int],
+    draw: np.random.RandomState,
+    validation_images: int,
+    **per_class: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Positions of training images and of held-out ones, class by class.
+
+    Args:
+        labels: ``(n,)`` class of every image.
+        classes: in the order in which their images are drawn.
+        draw: random stream, which goes on.
+        validation_images: held out of each class.
+        per_class: one number of training images per class, None for all that are left, under the
+            name that a message gives it.
+
+    Raises:
+        ValueError: a class has too few images.
+    """
+    ((name, images),) = per_class.items()
+    train, validation = [], []
+    for label in classes:
+        pool = draw.permutation(np.flatnonzero(labels == label))
+        if len(pool) < (images or 1) + validation_images:
+            raise ValueError(
+                f"class {label} has {len(pool)} training images, fewer than {name} + "
+                f"validation_images = {images or 1} + {validation_images}."
+            )
+        validation.append(pool[:validation_images])
+        train.append(pool[validation_images:][:images])
+    return torch.as_tensor(np.concatenate(train)), torch.as_tensor(np.concatenate(validation))
 
 
 def positions_of(labels: Tensor, classes: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def test_a_search_never_loads_the_test_split(parameters, device, monkeypatch):
 
     monkeypatch.setattr(module, "load", watched)
     held = ContinualExperiment(parameters, device, validation=True)
-    images, labels = held.tested(0)
+    images, labels = held.evaluation_data(0)
     assert asked == ["train"]
     assert len(images) == len(labels) > 0
     tasks = [held.base_task, *held.tasks(0)]
@@ -69,7 +69,7 @@ def test_the_model_is_trained_once_and_flat_ones_are_others(experiment, monkeypa
     with pytest.raises(LookupError):
         experiment.pretrained(sam_radius=0.05)
     with pytest.raises(LookupError):
-        experiment.changed(width=32).pretrained()
+        experiment.with_parameters(width=32).pretrained()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -120,9 +120,9 @@ def test_the_same_tasks_can_be_learned_from_other_adapters(experiment):
 
 def test_answers_are_of_all_test_images_of_the_tasks(experiment):
     run = experiment.run("l2c", 0)
-    _, labels = experiment.tested(0)
+    _, labels = experiment.evaluation_data(0)
     known = torch.isin(labels.cpu(), run.learner.classes)
-    assert len(experiment.answers(run).labels) == int(known.sum())
+    assert len(experiment.expert_outputs(run).labels) == int(known.sum())
 
 
 def test_images_grow_to_the_size_of_the_model():
@@ -139,7 +139,7 @@ def test_unknown_names_are_refused(experiment):
     with pytest.raises(ValueError, match="method must be one of"):
         experiment.learner("ewc", 0)
     with pytest.raises(ValueError, match=r"Found \['depth'\]"):
-        experiment.changed(depth=3)
+        experiment.with_parameters(depth=3)
 
 
 def test_grey_images_and_vit_b16(parameters, device, monkeypatch):
@@ -160,5 +160,5 @@ def test_grey_images_and_vit_b16(parameters, device, monkeypatch):
     assert features.shape == (2, 16)
     assert asked == ["a file"]
     assert large.normalisation == (0.5, 0.5)
-    named = large.changed(weights="IMAGENET1K_V1")
+    named = large.with_parameters(weights="IMAGENET1K_V1")
     assert named.normalisation[0] != (0.5, 0.5)

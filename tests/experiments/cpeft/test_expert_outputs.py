@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from experiments.cpeft.expert_outputs import ExpertAnswers
-from ktlib.cpeft.l2c import log_mixture, log_task_weights
+from experiments.cpeft.expert_outputs import ExpertOutputs
+from ktlib.cpeft.mixing import log_mixture, log_task_weights
 
 TASK_OF = torch.tensor([1, 1, 2, 2, 3])
 CLASSES = torch.tensor([40, 10, 30, 20, 50])
@@ -20,7 +20,7 @@ def random_answers(*, images=40, own=False, seed=0):
         logits[:, torch.arange(1, 4)[:, None] != TASK_OF] = -math.inf
     labels = CLASSES[torch.randint(5, (images,), generator=stream)]
     task_logits = torch.randn(images, 3, generator=stream)
-    return ExpertAnswers(task_logits, logits.log_softmax(dim=2), labels, CLASSES, TASK_OF)
+    return ExpertOutputs(task_logits, logits.log_softmax(dim=2), labels, CLASSES, TASK_OF)
 
 
 @pytest.fixture(params=[False, True], ids=["seen", "own"])
@@ -77,7 +77,7 @@ def test_aggregated_answers_are_distributions(answers):
 
 
 def test_tasks_that_tie_are_taken_in_their_order():
-    weights = log_task_weights(torch.tensor([[1.0, 1.0, 0.0]]), top=1).exp()
+    weights = log_task_weights(torch.tensor([[1.0, 1.0, 0.0]]), top_k=1).exp()
     assert weights.tolist() == [[1.0, 0.0, 0.0]]
     shared = log_task_weights(torch.tensor([[1.0, 1.0, 0.0]]), temperature=0.0).exp()
     assert shared.tolist() == [[0.5, 0.5, 0.0]]
@@ -114,7 +114,7 @@ def by_hand():
     for image, votes in enumerate([(0, 2, 4), (1, 3, 4), (0, 3, 4), (1, 3, 4), (0, 2, 4)]):
         for expert, column in enumerate(votes):
             f[image, expert, column] = 1.0
-    return ExpertAnswers(task_logits, f.log(), CLASSES, CLASSES, TASK_OF)
+    return ExpertOutputs(task_logits, f.log(), CLASSES, CLASSES, TASK_OF)
 
 
 def test_misallocated_images_are_counted():
@@ -122,34 +122,34 @@ def test_misallocated_images_are_counted():
     assert answers.tasks.tolist() == [1, 1, 2, 2, 3]
     assert answers.selected.tolist() == [1, 2, 2, 2, 2]
     assert answers.confusion().tolist() == [[1, 1, 0], [0, 2, 0], [0, 1, 0]]
-    assert answers.misallocated == [50.0, 0.0, 100.0]
+    assert answers.routing_error == [50.0, 0.0, 100.0]
     # Own experts err on the third image only (3 is 20, not 30).
-    assert answers.told == pytest.approx(80)
+    assert answers.task_il_accuracy == pytest.approx(80)
     assert answers.accuracy(1, 1.0) == pytest.approx(40)
-    fewer = ExpertAnswers(
+    fewer = ExpertOutputs(
         answers.task_logits[:2], answers.log_probabilities[:2], CLASSES[:2], CLASSES, TASK_OF
     )
-    assert math.isnan(fewer.misallocated[2])
+    assert math.isnan(fewer.routing_error[2])
 
 
 def test_a_selector_that_is_always_right_is_the_oracle():
     answers = random_answers(own=True)
     right = torch.zeros(40, 3)
     right[torch.arange(40), answers.tasks - 1] = 1.0
-    sure = ExpertAnswers(right, answers.log_probabilities, answers.labels, CLASSES, TASK_OF)
-    assert sure.accuracy(1, 1.0) == sure.told
-    assert sure.told == answers.told  # the selector does not enter it
-    assert sure.misallocated == [0.0, 0.0, 0.0]
+    sure = ExpertOutputs(right, answers.log_probabilities, answers.labels, CLASSES, TASK_OF)
+    assert sure.accuracy(1, 1.0) == sure.task_il_accuracy
+    assert sure.task_il_accuracy == answers.task_il_accuracy  # the selector does not enter it
+    assert sure.routing_error == [0.0, 0.0, 0.0]
     own = answers.log_probabilities[torch.arange(40), answers.tasks - 1]
     assert torch.equal(sure.log_aggregate(3, 0.0), own)
 
 
-def test_told_the_task_only_its_own_classes_count():
+def test_with_the_task_given_only_its_own_classes_count():
     """The expert of the task may know more: here it prefers a class of another."""
     f = torch.tensor([[[0.1, 0.2, 0.7, 0.0, 0.0]] * 3])
     labels = torch.tensor([10])
-    answers = ExpertAnswers(torch.zeros(1, 3), f.log(), labels, CLASSES, TASK_OF)
-    assert answers.told == 100.0
+    answers = ExpertOutputs(torch.zeros(1, 3), f.log(), labels, CLASSES, TASK_OF)
+    assert answers.task_il_accuracy == 100.0
     assert answers.accuracy(1, 1.0) == 0.0
 
 
@@ -158,34 +158,34 @@ class OfPixels:
 
     classes, task_of = CLASSES, TASK_OF
 
-    def answer(self, images):
+    def expert_outputs(self, images):
         return images[:, :3], images[:, 3:].reshape(-1, 3, 5)
 
 
 def test_a_learner_is_asked_batch_by_batch(answers):
     pixels = torch.cat([answers.task_logits, answers.log_probabilities.flatten(1)], dim=1)
-    found = ExpertAnswers.of(OfPixels(), pixels, answers.labels, batch_size=7)
+    found = ExpertOutputs.of(OfPixels(), pixels, answers.labels, batch_size=7)
     assert torch.equal(found.log_probabilities, answers.log_probabilities)
     assert torch.equal(found.task_logits, answers.task_logits)
-    assert found.told == answers.told
+    assert found.task_il_accuracy == answers.task_il_accuracy
     with pytest.raises(ValueError, match="the number of images must be at least 1"):
-        ExpertAnswers.of(OfPixels(), pixels, answers.labels[:0])
+        ExpertOutputs.of(OfPixels(), pixels, answers.labels[:0])
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        ExpertAnswers.of(OfPixels(), pixels, answers.labels, batch_size=0)
+        ExpertOutputs.of(OfPixels(), pixels, answers.labels, batch_size=0)
 
 
 def test_what_is_out_of_range_is_refused(answers):
     for top in (0, 4, True, 1.0):
-        with pytest.raises(ValueError, match=f"top must be an integer from 1 to 3.*Found {top}"):
+        with pytest.raises(ValueError, match=f"top_k must be an integer from 1 to 3.*Found {top}"):
             answers.grid([top], [1.0])
     for temperature in (-1.0, math.nan):
         with pytest.raises(ValueError, match="temperature must be at least 0, infinity included"):
             answers.aggregate(1, temperature)
     parts = {name: getattr(answers, name) for name in answers.__dataclass_fields__}
     with pytest.raises(ValueError, match=r"labels must be of classes that were learned.*\[60\]"):
-        ExpertAnswers(**(parts | {"labels": torch.full((40,), 60)}))
-    with pytest.raises(ValueError, match="must fit 40 images, 3 tasks and 5 classes"):
-        ExpertAnswers(**(parts | {"task_logits": torch.zeros(40, 2)}))
+        ExpertOutputs(**(parts | {"labels": torch.full((40,), 60)}))
+    with pytest.raises(ValueError, match="task_logits.*40 images, 3 tasks, 5 classes"):
+        ExpertOutputs(**(parts | {"task_logits": torch.zeros(40, 2)}))
 
 
 def test_nothing_known_stays_minus_infinity():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from experiments.cpeft import pretraining
-from experiments.cpeft.pretraining import file_for, kept, pretrain
+from experiments.cpeft.pretraining import Pretraining, cache_path, load_or_make, pretrain
 
 
 def new_head(device):
@@ -19,7 +19,7 @@ def trained(network, data, device, **changes):
     settings = {"epochs": 6, "batch_size": 32, "lr": 0.01, "seed": 0} | changes
     head = new_head(device)
     images, labels = data.images.to(device), data.labels.to(device)
-    return head, pretrain(network, head, images, labels, **settings)
+    return head, pretrain(network, head, images, labels, Pretraining(**settings))
 
 
 def test_it_learns_and_ends_in_eval_mode(tiny_vit, tiny_data, device):
@@ -72,7 +72,7 @@ def test_what_was_made_is_read_the_next_time(tmp_path):
         return {"weight": torch.arange(3.0)}
 
     path = tmp_path / "deep" / "file.safetensors"
-    first, second = kept(path, make), kept(path, make)
+    first, second = load_or_make(path, make), load_or_make(path, make)
     assert len(made) == 1
     assert torch.equal(first["weight"], second["weight"])
     assert [p.name for p in path.parent.iterdir()] == ["file.safetensors"]
@@ -82,26 +82,26 @@ def test_a_damaged_file_is_made_anew(tmp_path):
     path = tmp_path / "file.safetensors"
     path.write_bytes(b"\x00\x01 nothing")
     with pytest.warns(UserWarning, match="cannot be read"):
-        found = kept(path, lambda: {"weight": torch.ones(2)})
+        found = load_or_make(path, lambda: {"weight": torch.ones(2)})
     assert torch.equal(found["weight"], torch.ones(2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        kept(path, dict)
+        load_or_make(path, dict)
 
 
 def test_weights_are_not_lost_where_nothing_can_be_written(tmp_path):
     occupied = tmp_path / "file"
     occupied.write_text("no folder")
-    with pytest.warns(UserWarning, match="not kept"):
-        found = kept(occupied / "file.safetensors", lambda: {"weight": torch.ones(2)})
+    with pytest.warns(UserWarning, match="not cached"):
+        found = load_or_make(occupied / "file.safetensors", lambda: {"weight": torch.ones(2)})
     assert torch.equal(found["weight"], torch.ones(2))
 
 
 def test_the_name_follows_from_settings_and_code(tmp_path):
     code = tmp_path / "code.py"
     code.write_text("one")
-    names = {file_for(tmp_path, {"lr": lr}, [str(code)]) for lr in (0.1, 0.2)}
+    names = {cache_path(tmp_path, {"lr": lr}, [str(code)]) for lr in (0.1, 0.2)}
     code.write_text("two")
-    names.add(file_for(tmp_path, {"lr": 0.1}, [str(code)]))
+    names.add(cache_path(tmp_path, {"lr": 0.1}, [str(code)]))
     assert len(names) == 3
     assert {name.parent.name for name in names} == {pretraining.FOLDER}

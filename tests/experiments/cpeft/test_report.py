@@ -126,7 +126,7 @@ def test_rankings_of_two_tasks_of_one_task_and_of_one_expert():
          (4, 2, 0, 0): mixed, (4, 2, 1, 0): up, (4, 2, 0, 1): down,
          (5, 1, 0, 0): down, (5, 1, 1, 0): up, (5, 1, 0, 1): mixed,
          (5, 2, 0, 0): down, (5, 2, 1, 0): down, (5, 2, 0, 1): down},
-        top=0.5,
+        top_fraction=0.5,
     )  # fmt: skip
     shown = [
         (row["seed"], row["kind"], row["a"], row["b"], row["gap"], round(row["value"], 3))

@@ -162,7 +162,7 @@ def test_adapters_that_do_not_fit_are_refused(tiny_vit):
         lora.start(0, down={})
     # Nothing was changed by what was refused.
     assert all(torch.equal(kept[name], value) for name, value in lora.adapters().items())
-    with pytest.raises(ValueError, match="name must be of the adapted layers .*Found 'head'"):
+    with pytest.raises(ValueError, match="name must be one of the adapted layers .*Found 'head'"):
         lora.up("head")
 
 

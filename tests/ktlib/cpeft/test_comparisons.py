@@ -7,7 +7,8 @@ from torch import nn
 from experiments.models.images import NormalisedImages
 from ktlib.cpeft.comparisons import JointLora, LoraOracle, NearestMean, SequentialLora
 from ktlib.cpeft.metrics import final_accuracy, forgetting
-from ktlib.cpeft.tasks import class_tasks, learn_tasks, predict, predict_within
+from ktlib.cpeft.tasks import class_tasks, learn_tasks, predict, predict_with_task_id
+from ktlib.cpeft.training import LoraTraining
 
 SETTINGS = {"layers": ["key", "value"], "rank": 2, "epochs": 6, "batch_size": 16, "lr": 0.02}
 LORA = [SequentialLora, LoraOracle, JointLora]
@@ -16,7 +17,7 @@ LORA = [SequentialLora, LoraOracle, JointLora]
 def make(kind, backbone, seed=0, **changes):
     if kind is NearestMean:
         return NearestMean(backbone)
-    return kind(backbone, seed=seed, **(SETTINGS | changes))
+    return kind(backbone, LoraTraining(seed=seed, **(SETTINGS | changes)))
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def run(tiny_data, tasks):
 
 
 def within(rows):
-    return [row["accuracy_within"] for row in rows]
+    return [row["task_il_accuracy"] for row in rows]
 
 
 @pytest.mark.parametrize("kind", [*LORA, NearestMean])
@@ -88,7 +89,7 @@ def test_a_sequence_goes_on_with_one_adapter(tiny_vit, tiny_data, tasks):
     assert torch.equal(*heads)  # the head of the first task is not trained again
 
 
-def test_an_oracle_that_is_told_the_task_forgets_nothing(tiny_vit, run):
+def test_an_oracle_with_the_task_given_forgets_nothing(tiny_vit, run):
     rows = run(make(LoraOracle, tiny_vit))
     last = [row for row in rows if row["after"] == 3]
     first = [row for row in rows if row["after"] == row["task"]]
@@ -161,8 +162,8 @@ def test_nearest_means_are_class_means_of_frozen_features(tiny_vit, tiny_data, t
     found = predict(learner, tiny_data.test_images)
     assert torch.equal(found, learner.classes[nearest])
     assert (found.cpu() == tiny_data.test_labels).float().mean() > 0.8
-    told = predict_within(learner, tiny_data.test_images, tasks[0].classes)
-    assert torch.isin(told.cpu(), tasks[0].classes).all()
+    within = predict_with_task_id(learner, tiny_data.test_images, tasks[0].classes)
+    assert torch.isin(within.cpu(), tasks[0].classes).all()
 
 
 @pytest.mark.parametrize("kind", [*LORA, NearestMean])

@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ktlib.cpeft.gpm import DualGPM, threshold_for
 from ktlib.cpeft.inflora import InfLora, design_down, usable_rank
 from ktlib.cpeft.inputs import InputMoment, input_moments
 from ktlib.cpeft.tasks import ClassTask, class_tasks, learn_tasks
+from ktlib.cpeft.training import LoraTraining
 
 
 def normal(seed, *shape):
@@ -125,7 +127,7 @@ def linear_data():
     return tasks, torch.cat(images), labels
 
 
-SETTINGS = {"layers": ["map"], "rank": 4, "epochs": 15, "batch_size": 10, "lr": 0.05, "seed": 0}
+SETTINGS = LoraTraining(layers=["map"], rank=4, epochs=15, batch_size=10, lr=0.05, seed=0)
 
 
 def changes_of_old_outputs(learner, tasks, images, labels):
@@ -142,7 +144,7 @@ def changes_of_old_outputs(learner, tasks, images, labels):
 
 
 def test_threshold_one_does_not_touch_old_outputs_of_a_linear_model(linear_model, linear_data):
-    learner = InfLora(linear_model, **SETTINGS, tasks=3, first_threshold=1.0)
+    learner = InfLora(linear_model, SETTINGS, tasks=3, first_threshold=1.0)
     start = learner.backbone.linear("map").weight.detach().clone()
     assert max(changes_of_old_outputs(learner, *linear_data)) < 1e-6
     assert [row["rank"] for row in learner.history] == [4, 4, 4]
@@ -153,14 +155,14 @@ def test_threshold_one_does_not_touch_old_outputs_of_a_linear_model(linear_model
 
 def test_without_the_design_old_outputs_move(linear_model, linear_data, monkeypatch):
     tasks, images, labels = linear_data
-    plain = SequentialLora(linear_model, **SETTINGS)
+    plain = SequentialLora(linear_model, SETTINGS)
     assert min(changes_of_old_outputs(plain, tasks, images, labels)) > 0.1
 
     def of_the_inputs_alone(moment, memory, rank, *, layer):
         return design_down(moment, DualGPM(memory.size), rank, layer=layer)
 
     monkeypatch.setattr("ktlib.cpeft.inflora.design_down", of_the_inputs_alone)
-    learner = InfLora(linear_model, **SETTINGS, tasks=3, first_threshold=1.0)
+    learner = InfLora(linear_model, SETTINGS, tasks=3, first_threshold=1.0)
     assert min(changes_of_old_outputs(learner, tasks, images, labels)) > 0.1
 
 
@@ -174,7 +176,7 @@ def vit_tasks(tiny_data):
     )
 
 
-VIT = {"layers": ["key", "value"], "rank": 2, "epochs": 4, "batch_size": 16, "lr": 0.02, "seed": 0}
+VIT = LoraTraining(layers=["key", "value"], rank=2, epochs=4, batch_size=16, lr=0.02, seed=0)
 
 
 def run(learner, tasks, data):
@@ -198,8 +200,8 @@ def run(learner, tasks, data):
 def test_it_moves_old_layer_outputs_less_than_sequential_lora(tiny_vit, tiny_data, vit_tasks):
     means = {}
     for name, learner in (
-        ("inflora", InfLora(tiny_vit, **VIT, tasks=3, first_threshold=0.95)),
-        ("sequential", SequentialLora(tiny_vit, **VIT)),
+        ("inflora", InfLora(tiny_vit, VIT, tasks=3, first_threshold=0.95)),
+        ("sequential", SequentialLora(tiny_vit, VIT)),
     ):
         _, moved = run(learner, vit_tasks, tiny_data)
         assert len(moved) == 2 * 4
@@ -208,11 +210,11 @@ def test_it_moves_old_layer_outputs_less_than_sequential_lora(tiny_vit, tiny_dat
 
 
 def test_a_run_learns_and_writes_its_history(tiny_vit, tiny_data, vit_tasks):
-    learner = InfLora(tiny_vit, **VIT, tasks=3, first_threshold=0.8)
+    learner = InfLora(tiny_vit, VIT, tasks=3, first_threshold=0.8)
     untouched = {name: value.clone() for name, value in tiny_vit.state_dict().items()}
     rows, _ = run(learner, vit_tasks, tiny_data)
     assert learner.classes.tolist() == torch.cat([t.classes for t in vit_tasks]).tolist()
-    assert all(row["accuracy_within"] > 80 for row in rows if row["after"] == row["task"])
+    assert all(row["task_il_accuracy"] > 80 for row in rows if row["after"] == row["task"])
     assert len(learner.history) == 3 * 4
     for row in learner.history:
         memory = learner.memories[row["layer"]]
@@ -233,7 +235,7 @@ def test_a_run_learns_and_writes_its_history(tiny_vit, tiny_data, vit_tasks):
 
 def test_the_same_seed_gives_the_same_run(tiny_vit, tiny_data, vit_tasks):
     def scores(seed):
-        learner = InfLora(tiny_vit, **(VIT | {"seed": seed}), tasks=3, first_threshold=0.8)
+        learner = InfLora(tiny_vit, replace(VIT, seed=seed), tasks=3, first_threshold=0.8)
         for task in vit_tasks[:2]:
             learner.learn(task, tiny_data.images, tiny_data.labels)
         return learner.scores(tiny_data.test_images), learner.history
@@ -245,7 +247,7 @@ def test_the_same_seed_gives_the_same_run(tiny_vit, tiny_data, vit_tasks):
 
 
 def test_only_up_and_the_new_head_are_trained(tiny_vit, tiny_data, vit_tasks):
-    learner = InfLora(tiny_vit, **VIT, tasks=3, first_threshold=0.8)
+    learner = InfLora(tiny_vit, VIT, tasks=3, first_threshold=0.8)
     learner.learn(vit_tasks[0], tiny_data.images, tiny_data.labels)
     state, head = layer_state(learner.backbone, learner.backbone.layers), learner.head
     first_head = copy.deepcopy(head.head(1).state_dict())
@@ -271,8 +273,8 @@ def test_only_up_and_the_new_head_are_trained(tiny_vit, tiny_data, vit_tasks):
 
 def test_a_full_layer_is_an_error_or_shrinks(tiny_vit, tiny_data, vit_tasks):
     images, labels = tiny_data.images, tiny_data.labels
-    strict = VIT | {"rank": 12}
-    learner = InfLora(tiny_vit, **strict, tasks=3, first_threshold=0.9)
+    strict = replace(VIT, rank=12)
+    learner = InfLora(tiny_vit, strict, tasks=3, first_threshold=0.9)
     learner.learn(vit_tasks[0], images, labels)
     name = learner.backbone.layers[0]
     left = learner.memories[name].free_rank
@@ -286,7 +288,7 @@ def test_a_full_layer_is_an_error_or_shrinks(tiny_vit, tiny_data, vit_tasks):
     after = layer_state(learner.backbone, learner.backbone.layers)
     assert all(torch.equal(after[layer], weight) for layer, weight in weights.items())
 
-    shrinking = InfLora(tiny_vit, **strict, tasks=3, first_threshold=0.9, on_full="shrink")
+    shrinking = InfLora(tiny_vit, strict, tasks=3, first_threshold=0.9, on_full="shrink")
     for task in vit_tasks[:2]:
         shrinking.learn(task, images, labels)
     used = {row["layer"]: row["rank"] for row in shrinking.history if row["task"] == 2}
@@ -297,7 +299,7 @@ def test_a_full_layer_is_an_error_or_shrinks(tiny_vit, tiny_data, vit_tasks):
 
 def test_a_layer_without_room_stays_as_it_is(tiny_vit, tiny_data, vit_tasks):
     images, labels = tiny_data.images, tiny_data.labels
-    learner = InfLora(tiny_vit, **VIT, tasks=3, first_threshold=1.0, on_full="shrink")
+    learner = InfLora(tiny_vit, VIT, tasks=3, first_threshold=1.0, on_full="shrink")
     learner.learn(vit_tasks[0], images, labels)
     name = learner.backbone.layers[0]
     learner.memories[name].update(InputMoment.of(normal(1, 50, 16)), 1.0)
@@ -311,14 +313,14 @@ def test_a_layer_without_room_stays_as_it_is(tiny_vit, tiny_data, vit_tasks):
 
 def test_arguments_outside_are_refused_at_once(tiny_vit, tiny_data, vit_tasks):
     with pytest.raises(ValueError, match="Found 1.0 and 0.9"):
-        InfLora(tiny_vit, **VIT, tasks=3, first_threshold=1.0, last_threshold=0.9)
+        InfLora(tiny_vit, VIT, tasks=3, first_threshold=1.0, last_threshold=0.9)
     with pytest.raises(ValueError, match="on_full must be one of .* Found 'skip'"):
-        InfLora(tiny_vit, **VIT, tasks=3, on_full="skip")
+        InfLora(tiny_vit, VIT, tasks=3, on_full="skip")
     with pytest.raises(ValueError, match="energy must be one of"):
-        InfLora(tiny_vit, **VIT, tasks=3, energy="trace")
+        InfLora(tiny_vit, VIT, tasks=3, energy="trace")
     with pytest.raises(ValueError, match="task must lie in 1 to tasks=0"):
-        InfLora(tiny_vit, **VIT, tasks=0)
-    learner = InfLora(tiny_vit, **VIT, tasks=2)
+        InfLora(tiny_vit, VIT, tasks=0)
+    learner = InfLora(tiny_vit, VIT, tasks=2)
     with pytest.raises(ValueError, match="task must lie in 1 to tasks=2. Found task=3"):
         learner.learn(vit_tasks[2], tiny_data.images, tiny_data.labels)
 
@@ -326,7 +328,7 @@ def test_arguments_outside_are_refused_at_once(tiny_vit, tiny_data, vit_tasks):
 def test_the_energy_of_the_moment_occupies_less(tiny_vit, tiny_data, vit_tasks):
     occupied = {}
     for energy in ("activations", "moment"):
-        learner = InfLora(tiny_vit, **VIT, tasks=3, energy=energy)
+        learner = InfLora(tiny_vit, VIT, tasks=3, energy=energy)
         learner.learn(vit_tasks[0], tiny_data.images, tiny_data.labels)
         occupied[energy] = sum(row["occupied"] for row in learner.history)
     assert occupied["moment"] < occupied["activations"]

@@ -2,14 +2,17 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from experiments.cpeft.expert_outputs import ExpertAnswers
-from ktlib.cpeft.l2c import L2C, mixed_adapters
-from ktlib.cpeft.tasks import class_tasks, learn_tasks, predict, predict_within
+from experiments.cpeft.expert_outputs import ExpertOutputs
+from ktlib.cpeft.l2c import L2C, L2CSettings
+from ktlib.cpeft.mixing import mixed_adapters
+from ktlib.cpeft.tasks import class_tasks, learn_tasks, predict, predict_with_task_id
+from ktlib.cpeft.training import LoraTraining
 
 SETTINGS = {
     "layers": ["query", "key", "value"],
@@ -23,6 +26,13 @@ SETTINGS = {
     "align_lr": 0.02,
     "align_per_class": 8,
 }
+TRAINING = ("layers", "rank", "epochs", "batch_size", "lr", "seed")
+
+
+def make(backbone, **changes):
+    given = SETTINGS | changes
+    training = LoraTraining(**{name: given.pop(name) for name in TRAINING})
+    return L2C(backbone, training, L2CSettings(**given))
 
 
 @pytest.fixture
@@ -37,7 +47,7 @@ def learned(tiny_vit, tiny_data, tasks):
     """Make a learner and lead it through the tasks, or the first of them."""
 
     def learn(count=3, **changes):
-        learner = L2C(tiny_vit, **(SETTINGS | changes))
+        learner = make(tiny_vit, **changes)
         for task in tasks[:count]:
             learner.learn(task, tiny_data.images, tiny_data.labels)
         return learner
@@ -113,7 +123,7 @@ def test_what_cannot_be_mixed_is_refused():
         mixed_adapters([random_adapters(0)], torch.tensor([0.5, 0.5]))
     with pytest.raises(ValueError, match="weights must be 1 numbers >= 0"):
         mixed_adapters([random_adapters(0)], torch.tensor([-1.0]))
-    with pytest.raises(ValueError, match="of at least one"):
+    with pytest.raises(ValueError, match="Found \\[\\]"):
         mixed_adapters([], torch.tensor([]))
     with pytest.raises(ValueError, match="rank must be at most 5, the size of a.*Found rank=6"):
         mixed_adapters([random_adapters(0, rank=6)], torch.tensor([1.0]))
@@ -129,7 +139,7 @@ def test_weights_are_the_softmax_over_the_largest_logits(learned, tiny_data):
     with torch.no_grad():
         logits = learner._selector_head(learner._network(images))
     largest = torch.stack([logits[:, 2 * k : 2 * k + 2].max(dim=1).values for k in range(3)], 1)
-    torch.testing.assert_close(learner.answer(images)[0], largest)
+    torch.testing.assert_close(learner.expert_outputs(images)[0], largest)
     expected = torch.softmax(largest / 2.0, dim=1)
     torch.testing.assert_close(learner.task_probabilities(images), expected)
 
@@ -150,54 +160,54 @@ def test_scores_are_the_aggregated_probabilities(learned, noisy):
     images, labels = noisy
     g, f = learner.task_probabilities(images), learner.expert_probabilities(images)
     torch.testing.assert_close(learner.scores(images).exp(), (g[:, :, None] * f).sum(dim=1))
-    answers = ExpertAnswers.of(learner, images, labels, batch_size=20)
-    for top in (1, 2, 3):
-        learner.top = top
-        expected = answers.aggregate(top, 3.0)
+    outputs = ExpertOutputs.of(learner, images, labels, batch_size=20)
+    for top_k in (1, 2, 3):
+        learner.settings = replace(learner.settings, top_k=top_k)
+        expected = outputs.aggregate(top_k, 3.0)
         torch.testing.assert_close(learner.scores(images).exp(), expected, atol=1e-6, rtol=1e-4)
         correct = (predict(learner, images) == labels).double().mean()
-        assert 100 * float(correct) == pytest.approx(answers.accuracy(top, 3.0))
+        assert 100 * float(correct) == pytest.approx(outputs.accuracy(top_k, 3.0))
 
 
 def test_more_experts_than_there_are_means_all(learned, tiny_data):
-    few, everyone = learned(2, top=3), learned(2)
+    few, everyone = learned(2, top_k=3), learned(2)
     images = tiny_data.test_images
     assert torch.equal(few.scores(images), everyone.scores(images))
 
 
-def test_told_the_task_its_expert_answers(learned, noisy):
+def test_with_the_task_given_its_expert_answers(learned, noisy):
     """Also where K = 1 chose another expert, which knows none of the classes."""
-    learner = learned(expert_classes="own", top=1)
+    learner = learned(expert_classes="own", top_k=1)
     images, labels = noisy
-    answers = ExpertAnswers.of(learner, images, labels)
-    assert sum(answers.misallocated) > 0
+    outputs = ExpertOutputs.of(learner, images, labels)
+    assert sum(outputs.routing_error) > 0
     correct = 0
     for task in (1, 2, 3):
         classes = learner.classes[learner.task_of == task]
-        within = predict_within(learner, images, classes)
-        assert torch.equal(learner.predict_told(images, task), within)
+        within = predict_with_task_id(learner, images, classes)
+        assert torch.equal(learner.predict_with_task_id(images, task), within)
         own = torch.isin(labels, classes)
         correct += int((within[own] == labels[own]).sum())
-    assert answers.told == pytest.approx(100 * correct / len(labels))
+    assert outputs.task_il_accuracy == pytest.approx(100 * correct / len(labels))
 
 
 def test_a_selector_that_is_always_right_makes_it_the_oracle(learned, noisy, monkeypatch):
-    learner = learned(expert_classes="own", top=1)
+    learner = learned(expert_classes="own", top_k=1)
     images, labels = noisy
-    answers = ExpertAnswers.of(learner, images, labels)
-    assert answers.accuracy(1, 1.0) < answers.told < 100
+    outputs = ExpertOutputs.of(learner, images, labels)
+    assert outputs.accuracy(1, 1.0) < outputs.task_il_accuracy < 100
     position = (labels[:, None] == learner.classes).int().argmax(dim=1)
     right = F.one_hot(learner.task_of[position] - 1, 3).float()
     monkeypatch.setattr(learner, "_task_logits", lambda features: right)
     correct = (predict(learner, images) == labels).double().mean()
-    assert 100 * float(correct) == pytest.approx(answers.told)
+    assert 100 * float(correct) == pytest.approx(outputs.task_il_accuracy)
 
 
 # Learning --------------------------------------------------------------------------------------
 
 
 def test_it_learns(tiny_vit, tiny_data, tasks):
-    learner = L2C(tiny_vit, **(SETTINGS | {"epochs": 15, "align_steps": 60}))
+    learner = make(tiny_vit, epochs=15, align_steps=60)
     rows = learn_tasks(
         learner,
         tasks,
@@ -208,7 +218,7 @@ def test_it_learns(tiny_vit, tiny_data, tasks):
     )
     last = [row for row in rows if row["after"] == 3]
     assert sum(row["accuracy"] for row in last) / 3 > 60  # 17 by chance
-    assert min(row["accuracy_within"] for row in last) > 80
+    assert min(row["task_il_accuracy"] for row in last) > 80
     for losses in (learner.selector_losses, learner.expert_losses):
         assert list(losses) == [1, 2, 3]
         assert all(len(each) == 15 and each[-1] < each[0] for each in losses.values())
@@ -219,7 +229,7 @@ def test_the_pre_trained_model_is_left_and_old_experts_stay(learned, tiny_vit, t
     learner = learned(1)
     first = {name: value.clone() for name, value in learner._experts[0].items()}
     selector = learner._selector
-    old = learner.predict_told(tiny_data.test_images, 1)
+    old = learner.predict_with_task_id(tiny_data.test_images, 1)
     for task in tasks[1:]:
         learner.learn(task, tiny_data.images, tiny_data.labels)
     assert all(torch.equal(learner._experts[0][name], value) for name, value in first.items())
@@ -229,7 +239,7 @@ def test_the_pre_trained_model_is_left_and_old_experts_stay(learned, tiny_vit, t
     plain = {name.replace(".base_layer", ""): v for name, v in base.items() if "lora" not in name}
     assert all(torch.equal(value, before[name]) for name, value in plain.items())
     own = learned(expert_classes="own")
-    assert torch.equal(own.predict_told(tiny_data.test_images, 1), old)
+    assert torch.equal(own.predict_with_task_id(tiny_data.test_images, 1), old)
 
 
 def test_the_same_seed_gives_the_same_learner(learned, tiny_data):
@@ -294,17 +304,17 @@ def test_alignment_changes_the_heads_of_the_selector(learned):
 def test_alignment_takes_the_bias_to_the_last_task_away(learned, tiny_data):
     """The heads of old tasks stay as they are while a last one is trained to shout."""
     images, labels = tiny_data.test_images, tiny_data.test_labels
-    answers = []
+    outputs = []
     for aligned in (False, True):
         learner = learned(2, aligned=aligned, align_steps=100)
         known = torch.isin(labels, learner.classes)
         with torch.no_grad():
             learner._selector_head.head(2).bias += 5.0
         if aligned:
-            learner._aligned(learner._selector_head, learner._selector_statistics, "again", 2)
-        answers.append(ExpertAnswers.of(learner, images[known], labels[known]))
-    assert answers[0].misallocated[0] > 90
-    assert answers[1].misallocated[0] < 50
+            learner._align(learner._selector_head, learner._selector_statistics, "again", 2)
+        outputs.append(ExpertOutputs.of(learner, images[known], labels[known]))
+    assert outputs[0].routing_error[0] > 90
+    assert outputs[1].routing_error[0] < 50
 
 
 def test_later_classes_are_known_by_the_first_expert(learned, tiny_data):
@@ -330,7 +340,9 @@ def test_the_consistency_term_is_the_divergence_from_the_answer_of_all(
         raise KeyboardInterrupt
 
     learner._learn_selector(tasks[2], tiny_data.images, tiny_data.labels)
-    old = [learner._teach(k, tasks[2], tiny_data.images, tiny_data.labels) for k in (1, 2)]
+    old = [
+        learner._update_old_expert(k, tasks[2], tiny_data.images, tiny_data.labels) for k in (1, 2)
+    ]
     monkeypatch.setattr(learner, "_train", stop)
     with pytest.raises(KeyboardInterrupt):
         learner._learn_expert(tasks[2], tiny_data.images, tiny_data.labels, None, old)
@@ -378,8 +390,8 @@ def test_consistency_changes_new_experts_only(learned):
         ({"align_lr": 0.0}, "align_lr must be above 0"),
         ({"align_steps": -1}, "align_steps must be at least 0"),
         ({"align_per_class": 0}, "align_per_class must be at least 1"),
-        ({"top": 0}, "top must be an integer of at least 1, or None. Found 0"),
-        ({"top": 1.5}, "top must be an integer.*Found 1.5"),
+        ({"top_k": 0}, "top_k must be an integer of at least 1, or None. Found 0"),
+        ({"top_k": 1.5}, "top_k must be an integer.*Found 1.5"),
         ({"rank": 17}, "rank must be at most 16.*with start_from_old=True. Found rank=17"),
         ({"temperature": -0.5}, "temperature must be at least 0"),
         ({"consistency": -1.0}, "consistency must be at least 0"),
@@ -390,26 +402,26 @@ def test_consistency_changes_new_experts_only(learned):
 )
 def test_settings_out_of_range_are_refused(tiny_vit, changes, message):
     with pytest.raises(ValueError, match=message):
-        L2C(tiny_vit, **(SETTINGS | changes))
+        make(tiny_vit, **changes)
 
 
 def test_what_was_not_learned_cannot_be_asked(learned, tiny_vit, tiny_data, tasks):
-    fresh = L2C(tiny_vit, **SETTINGS)
+    fresh = make(tiny_vit)
     assert fresh.classes.tolist() == []
     with pytest.raises(ValueError, match="must have learned at least one task"):
         fresh.scores(tiny_data.test_images)
     learner = learned(1)
     for task in (0, 2):
         with pytest.raises(ValueError, match=f"task must lie in 1 to 1.*Found {task}"):
-            learner.predict_told(tiny_data.test_images, task)
-    with pytest.raises(ValueError, match="classes must be new ones"):
+            learner.predict_with_task_id(tiny_data.test_images, task)
+    with pytest.raises(ValueError, match="classes must be new"):
         learner.learn(tasks[0], tiny_data.images, tiny_data.labels)
 
 
 def test_a_class_with_one_image_has_no_covariance(tiny_vit, tiny_data):
     (task,) = class_tasks(tiny_data.labels, classes=[0, 4], tasks=1, images=1, class_seed=0, seed=0)
     with pytest.raises(ValueError, match=r"task 1 must have at least two training images.*4"):
-        L2C(tiny_vit, **SETTINGS).learn(task, tiny_data.images, tiny_data.labels)
-    plain = L2C(tiny_vit, **SETTINGS, aligned=False, expert_classes="own")
+        make(tiny_vit).learn(task, tiny_data.images, tiny_data.labels)
+    plain = make(tiny_vit, aligned=False, expert_classes="own")
     plain.learn(task, tiny_data.images, tiny_data.labels)
     assert plain.scores(tiny_data.test_images).shape == (48, 2)

@@ -21,8 +21,8 @@ MATRIX = [[80.0], [60.0, 50.0], [70.0, 20.0, 30.0]]
 
 def rows_of(matrix):
     return [
-        {"after": i, "task": j, "accuracy": a, "accuracy_within": WITHIN[j] - i,
-         "misallocated": 2 * i}
+        {"after": i, "task": j, "accuracy": a, "task_il_accuracy": WITHIN[j] - i,
+         "routing_error": 2 * i}
         for i, line in enumerate(matrix, start=1)
         for j, a in enumerate(line, start=1)
     ]  # fmt: skip
@@ -69,8 +69,8 @@ def test_a_summary_has_all_by_name():
         "average_accuracy": average_accuracy(rows),
         "forgetting": forgetting(rows),
         "backward_transfer": backward_transfer(rows),
-        "final_accuracy_within": pytest.approx(77),
-        "final_misallocated": pytest.approx(6),
+        "final_task_il_accuracy": pytest.approx(77),
+        "final_routing_error": pytest.approx(6),
         "forward_transfer": pytest.approx(-2),
     }
     assert all(math.isfinite(value) for value in found.values())

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from ktlib.cpeft.adapters import LoraBackbone
 from ktlib.cpeft.heads import JoinedHead
-from ktlib.cpeft.training import features_of, train_task
+from ktlib.cpeft.training import LoraTraining, features_of, train_task
 from ktlib.seeding import generator
 
-SETTINGS = {"epochs": 4, "batch_size": 20, "lr": 0.02}
+SETTINGS = {"layers": ["key"], "rank": 2, "epochs": 4, "batch_size": 20, "lr": 0.02, "seed": 0}
 
 
 @pytest.fixture
@@ -27,11 +27,13 @@ def head(lora, device):
     return joined
 
 
-def train(lora, head, data, rows=None, seed=0, parameters=None, **settings):
+def train(lora, head, data, rows=None, seed=0, parameters=None, loss_extra=None, **settings):
     rows = torch.arange(48) if rows is None else rows
     parameters = parameters or [*lora.trained(), *head.parameters()]
-    given = SETTINGS | {"generator": generator(seed, "batches")} | settings
-    return train_task(lora, head, parameters, data.images, data.labels, rows, **given)
+    return train_task(
+        lora, head, parameters, data.images, data.labels, rows, LoraTraining(**SETTINGS | settings),
+        rng=generator(seed, "batches"), loss_extra=loss_extra,
+    )  # fmt: skip
 
 
 def test_a_task_is_learned_by_adapters_and_head_alone(lora, head, tiny_data, device):
@@ -111,7 +113,7 @@ def test_there_is_no_dropout_and_norms_keep_their_statistics(tiny_data, device):
     head = nn.Linear(8, 3).to(device)
     train_task(
         network, head, list(head.parameters()), tiny_data.images, tiny_data.labels,
-        torch.arange(48), generator=generator(0, "x"), **SETTINGS,
+        torch.arange(48), LoraTraining(**SETTINGS), rng=generator(0, "x"),
     )  # fmt: skip
     assert not network.training
     assert not network[2].running_mean.any()
@@ -133,7 +135,7 @@ def test_bad_settings_are_told(lora, head, tiny_data, settings, message):
 
 def test_images_of_another_task_are_refused(lora, head, tiny_data):
     tiny_data.labels[3] = -1
-    with pytest.raises(ValueError, match="labels are columns of the scores. Found labels from -1"):
+    with pytest.raises(ValueError, match="labels must be columns .* Found -1"):
         train(lora, head, tiny_data)
 
 
