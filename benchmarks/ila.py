@@ -25,7 +25,7 @@ from experiments.ila.memory import TrainingCost, peak_growth, training_cost
 from experiments.models.language import load_language_model
 from ktlib.ila import gated_updates, rank_layers
 from ktlib.ila.selection import choose_layers
-from ktlib.ila.targets import only_targets
+from ktlib.ila.targets import keep_target_logits
 
 TOP = 0.3
 THESIS = {"lora": (0.87, 0.89), "full": (0.41, 0.77)}  # memory and time, table 5.11
@@ -44,7 +44,7 @@ def stages(name: str, rank: int, rows: int, length: int, rounds: int) -> tuple[f
     """Times of a step of stage 2, and of one without adapters, in units of one of stage 1."""
     base, _ = load_language_model(name)
     batch = batch_of(base.config.vocab_size, rows, length)
-    batch = only_targets(base, batch)
+    batch = keep_target_logits(base, batch)
     bare = copy.deepcopy(base).requires_grad_(False)
     bare.enable_input_require_grads()  # so that the backward pass goes through all layers
     model = with_lora(base, rank=rank)
@@ -97,7 +97,7 @@ def target_positions(name: str, rank: int, rows: int, length: int, rounds: int) 
         model(**inputs, use_cache=False).loss.backward()
         model.zero_grad()
 
-    sides = {"all": batch, "targets": only_targets(model, batch)}
+    sides = {"all": batch, "targets": keep_target_logits(model, batch)}
     for number in range(rounds + 1):
         for side, inputs in sides.items():
             started = time.perf_counter()

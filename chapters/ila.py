@@ -662,14 +662,14 @@ claims_table(claims).style.hide(axis="index")
 # ranking = rank_layers(peft_model, batches)        # after some steps of LoRA on all layers
 # ranking.save("ranking.json")
 #
-# config = LayerRanking.load("ranking.json").lora_config(top=0.3, r=16)
+# config = LayerRanking.load("ranking.json").lora_config(top_fraction=0.3, r=16)
 # model = peft.get_peft_model(base_model, config)   # exactly the chosen layers
 #
 # freeze_unimportant(peft_model, ranking, keep=0.75)  # or: go on without the lowest quarter
 # ```
 
 # %%
-config = first.lora_config(top=P.top, r=P.lora_rank)
+config = first.lora_config(top_fraction=P.top, r=P.lora_rank)
 print(
     f"{len(config.target_modules)} of {len(experiment.layers)} layers:",
     sorted(config.target_modules)[:3],

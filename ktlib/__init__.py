@@ -7,3 +7,5 @@ from the modules: ``ktlib.fcl`` (few-shot continual learning), ``data_prep.readi
 """
 
 __version__ = "0.1.0"
+DISTRIBUTION = "knowledge-transfer-lib"
+"""Name on the package index; the import name is ``ktlib``."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from ktlib import DISTRIBUTION
 
 
 def require_bound(name: str, value: float) -> None:
@@ -36,6 +39,21 @@ def require_finite(loss: Tensor, step: int) -> Tensor:
     if not bool(torch.isfinite(loss)):
         raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower the lr.")
     return loss
+
+
+def require_extra(module: str, extra: str) -> Any:
+    """A module of an optional dependency, imported when it is needed.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra that brings it.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise ImportError(f"needs {package}: pip install '{DISTRIBUTION}[{extra}]'") from error
 
 
 class ImagePool(Protocol):

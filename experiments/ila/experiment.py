@@ -195,7 +195,7 @@ class LayerExperiment(Generic[Parameters]):
             steps: of the training, for AdaLoRA; ``stage_1_steps`` by default.
 
         Raises:
-            ValueError: an unknown way of tuning, or layers that the model has not.
+            ValueError: an unknown way of tuning, or layers that the model does not have.
         """
         p, model = self.parameters, self.new_model()
         if tuning == "lora":
@@ -271,8 +271,8 @@ class LayerExperiment(Generic[Parameters]):
             **options: other values of ``steps``, ``batch_size``, ``initial_score``, ``lr`` and
                 ``penalty``, see :func:`ktlib.ila.rank_layers`.
         """
-        source = run.seed if seed is None else seed
-        found, settings = self._stage_2(run.dataset, source, options)
+        order = run.seed if seed is None else seed
+        found, settings = self._stage_2(run.dataset, order, options)
         return rank_layers(self.adapted(run, share), found, **settings)
 
     def rank_full(self, dataset: str, seed: int, **options: Any) -> LayerRanking:
@@ -329,10 +329,8 @@ class LayerExperiment(Generic[Parameters]):
         if selection not in kinds:
             raise ValueError(f"selection must be one of {['all', *kinds]}. Found {selection!r}.")
         share = share or (p.keep if which == "keep" else p.top)
-        source = generator(seed, "random layers", selection, draw) if choice == "random" else None
-        return choose_layers(
-            kinds[selection], self.layers, share, ranking=ranking, generator=source
-        )
+        rng = generator(seed, "random layers", selection, draw) if choice == "random" else None
+        return choose_layers(kinds[selection], self.layers, share, ranking=ranking, rng=rng)
 
     def tuned_losses(
         self, tuning: str, layers: Layers, dataset: str, seed: int, *, lr: float | None = None

@@ -30,7 +30,7 @@ from experiments.ila.evaluation import device_of, in_mode, on_device, target_tok
 from experiments.ila.snapshots import Snapshot, restore, snapshot
 from ktlib.device import PrecisionName, autocast
 from ktlib.ila.checks import checked_batches
-from ktlib.ila.targets import only_targets
+from ktlib.ila.targets import keep_target_logits
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -321,7 +321,7 @@ def _backward(
         last = number == len(pieces)
         with nullcontext() if last else accelerator.no_sync(model):
             with context():
-                output = model(**only_targets(model, piece), use_cache=False)
+                output = model(**keep_target_logits(model, piece), use_cache=False)
                 # The mean over no targets is 0/0. The pass is still needed: the others wait.
                 loss = output.loss * weight if weight else (output.logits * 0).sum()
             accelerator.backward(loss)

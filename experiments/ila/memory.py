@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from experiments.ila.evaluation import device_of
 from experiments.ila.finetuning import finetune, restore, snapshot
 from ktlib.device import PrecisionName
-from ktlib.ila.checks import loss_on
+from ktlib.ila.checks import model_loss
 from ktlib.ila.gates import gated_updates
 
 # The profiler writes to the terminal when it starts and stops; it reads this at its first start.
@@ -120,7 +120,7 @@ def ranking_cost(
         seconds = []
         for _ in range(count):
             started = time.perf_counter()
-            loss = loss_on(model, batch, precision)
+            loss = model_loss(model, batch, precision)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

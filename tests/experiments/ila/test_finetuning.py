@@ -18,7 +18,7 @@ from experiments.ila.finetuning import (
     with_lora,
     with_qlora,
 )
-from ktlib.ila.targets import only_targets
+from ktlib.ila.targets import keep_target_logits
 
 FIRST, LAST = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 
@@ -47,7 +47,7 @@ def plain_loop(model, batches, steps, lr):
     losses = []
     model.train()
     for step in range(steps):
-        loss = model(**only_targets(model, batches[step % len(batches)]), use_cache=False).loss
+        loss = model(**keep_target_logits(model, batches[step % len(batches)]), use_cache=False).loss
         loss.backward()
         optimizer.step()
         schedule.step()
