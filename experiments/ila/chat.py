@@ -1,7 +1,7 @@
 """Conversations and texts as tokens: what is learned is the answer, given the prompt.
 
 A batch is a dictionary of ``input_ids``, ``attention_mask`` and ``labels``, each (batch, length),
-int64. Labels are -100, which the loss leaves out, on the prompt and where a row is filled up.
+int64. Labels are -100, which the loss ignores, on the prompt and on padding.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from data_prep.reading.conversations import Conversation
+from ktlib.ila.targets import IGNORED
 from ktlib.seeding import generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 # For tokenizers that have no template of their own.
 PLAIN_TEMPLATE = (
     "{% if bos_token is defined and bos_token %}{{ bos_token }}{% endif %}"
@@ -229,13 +229,13 @@ def batches(
     chosen: list[list[int]] = []
     if steps is None:
         for order in rounds:
-            chosen += _cut(order, batch_size)
+            chosen += _chunks(order, batch_size)
     else:
         waiting: list[int] = []
         while len(chosen) < steps:
             waiting += next(rounds)
             full = len(waiting) // batch_size * batch_size
-            chosen += _cut(waiting[:full], batch_size)
+            chosen += _chunks(waiting[:full], batch_size)
             waiting = waiting[full:]
     return [collate([examples[i] for i in rows], tokenizer) for rows in chosen[:steps]]
 
@@ -272,8 +272,8 @@ def _order(
         return order
     rows = [
         batch
-        for pool in _cut(order, POOL * batch_size)
-        for batch in _cut(sorted(pool, key=lambda i: len(examples[i])), batch_size)
+        for pool in _chunks(order, POOL * batch_size)
+        for batch in _chunks(sorted(pool, key=lambda i: len(examples[i])), batch_size)
     ]
     if random is not None:  # else the shortest batch of each pool would come first
         rows = [rows[i] for i in torch.randperm(len(rows), generator=random).tolist()]
@@ -281,7 +281,7 @@ def _order(
     return [i for batch in rows for i in batch]
 
 
-def _cut(order: list[int], size: int) -> list[list[int]]:
+def _chunks(order: list[int], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 

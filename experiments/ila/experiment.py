@@ -33,7 +33,7 @@ from experiments.ila.chat import (
     encode_text,
 )
 from experiments.ila.evaluation import held_out_loss
-from experiments.ila.finetuning import Training, finetune
+from experiments.ila.finetuning import Training, TrainingOptions, finetune
 from experiments.ila.parameters import LanguageParameters
 from experiments.ila.snapshots import Snapshot, restore
 from experiments.models.language import load_language_model, load_tokenizer
@@ -232,7 +232,7 @@ class LayerExperiment(Generic[Parameters]):
             self.batches(dataset, seed, count, stage=1),
             steps=count,
             lr=rate,
-            precision=p.precision,
+            options=TrainingOptions(precision=p.precision),
             milestones=milestones,
         )
 

@@ -25,7 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from experiments.ila.evaluation import device_of
-from experiments.ila.finetuning import finetune, restore, snapshot
+from experiments.ila.finetuning import (
+    DEFAULT_OPTIONS,
+    TrainingOptions,
+    finetune,
+    restore,
+    snapshot,
+)
 from ktlib.device import PrecisionName
 from ktlib.ila.checks import model_loss
 from ktlib.ila.gates import gated_updates
@@ -55,7 +61,7 @@ def training_cost(
     *,
     steps: int = 5,
     warmup: int = 2,
-    **training: Any,
+    options: TrainingOptions = DEFAULT_OPTIONS,
 ) -> TrainingCost:
     """Measure :func:`~experiments.ila.finetuning.finetune` on a batch; the model is put back.
 
@@ -70,17 +76,16 @@ def training_cost(
         batch: of ``input_ids``, ``attention_mask`` and ``labels``, each ``(batch, length)``.
         steps: number of timed steps.
         warmup: number of steps before them that do not count.
-        **training: more for ``finetune``, such as ``precision``.
+        options: of ``finetune``, such as the precision.
 
     Raises:
         ValueError: ``steps`` or ``warmup`` is below 1; a device other than CPU and CUDA; as
             ``finetune``.
     """
     device = _checked_device(model, steps, warmup)
-    options = {"lr": 1e-5, **training}
 
     def run(count: int) -> list[float]:
-        return finetune(model, [batch], steps=count, **options).seconds
+        return finetune(model, [batch], steps=count, lr=1e-5, options=options).seconds
 
     before = snapshot(model)
     try:

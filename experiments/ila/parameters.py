@@ -110,7 +110,7 @@ class IlaStudyParameters(LanguageParameters):
     noise_steps: int = Field(ge=2, description="steps of stage 2 while batch sizes are tried")
     milestones: list[float] = Field(min_length=1, description="shares of stage 1 that are ranked")
     initial_scores: list[float] = Field(min_length=1, description="scores at the start")
-    penalties: list[float] = Field(min_length=1, description="weights of the penalty on open dials")
+    penalties: list[float] = Field(min_length=1, description="weights of the penalty on open gates")
     full_ranked: bool = Field(description="whether full fine-tuning is ranked, too")
     ablated: bool = Field(description="whether every update is taken away once")
     transferred_from: list[str] = Field(description="sets whose rankings are used on another one")

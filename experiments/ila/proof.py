@@ -242,12 +242,12 @@ def distance(one: Weights, other: Weights) -> float:
 
 @dataclass(frozen=True, eq=False)
 class LogisticRegression:
-    """Logistic loss of linear scores whose weights are cut into layers: ``L1``, ``L2`` are known.
+    """Logistic loss of linear scores whose weights are split into layers: ``L1``, ``L2`` are known.
 
     Attributes:
         features: ``(examples, layers * size)``.
         labels: ``(examples,)``, -1 or 1.
-        layers: into how many equal parts the weights are cut.
+        layers: number of equal parts that the weights are split into.
     """
 
     features: Tensor
@@ -266,8 +266,8 @@ class LogisticRegression:
         scores = self.features @ torch.cat(list(weights.values()))
         return nn.functional.softplus(-self.labels * scores).mean()
 
-    def cut(self, weights: Tensor) -> dict[str, Tensor]:
-        """One vector of weights, cut into layers."""
+    def split_into_layers(self, weights: Tensor) -> dict[str, Tensor]:
+        """One vector of weights, split into layers."""
         return {f"layer {i}": part for i, part in enumerate(weights.chunk(self.layers), start=1)}
 
     @property

@@ -30,27 +30,27 @@ def score_rows(
 
 
 def agreement_rows(
-    one: Ranking, other: Ranking, tops: Sequence[float], a: str, b: str, **known: Any
+    one: Ranking, other: Ranking, top_fractions: Sequence[float], a: str, b: str, **known: Any
 ) -> list[dict[str, Any]]:
     """Rows of the record table ``jaccard`` for two rankings, one per share of the layers.
 
     Args:
         one: names, best first, an object that has them as ``names``, or scores.
         other: as ``one``, of the same layers.
-        tops: shares of the layers.
+        top_fractions: shares of the layers.
         a: what ``one`` is.
         b: what ``other`` is.
         **known: more columns.
     """
-    return [jaccard(one, other, top).long_row(a, b) | known for top in tops]
+    return [jaccard(one, other, part).long_row(a, b) | known for part in top_fractions]
 
 
-def agreement_matrix(rows: Rows, top: float) -> pd.DataFrame:
+def agreement_matrix(rows: Rows, top_fraction: float) -> pd.DataFrame:
     """Jaccard indices of one share of the layers, those of several pairs of seeds averaged.
 
     Args:
         rows: of the record table ``jaccard``; ``a`` and ``b`` are what is compared.
-        top: which share of the layers.
+        top_fraction: which share of the layers.
 
     Returns:
         One row per pair in the order of the rows: mean index and its spread, the chance level, the
@@ -61,10 +61,12 @@ def agreement_matrix(rows: Rows, top: float) -> pd.DataFrame:
     """
     table = pd.DataFrame(list(rows))
     known = sorted(set(table["top"])) if len(table) else []
-    if top not in known:
-        raise ValueError(f"top must be one of {known}. Found {top!r}.")
+    if top_fraction not in known:
+        raise ValueError(
+            f"top_fraction must be one of {known}. Found top_fraction={top_fraction!r}."
+        )
     out: dict[str, dict[str, str]] = {}
-    for (a, b), part in table[table["top"] == top].groupby(["a", "b"], sort=False):
+    for (a, b), part in table[table["top"] == top_fraction].groupby(["a", "b"], sort=False):
         shown = {"Jaccard": format_mean_std(part["value"].mean(), part["value"].std())}
         shown["by chance"] = f"{part['chance'].mean():.2f}"
         if "corrected" in part:
@@ -76,7 +78,7 @@ def agreement_matrix(rows: Rows, top: float) -> pd.DataFrame:
             shown["rank correlation"] = f"{part['rank_correlation'].mean():.2f}"
         shown["pairs"] = str(len(part))
         out[f"{a} and {b}"] = shown
-    return pd.DataFrame(out).T.rename_axis(f"top {100 * top:.0f} %")
+    return pd.DataFrame(out).T.rename_axis(f"top {100 * top_fraction:.0f} %")
 
 
 def printed_matrix(printed: pd.DataFrame, **chosen: str) -> pd.DataFrame:
@@ -183,29 +185,29 @@ def in_nats(difference: PairedDifference) -> str:
     return f"{mean} (95 % interval {interval}, {difference.seeds} {difference.pairs}s)"
 
 
-def share_by_kind(ranking: LayerRanking, top: float) -> pd.DataFrame:
+def share_by_kind(ranking: LayerRanking, top_fraction: float) -> pd.DataFrame:
     """How many layers of each kind of projection are among the top ones, and how many there are."""
-    cells = ranking.heat_map(top)
+    cells = ranking.heat_map(top_fraction)
     return pd.DataFrame({"chosen": cells.sum(), "of": cells.notna().sum()}).astype(int)
 
 
 def cheap_agreement(
     learned: Mapping[Any, LayerRanking],
     cheap: Mapping[Any, Mapping[str, LayerRanking]],
-    tops: Sequence[float],
+    top_fractions: Sequence[float],
 ) -> list[dict[str, Any]]:
     """Agreement of learned scores with cheap ones, for each case.
 
     Args:
         learned: case -> ranking.
         cheap: case -> name of the cheap score -> its ranking.
-        tops: shares of the layers.
+        top_fractions: shares of the layers.
     """
     return [
         row
         for case, ranking in learned.items()
         for name, other in cheap[case].items()
-        for row in agreement_rows(ranking, other, tops, "learned", name)
+        for row in agreement_rows(ranking, other, top_fractions, "learned", name)
     ]
 
 

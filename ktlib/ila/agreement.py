@@ -266,10 +266,10 @@ def _sampled(layers: int, size: int, common: int, permutations: int, seed: int) 
     """Share of permutations with at least this many common layers, the observed one included."""
     if permutations == 0:
         return None
-    stream = numpy_generator(seed, "permutations")
+    rng = numpy_generator(seed, "permutations")
     reached = 0
     for _ in range(permutations):
-        reached += int((stream.permutation(layers)[:size] < size).sum() >= common)
+        reached += int((rng.permutation(layers)[:size] < size).sum() >= common)
     return (1 + reached) / (1 + permutations)
 
 

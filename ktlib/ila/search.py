@@ -175,8 +175,8 @@ class _Options:
         order: list[int] = []
         steps, passes = self.steps or batches, 0
         while len(order) < steps:
-            stream = generator(self.seed, "order of batches in stage 2 of ILA", passes)
-            order += torch.randperm(batches, generator=stream).tolist()
+            rng = generator(self.seed, "order of batches in stage 2 of ILA", passes)
+            order += torch.randperm(batches, generator=rng).tolist()
             passes += 1
         return order[:steps]
 
