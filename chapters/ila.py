@@ -67,8 +67,8 @@ initial_score = 4.0  # score of every layer at the start; the thesis: 4, 2 and 1
 score_lr = 1.0  # learning rate of the scores; not stated in the thesis
 stage_2_steps = 20  # steps of learning the scores; the thesis: 128
 stage_2_batch_size = 4  # conversations per step of stage 2; not stated in the thesis
-keep = 0.75  # share of the layers that stay when the rest is frozen; the thesis: 0.75
-top = 0.3  # share of the layers that are tuned alone; the thesis: 0.1, 0.2 and 0.3
+keep = 0.75  # fraction of the layers that stay when the rest is frozen; the thesis: 0.75
+top = 0.3  # fraction of the layers that are tuned alone; the thesis: 0.1, 0.2 and 0.3
 components = ["attention", "all"]  # tuned alone in the pilot; the thesis: table 5.1
 tunings = ["lora"]  # ways of fine-tuning to compare; the thesis: LoRA, AdaLoRA, full, QLoRA
 selections = ["all", "top", "random_top"]  # layers to compare; the thesis: these and more
@@ -522,13 +522,14 @@ full = committed_record("ila", "full")
 print(record_label(full, "ila", "full"))
 live = {"finetune": results, "jaccard": agreement, "cheap_scores": versus, "cost": costs}
 long = full.tables if full else live
+shares = full.parameters if full else P.model_dump()  # the record has its own
 
 # %%
 finetune_table(long["finetune"])
 
 # %%
-display(agreement_matrix(long["jaccard"], P.keep))
-agreement_matrix(long["cheap_scores"], P.top)
+display(agreement_matrix(long["jaccard"], shares["keep"]))
+agreement_matrix(long["cheap_scores"], shares["top"])
 
 # %% tags=["nbval-ignore-output"]
 thesis_cost = thesis_table("5_11")

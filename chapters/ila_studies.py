@@ -58,8 +58,8 @@ initial_score = 4.0  # score of every layer at the start; the thesis: 4, 2 and 1
 score_lr = 1.0  # learning rate of the scores; not stated in the thesis
 stage_2_steps = 20  # steps of learning the scores; the thesis: 128
 stage_2_batch_size = 4  # conversations per step of stage 2; not stated in the thesis
-keep = 0.75  # share of the layers that stay when the rest is frozen; the thesis: 0.75
-top = 0.3  # share of the layers that are tuned alone; the thesis: 0.1, 0.2 and 0.3
+keep = 0.75  # fraction of the layers that stay when the rest is frozen; the thesis: 0.75
+top = 0.3  # fraction of the layers that are tuned alone; the thesis: 0.1, 0.2 and 0.3
 studied_on = "reasoning"  # the set whose rankings are studied; the thesis: LIMA
 batch_sizes = [4]  # conversations per step of stage 2 to try; the thesis: none
 noise_steps = 20  # steps of stage 2 while batch sizes are tried; the thesis: 128, everywhere
@@ -113,6 +113,7 @@ from experiments.ila.experiment import LayerExperiment
 from experiments.run.parallel import parallel_map
 
 experiment = LayerExperiment(P, choose_device(P.device))
+experiment.encode_all()  # a set that is too small is named here
 
 
 def tune(case):
@@ -547,6 +548,7 @@ from experiments.run.results import committed_record, record_label
 full = committed_record("ila_studies", "full")
 print(record_label(full, "ila_studies", "full"))
 long = full.tables if full else {}
+of_record = full.parameters if full else P.model_dump()  # the record has its own shares
 
 # %%
 last = pd.DataFrame(long["noise"] if full else noise).groupby(
@@ -557,13 +559,13 @@ last.last()[["step", "value", "chance", "p_value", "rank_correlation"]].round(3)
 # %%
 for study in ("milestone", "initial_score", "penalty", "full"):
     rows = [row for row in long.get("jaccard", []) if row["study"] == study]
-    display(agreement_matrix(rows, P.keep) if rows else f"{study}: no record yet")
+    display(agreement_matrix(rows, of_record["keep"]) if rows else f"{study}: no record yet")
 
 # %%
-agreement_matrix(long["cheap_scores"], P.top) if full else "no record yet"
+agreement_matrix(long["cheap_scores"], of_record["top"]) if full else "no record yet"
 
 # %%
-agreement_matrix(long["repeatability"], P.top) if full else "no record yet"
+agreement_matrix(long["repeatability"], of_record["top"]) if full else "no record yet"
 
 # %%
 finetune_table(long["finetune"]) if full else "no record yet"

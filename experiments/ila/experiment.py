@@ -36,7 +36,11 @@ from experiments.ila.evaluation import held_out_loss
 from experiments.ila.finetuning import Training, TrainingOptions, finetune
 from experiments.ila.parameters import LanguageParameters
 from experiments.ila.snapshots import Snapshot, restore
-from experiments.models.language import load_language_model, load_tokenizer
+from experiments.models.language import (
+    load_language_model,
+    load_tokenizer,
+    require_quantization,
+)
 from ktlib.ila.agreement import Ranking
 from ktlib.ila.ranking import LayerRanking
 from ktlib.ila.search import rank_layers, rank_layers_full
@@ -91,6 +95,8 @@ class LayerExperiment(Generic[Parameters]):
     ) -> None:
         self.parameters = parameters
         self.device = torch.device(device)
+        if parameters.quantized:
+            require_quantization(self.device, parameters.model)
         self.held_out_split = "validation" if validation else "test"
         self._encoded: dict[tuple[str, str], Encoded] = {}  # tokenizing takes seconds
 
@@ -126,13 +132,30 @@ class LayerExperiment(Generic[Parameters]):
         wanted = p.train_examples if split == "train" else p.test_examples
         found = load_conversations(dataset, split, size=_generated(dataset, wanted))
         pristine = _pristine(p.model, str(self.device), self.quantized)
-        self._encoded[dataset, split] = encode_conversations(
+        made = encode_conversations(
             found[: wanted or None],
             self.tokenizer,
             context=context_length(pristine),
             max_tokens=p.max_tokens,
         )
-        return self._encoded[dataset, split]
+        if split == "train" and len(made.examples) < p.largest_batch:
+            raise ValueError(
+                f"batch sizes must be at most {len(made.examples)}, the training conversations of "
+                f"{dataset} with an answer within max_tokens={p.max_tokens}. "
+                f"Found {p.largest_batch}."
+            )
+        self._encoded[dataset, split] = made
+        return made
+
+    def encode_all(self) -> None:
+        """Encode all sets, so that one that is too small is named before anything is trained.
+
+        Raises:
+            ValueError: too few conversations are left of a set.
+        """
+        for dataset in self.parameters.datasets:
+            self.examples(dataset)
+            self.examples(dataset, self.held_out_split)
 
     def examples(self, dataset: str, split: str = "train") -> tuple[Example, ...]:
         """Conversations of one split as tokens."""

@@ -61,7 +61,7 @@ def load_language_model(
     """
     place = choose_device(device)
     if quantized:
-        _require_quantization(place, name)
+        require_quantization(place, name)
     if name == TINY:
         tiny, own = tiny_language_model(seed)
         return _moved(tiny, place, dtype), own
@@ -228,8 +228,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _require_quantization(device: torch.device, name: str) -> None:
-    """Weights in 4 bits need a model from files, a CUDA device and a package of their own."""
+def require_quantization(device: torch.device, name: str) -> None:
+    """Refuse weights in 4 bits without a model from files, a CUDA device and bitsandbytes.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
     if name == TINY:
         raise ValueError(f"quantized must be False for a model made here. Found name={name!r}.")
     if device.type != "cuda":

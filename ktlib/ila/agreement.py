@@ -87,10 +87,10 @@ class Agreement:
         }
 
     def long_row(self, a: str, b: str) -> dict[str, Any]:
-        """:meth:`row` with the other measures as well."""
+        """:meth:`row` with the other measures as well; None, which JSON has, for NaN."""
         return self.row(a, b) | {
-            "corrected": self.corrected,
-            "rank_correlation": self.rank_correlation,
+            "corrected": _or_none(self.corrected),
+            "rank_correlation": _or_none(self.rank_correlation),
             "chance_within_kinds": self.chance_within_kinds,
             "p_value_within_kinds": self.p_value_within_kinds,
         }
@@ -245,6 +245,10 @@ def _overlap_within(sets: tuple[set[str], set[str]], kinds: Mapping[str, int], k
     for name, layers in kinds.items():  # numbers of independent kinds add up
         pmf = np.convolve(pmf, _random_overlap(layers, one[name], other[name]))
     return pmf
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _index(common: int, size: int) -> float:

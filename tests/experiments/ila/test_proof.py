@@ -310,6 +310,7 @@ VALUES = {
         ({"measured_at": [2, 10]}, r"both excluded. Found \[10\]"),
         ({"measured_at": [3, 2]}, "measured_at must rise, each once"),
         ({"measured_at": [2, 2]}, "measured_at must rise, each once"),
+        ({"sequence_length": 513}, "sequence_length must be at most 512"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused(change, message):
