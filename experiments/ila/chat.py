@@ -198,16 +198,16 @@ def batches(
     epochs: int | None = None,
     by_length: bool = False,
 ) -> list[dict[str, Tensor]]:
-    """Batches in a shuffled order, each filled up to its longest example.
+    """Batches in a shuffled order, each padded to its longest example.
 
     Args:
         examples: From :func:`encode_conversations` or :func:`encode_text`.
         batch_size: Examples in a batch.
-        tokenizer: Whose padding token fills rows up.
+        tokenizer: Its padding token pads the rows.
         seed: Of the order, which differs between epochs; None keeps the order given.
-        steps: Make so many full batches, beginning anew as often as needed.
-        epochs: Go through the examples so often; the last batch of an epoch may be smaller. One
-            epoch where neither is given.
+        steps: Number of full batches; the examples are gone through as often as needed.
+        epochs: Number of passes over the examples; the last batch of a pass may be smaller. One
+            pass where neither is given.
         by_length: Put examples of similar length into one batch, which saves time and makes the
             batches less mixed.
 
@@ -241,7 +241,7 @@ def batches(
 
 
 def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """One batch, filled up on the right.
+    """One batch, padded on the right.
 
     Raises:
         ValueError: the tokenizer has no padding token, or there is no example.
@@ -286,7 +286,7 @@ def _chunks(order: list[int], size: int) -> list[list[int]]:
 
 
 def _count(epochs: int | None, steps: int | None) -> Iterator[int]:
-    """The numbers of the epochs: without end where steps are counted."""
+    """The numbers of the epochs: endless where steps are counted."""
     epoch = 0
     while steps is not None or epoch < (epochs or 1):
         yield epoch

@@ -1,6 +1,6 @@
 """The experiment on layers that the chapters, their studies and their search have in common.
 
-What must be the same wherever layers or methods are compared has its one home here: the model as it
+Everything that must be the same wherever layers or methods are compared is here: the model as it
 was, which conversations are trained on and which are held out, how stage 1 and stage 2 are run. The
 chapter ``chapters/ila.py`` shows the functions in the order in which it explains them.
 """
@@ -103,7 +103,7 @@ class LayerExperiment(Generic[Parameters]):
     # Model -------------------------------------------------------------------------------------
 
     def new_model(self) -> PreTrainedModel:
-        """The model as it was before fine-tuning: a copy of its own for every caller."""
+        """The model as it was before fine-tuning: a new copy for every caller."""
         return copy.deepcopy(_pristine(self.parameters.model, str(self.device), self.quantized))
 
     @property
@@ -113,7 +113,7 @@ class LayerExperiment(Generic[Parameters]):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """That of the model."""
+        """The tokenizer of the model."""
         return load_tokenizer(self.parameters.model)
 
     @cached_property
@@ -299,7 +299,7 @@ class LayerExperiment(Generic[Parameters]):
         return rank_layers(self.adapted(run, share), found, **settings)
 
     def rank_full(self, dataset: str, seed: int, **options: Any) -> LayerRanking:
-        """Both stages with full fine-tuning in the place of LoRA."""
+        """Both stages with full fine-tuning instead of LoRA."""
         model = self.prepared("full", "all", seed)
         self.train(model, "full", dataset, seed)
         found, settings = self._stage_2(dataset, seed, options)
@@ -337,7 +337,7 @@ class LayerExperiment(Generic[Parameters]):
             selection: its name; ``all`` for all layers.
             ranking: that the choice is made by.
             seed: of a random choice.
-            share: of the layers, in the place of ``keep`` or ``top``.
+            share: of the layers, instead of ``keep`` or ``top``.
             draw: number of the random choice, where one seed has several.
 
         Raises:

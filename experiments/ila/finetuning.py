@@ -1,7 +1,7 @@
 """Fine-tuning in a plain loop: stage 1 of ILA, and the training of what was chosen.
 
-Several processes, GPUs and sharded models are accelerate's part. Optimizer and schedule are those
-of the thesis: AdamW with betas 0.9 and 0.99 and weight decay 0.1; a cosine after 1 % of warm-up.
+accelerate handles several processes, GPUs and sharded models. Optimizer and schedule are those of
+the thesis: AdamW with betas 0.9 and 0.99 and weight decay 0.1; a cosine after 1 % of warm-up.
 """
 
 from __future__ import annotations

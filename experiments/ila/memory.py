@@ -154,7 +154,7 @@ def _cost_of(
     steps: int,
     warmup: int,
 ) -> TrainingCost:
-    """Cost of steps; ``run`` makes as many as it is told and says how long each took."""
+    """Cost of steps; ``run`` takes a number of steps and returns the seconds of each."""
     own = model_bytes(model)
     run(warmup)  # what libraries set up once
     # Two steps: the averages of AdamW are there from the end of the first on.
@@ -189,7 +189,7 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def peak_growth(work: Callable[[], object], device: torch.device | str) -> int:
-    """By how many bytes tensors grew, at most, while some work was done."""
+    """Largest growth, in bytes, of what tensors hold while some work is done."""
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

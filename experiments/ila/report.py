@@ -67,17 +67,17 @@ def agreement_matrix(rows: Rows, top_fraction: float) -> pd.DataFrame:
         )
     out: dict[str, dict[str, str]] = {}
     for (a, b), part in table[table["top"] == top_fraction].groupby(["a", "b"], sort=False):
-        shown = {"Jaccard": format_mean_std(part["value"].mean(), part["value"].std())}
-        shown["by chance"] = f"{part['chance'].mean():.2f}"
+        cells = {"Jaccard": format_mean_std(part["value"].mean(), part["value"].std())}
+        cells["by chance"] = f"{part['chance'].mean():.2f}"
         if "corrected" in part:
-            shown["corrected"] = f"{part['corrected'].mean():.2f}"
-        shown["largest p"] = _p_value(part["p_value"].max())
+            cells["corrected"] = f"{part['corrected'].mean():.2f}"
+        cells["largest p"] = _p_value(part["p_value"].max())
         if "p_value_within_kinds" in part:
-            shown["largest p within kinds"] = _p_value(part["p_value_within_kinds"].max())
+            cells["largest p within kinds"] = _p_value(part["p_value_within_kinds"].max())
         if "rank_correlation" in part:
-            shown["rank correlation"] = f"{part['rank_correlation'].mean():.2f}"
-        shown["pairs"] = str(len(part))
-        out[f"{a} and {b}"] = shown
+            cells["rank correlation"] = f"{part['rank_correlation'].mean():.2f}"
+        cells["pairs"] = str(len(part))
+        out[f"{a} and {b}"] = cells
     return pd.DataFrame(out).T.rename_axis(f"top {100 * top_fraction:.0f} %")
 
 
@@ -141,8 +141,8 @@ def finetune_table(rows: Rows, trained: Mapping[str, int] | None = None) -> pd.D
 
 def run_name(method: str, layers: str) -> str:
     """How tables call a way of fine-tuning on a choice of layers."""
-    shown = {"lora": "LoRA", "adalora": "AdaLoRA", "full": "full", "qlora": "QLoRA"}
-    name = shown.get(method, method.replace("_", " "))
+    labels = {"lora": "LoRA", "adalora": "AdaLoRA", "full": "full", "qlora": "QLoRA"}
+    name = labels.get(method, method.replace("_", " "))
     return name if layers in ("", "none") else f"{name}, {layers.replace('_', ' ')}"
 
 

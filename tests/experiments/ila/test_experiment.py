@@ -114,3 +114,11 @@ def test_choices_by_name(experiment):
         experiment.selected("best", ranking, 0)
     with pytest.raises(ValueError, match="tuning must be 'lora', 'adalora' or 'full'"):
         experiment.prepared("prompt", "all", 0)
+
+
+def test_a_set_smaller_than_a_batch_is_named_before_the_training(sets):
+    small = LayerExperiment(parameters(sets, train_examples=0, stage_2_batch_size=40), "cpu")
+    with pytest.raises(ValueError, match="echo.json .*Found 40"):
+        small.encode_all()
+    with pytest.raises(ValueError, match="quantized=True needs a CUDA device|made here"):
+        LayerExperiment(parameters(sets, quantized=True, model="smollm2", device="auto"), "cpu")
