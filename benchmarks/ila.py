@@ -4,7 +4,7 @@
    it a forward and a backward pass without adapters and scores: what no stage 2 can be faster than.
 2. Peak memory and time of a step on the best 30 % of the layers against all, for LoRA and for full
    fine-tuning, in the form of table 5.11 of the thesis.
-3. A step of stage 1 with scores of the vocabulary at target positions only, against all positions.
+3. A step of stage 1 with logits at target positions only, against logits at all positions.
 
 Which layers are chosen decides how far the backward pass has to go, so the choice is made as the
 chapter makes it: by a ranking, here a short one. As many of the last layers stand beside it.
@@ -25,7 +25,7 @@ from experiments.ila.memory import TrainingCost, peak_growth, training_cost
 from experiments.models.language import load_language_model
 from ktlib.ila import gated_updates, rank_layers
 from ktlib.ila.selection import choose_layers
-from ktlib.ila.targets import only_targets
+from ktlib.ila.targets import keep_target_logits
 
 TOP = 0.3
 THESIS = {"lora": (0.87, 0.89), "full": (0.41, 0.77)}  # memory and time, table 5.11
@@ -33,8 +33,8 @@ THESIS = {"lora": (0.87, 0.89), "full": (0.41, 0.77)}  # memory and time, table 
 
 def batch_of(vocabulary: int, rows: int, length: int) -> dict[str, torch.Tensor]:
     """A batch of random tokens; half of each row is to be predicted."""
-    source = torch.Generator().manual_seed(0)
-    ids = torch.randint(10, vocabulary, (rows, length), generator=source)
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, vocabulary, (rows, length), generator=rng)
     labels = ids.clone()
     labels[:, : length // 2] = -100
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
@@ -44,7 +44,7 @@ def stages(name: str, rank: int, rows: int, length: int, rounds: int) -> tuple[f
     """Times of a step of stage 2, and of one without adapters, in units of one of stage 1."""
     base, _ = load_language_model(name)
     batch = batch_of(base.config.vocab_size, rows, length)
-    batch = only_targets(base, batch)
+    batch = keep_target_logits(base, batch)
     bare = copy.deepcopy(base).requires_grad_(False)
     bare.enable_input_require_grads()  # so that the backward pass goes through all layers
     model = with_lora(base, rank=rank)
@@ -85,7 +85,7 @@ def stages(name: str, rank: int, rows: int, length: int, rounds: int) -> tuple[f
 
 
 def target_positions(name: str, rank: int, rows: int, length: int, rounds: int) -> None:
-    """Time and memory of a step that scores the vocabulary at an eighth of the positions."""
+    """Time and memory of a step with logits at an eighth of the positions."""
     base, _ = load_language_model(name)
     batch = batch_of(base.config.vocab_size, rows, length)
     batch["labels"][:, : length - length // 8] = -100
@@ -97,7 +97,7 @@ def target_positions(name: str, rank: int, rows: int, length: int, rounds: int) 
         model(**inputs, use_cache=False).loss.backward()
         model.zero_grad()
 
-    sides = {"all": batch, "targets": only_targets(model, batch)}
+    sides = {"all": batch, "targets": keep_target_logits(model, batch)}
     for number in range(rounds + 1):
         for side, inputs in sides.items():
             started = time.perf_counter()
@@ -108,7 +108,7 @@ def target_positions(name: str, rank: int, rows: int, length: int, rounds: int) 
         memory[side] = peak_growth(functools.partial(step, inputs), "cpu")
     medians = {side: statistics.median(values) for side, values in found.items()}
     print(
-        f"scores at target positions / at all: {medians['targets'] / medians['all']:.2f}x time, "
+        f"logits at target positions / at all: {medians['targets'] / medians['all']:.2f}x time, "
         f"{memory['targets'] / memory['all']:.2f}x memory besides the model"
     )
 
@@ -151,7 +151,7 @@ def costs(name: str, rank: int, rows: int, length: int, rounds: int) -> None:
 
 
 def main() -> None:
-    """Run both, and print ratios."""
+    """Run all three, and print ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rank", type=int, default=32)

@@ -22,8 +22,8 @@
 # it is *fine-tuned*. All of its layers change a little. Do all of these changes matter? If not, which layers have to change, is it
 # the same ones whatever the data, and does it pay to leave the others alone?
 #
-# The answer of this chapter, ILA {cite}`shi2025ila,shi2025thesis`, is to *ask the loss*: first fine-tune all layers, then put a dial on the
-# update of each layer, and learn how far each dial should be turned back.
+# The answer of this chapter, ILA {cite}`shi2025ila,shi2025thesis`, is to *ask the loss*: first fine-tune all layers, then put a gate on the
+# update of each layer, and learn how far each gate should be closed.
 #
 # After this chapter you can
 #
@@ -68,8 +68,8 @@ initial_score = 4.0  # score of every layer at the start; the thesis: 4, 2 and 1
 score_lr = 1.0  # learning rate of the scores; not stated in the thesis
 stage_2_steps = 20  # steps of learning the scores; the thesis: 128
 stage_2_batch_size = 4  # conversations per step of stage 2; not stated in the thesis
-keep = 0.75  # share of the layers that stay when the rest is frozen; the thesis: 0.75
-top = 0.3  # share of the layers that are tuned alone; the thesis: 0.1, 0.2 and 0.3
+keep = 0.75  # fraction of the layers that stay when the rest is frozen; the thesis: 0.75
+top = 0.3  # fraction of the layers that are tuned alone; the thesis: 0.1, 0.2 and 0.3
 components = ["attention", "all"]  # tuned alone in the pilot; the thesis: table 5.1
 tunings = ["lora"]  # ways of fine-tuning to compare; the thesis: LoRA, AdaLoRA, full, QLoRA
 selections = ["all", "top", "random_top"]  # layers to compare; the thesis: these and more
@@ -252,9 +252,9 @@ ax.legend()
 save_figure(fig, P.run_dir, "stage1")
 
 # %% [markdown]
-# ### Stage 2: a dial on every update
+# ### Stage 2: a gate on every update
 #
-# Now all weights are frozen, the adapters too. The update of layer $i$ is multiplied by $\gamma_i$, a number between 0 and 1. With $\gamma_i=1$ the layer is
+# Now all weights are frozen, the adapters too. The update of layer $i$ is multiplied by its **gate** $\gamma_i$, a number between 0 and 1. With $\gamma_i=1$ the layer is
 # as it was trained, with $\gamma_i=0$ it is as it was before. The thesis looks for the $\gamma\in\{0,1\}^N$ with few ones and a low
 # loss (5.2, 5.3), and relaxes it (5.5 to 5.7):
 #
@@ -266,7 +266,7 @@ save_figure(fig, P.run_dir, "stage1")
 # with $\gamma_i=\sigma(s_i)=1/(1+e^{-s_i})$.
 #
 # One **score** $s_i$ for each layer is learned by gradient descent, from the same $s_0$ for all. The order of the scores is the ranking. What
-# a dial does can be seen before anything is learned: turn one, leave all others at 1.
+# a gate does can be seen before anything is learned: close one step by step, and leave all others at 1.
 
 # %%
 import torch
@@ -275,26 +275,26 @@ from experiments.ila.evaluation import held_out_loss
 from ktlib.ila import gated_updates
 
 # %%
-shown = [experiment.layers[i] for i in (5, len(experiment.layers) // 2, -2)]
-dial = np.linspace(0, 1, 4)
+few_layers = [experiment.layers[i] for i in (5, len(experiment.layers) // 2, -2)]
+gammas = np.linspace(0, 1, 4)
 adapted = experiment.adapted(tuned[P.tuned_on, P.seeds[0]])
 few = experiment.held_out(P.tuned_on)[:1]
 
 # %%
-turned = {}
+curves = {}
 with gated_updates(adapted, 1.0, link=lambda score: score) as gates, torch.no_grad():
-    for name in shown:
-        turned[name] = []
-        for value in dial:
+    for name in few_layers:
+        curves[name] = []
+        for value in gammas:
             gates[name].score.fill_(float(value))
-            turned[name].append(held_out_loss(adapted, few, precision=P.precision))
+            curves[name].append(held_out_loss(adapted, few, precision=P.precision))
         gates[name].score.fill_(1.0)
 
-# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Held-out loss against the dial of one layer, three lines; each is smooth, and they differ in slope.", "classes": "chart"}, "figure": {"name": "fig-ila-dial", "caption": "Held-out loss while the update of one layer is turned from 0 (as before fine-tuning) to 1 (as trained), all other updates at 1. Three layers, some held-out conversations, first seed, live run."}}
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Held-out loss against the gate of one layer, three lines; each is smooth, and they differ in slope.", "classes": "chart"}, "figure": {"name": "fig-ila-gate", "caption": "Held-out loss while the update of one layer is scaled from 0 (as before fine-tuning) to 1 (as trained), all other updates at 1. Three layers, some held-out conversations, first seed, live run."}}
 fig, ax = plt.subplots(figsize=(5.6, 3.0))
-for name, values in turned.items():
-    ax.plot(dial, values, marker="o", label=name.removeprefix("model.layers."))
-ax.set(xlabel="dial of one layer", ylabel="held-out loss (nats per token)")
+for name, values in curves.items():
+    ax.plot(gammas, values, marker="o", label=name.removeprefix("model.layers."))
+ax.set(xlabel="gate of one layer", ylabel="held-out loss (nats per token)")
 ax.legend(fontsize=8)
 save_figure(fig, P.run_dir, "dial")
 
@@ -523,13 +523,14 @@ full = committed_record("ila", "full")
 print(record_label(full, "ila", "full"))
 live = {"finetune": results, "jaccard": agreement, "cheap_scores": versus, "cost": costs}
 long = full.tables if full else live
+shares = full.parameters if full else P.model_dump()  # the record has its own
 
 # %%
 finetune_table(long["finetune"])
 
 # %%
-display(agreement_matrix(long["jaccard"], P.keep))
-agreement_matrix(long["cheap_scores"], P.top)
+display(agreement_matrix(long["jaccard"], shares["keep"]))
+agreement_matrix(long["cheap_scores"], shares["top"])
 
 # %% tags=["nbval-ignore-output"]
 thesis_cost = thesis_table("5_11")
@@ -663,14 +664,14 @@ claims_table(claims).style.hide(axis="index")
 # ranking = rank_layers(peft_model, batches)        # after some steps of LoRA on all layers
 # ranking.save("ranking.json")
 #
-# config = LayerRanking.load("ranking.json").lora_config(top=0.3, r=16)
+# config = LayerRanking.load("ranking.json").lora_config(top_fraction=0.3, r=16)
 # model = peft.get_peft_model(base_model, config)   # exactly the chosen layers
 #
 # freeze_unimportant(peft_model, ranking, keep=0.75)  # or: go on without the lowest quarter
 # ```
 
 # %%
-config = first.lora_config(top=P.top, r=P.lora_rank)
+config = first.lora_config(top_fraction=P.top, r=P.lora_rank)
 print(
     f"{len(config.target_modules)} of {len(experiment.layers)} layers:",
     sorted(config.target_modules)[:3],
@@ -679,10 +680,10 @@ print(
 # %% [markdown]
 # ## What is proved, and what is not
 #
-# ```{prf:theorem} One step on the dials, thesis, Theorem 5.1, repaired
+# ```{prf:theorem} One step on the gates, thesis, Theorem 5.1, repaired
 # :label: thm-ila
 # Let the loss have gradients that are bounded by $L_1$ and Lipschitz with constant $L_2$, let every update be at most $Q$ long, and let the
-# updates of two iterations differ by at most $R\epsilon$. Then one step of gradient descent on $\gamma$, from the same start, gives dials
+# updates of two iterations differ by at most $R\epsilon$. Then one step of gradient descent on $\gamma$, from the same start, gives gates
 # that differ by at most a constant times $(QL_2+L_1)\,R\epsilon$.
 # ```
 #
@@ -727,12 +728,12 @@ print(
 # ```
 #
 # The slope of the sigmoid is at most $1/4$, at $s=0$. At $s_0=4$ it is $0.018$, so plain gradient descent would hardly move. The inner product is small
-# as well where the loss has a minimum between 0 and 1, such as at the dial's best place.
+# as well where the loss has a minimum between 0 and 1, such as at the gate's best value.
 # ````
 #
 # ```{exercise}
 # :label: ex-ila-initial
-# *Change a parameter.* Run with `-p initial_score 0.0`. All dials then begin at one half. What happens to the order of the scores, and to the loss of
+# *Change a parameter.* Run with `-p initial_score 0.0`. All gates then begin at one half. What happens to the order of the scores, and to the loss of
 # stage 2 at its first step?
 # ```
 #
@@ -774,7 +775,7 @@ round(float(blocks.corr(pd.Series(range(len(blocks)), index=blocks.index), metho
 #
 # ```{exercise}
 # :label: ex-ila-limits
-# *Write code.* Set all dials to 1, and then all to 0, with `gated_updates`. Which two models are these? Check that their losses are equal to those of the two
+# *Write code.* Set all gates to 1, and then all to 0, with `gated_updates`. Which two models are these? Check that their losses are equal to those of the two
 # models, digit for digit.
 # ```
 #
@@ -798,7 +799,7 @@ print("equal:", ends == plain)
 #
 # ## Summary
 #
-# - Fine-tuning changes every layer; a dial on each update tells which changes the loss would miss.
+# - Fine-tuning changes every layer; a gate on each update tells which changes the loss would miss.
 # - An agreement of rankings means something only above chance, and chance is high for large sets.
 # - A ranking becomes a `peft` configuration in one line.
 # - Compare a choice of layers with a random one of its size before you believe in it.

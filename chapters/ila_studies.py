@@ -59,14 +59,14 @@ initial_score = 4.0  # score of every layer at the start; the thesis: 4, 2 and 1
 score_lr = 1.0  # learning rate of the scores; not stated in the thesis
 stage_2_steps = 20  # steps of learning the scores; the thesis: 128
 stage_2_batch_size = 4  # conversations per step of stage 2; not stated in the thesis
-keep = 0.75  # share of the layers that stay when the rest is frozen; the thesis: 0.75
-top = 0.3  # share of the layers that are tuned alone; the thesis: 0.1, 0.2 and 0.3
+keep = 0.75  # fraction of the layers that stay when the rest is frozen; the thesis: 0.75
+top = 0.3  # fraction of the layers that are tuned alone; the thesis: 0.1, 0.2 and 0.3
 studied_on = "reasoning"  # the set whose rankings are studied; the thesis: LIMA
 batch_sizes = [4]  # conversations per step of stage 2 to try; the thesis: none
 noise_steps = 20  # steps of stage 2 while batch sizes are tried; the thesis: 128, everywhere
 milestones = [0.25, 1.0]  # shares of stage 1 to rank after; the thesis: 0.01, 0.25, 0.5, 0.75, 1
 initial_scores = [4.0]  # scores to begin with; the thesis: 4, 2 and 1
-penalties = [0.0]  # weights of the penalty on open dials; the thesis: none
+penalties = [0.0]  # weights of the penalty on open gates; the thesis: none
 full_ranked = False  # whether to rank full fine-tuning, too; the thesis: table 5.13
 ablated = False  # whether to take every update away once; the thesis: not done
 transferred_from = []  # sets whose rankings are used on studied_on; the thesis: 5.14
@@ -114,6 +114,7 @@ from experiments.ila.experiment import LayerExperiment
 from experiments.run.parallel import parallel_map
 
 experiment = LayerExperiment(P, choose_device(P.device))
+experiment.encode_all()  # a set that is too small is named here
 
 
 def tune(case):
@@ -255,13 +256,13 @@ from experiments.ila.report import agreement_matrix, printed_matrix
 from experiments.run.results import thesis_table
 
 
-def shown(study, share=P.top):
+def study_table(study, share=P.top):
     """Agreement in a study, mean over seeds."""
     rows = [row for row in agreement if row["study"] == study]
     return agreement_matrix(rows, share) if rows else "not part of this run"
 
 
-display(shown("milestone"))
+display(study_table("milestone"))
 printed_matrix(thesis_table("5_4").astype({"row": str, "column": str}))
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Jaccard index with the final ranking against the share of stage 1 that was trained, a line per seed for each of two shares of layers, with dashed lines for chance.", "classes": "chart"}, "figure": {"name": "fig-ila-milestones", "caption": "Agreement of rankings at milestones of stage 1 with the ranking at its end, within one seed; one thin line per seed. Dashed: chance. Compare with figure 5.2 of the thesis."}}
@@ -282,17 +283,17 @@ save_figure(fig, P.run_dir, "milestones")
 # (sec-ila-initial)=
 # ## Does the starting score matter?
 #
-# **Question.** All scores begin at $s_0$. With 4 the dials are nearly open, with 1 they are at 0.73.
+# **Question.** All scores begin at $s_0$. With 4 the gates are nearly open, with 1 they are at 0.73.
 #
-# **Prediction.** At $s_0=1$ the slope of the sigmoid is ten times as large, and the dials have more room upwards. The order should change where the loss is
-# not linear in the dials.
+# **Prediction.** At $s_0=1$ the slope of the sigmoid is ten times as large, and the gates have more room upwards. The order should change where the loss is
+# not linear in the gates.
 
 # %%
 others = [score for score in P.initial_scores if score != P.initial_score]
 for score, found in with_values("initial_score", others).items():
     compare("initial_score", found, (f"{score:g}", f"{P.initial_score:g}"))
 
-display(shown("initial_score"))
+display(study_table("initial_score"))
 printed_matrix(thesis_table("5_17").astype({"row": str, "column": str}))
 
 # %% [markdown]
@@ -300,7 +301,7 @@ printed_matrix(thesis_table("5_17").astype({"row": str, "column": str}))
 # ## What if few layers are asked for?
 #
 # **Question.** The problem that the thesis begins with asks for a mask with few ones. Its relaxed form leaves that out. With a term $\lambda\sum_i\sigma(s_i)$ in the
-# loss, dials close unless the loss keeps them open. Does the order change?
+# loss, gates close unless the loss keeps them open. Does the order change?
 #
 # **Prediction.** The penalty pulls all scores down alike at first, so it moves the mean of the scores and hardly their order.
 
@@ -309,15 +310,16 @@ closing = []
 penalized = with_values("penalty", [penalty for penalty in P.penalties if penalty])
 for penalty, found in {0.0: learned, **penalized}.items():
     for seed, ranking in found.items():
-        dials = 1 / (1 + np.exp(-np.array(list(ranking.scores.values()))))
-        closing.append({"penalty": penalty, "seed": seed, "mean dial": dials.mean()})
+        gammas = 1 / (1 + np.exp(-np.array(list(ranking.scores.values()))))
+        closing.append({"penalty": penalty, "seed": seed, "mean dial": gammas.mean()})
     if penalty:
         compare("penalty", found, (f"{penalty:g}", "no penalty"))
 
 # %%
 record.table("dials", closing)
-display(pd.DataFrame(closing).groupby("penalty")["mean dial"].mean().round(3).to_frame().T)
-shown("penalty")
+mean_gate = pd.DataFrame(closing).groupby("penalty")["mean dial"].mean().rename("mean gate")
+display(mean_gate.round(3).to_frame().T)
+study_table("penalty")
 
 # %% [markdown]
 # (sec-ila-full)=
@@ -343,7 +345,7 @@ common = {
 compare("full", common, ("full", "LoRA"))
 
 # %%
-display(shown("full"))
+display(study_table("full"))
 printed_matrix(thesis_table("5_13"))
 
 # %% [markdown]
@@ -352,7 +354,7 @@ printed_matrix(thesis_table("5_13"))
 #
 # **Question.** Does learning the scores add anything over the slope at $\gamma=1$, the size of the update, and taking each update away once?
 #
-# **Prediction.** At $s_0=4$ all dials are within 2 % of 1. If they stay near, the learned order is that of the slopes, up to noise.
+# **Prediction.** At $s_0=4$ all gates are within 2 % of 1. If they stay near, the learned order is that of the slopes, up to noise.
 
 # %%
 from experiments.ila.report import cheap_agreement
@@ -422,7 +424,7 @@ record.table("direction", direction)
 pd.DataFrame(direction).set_index("seed").round(2)
 
 # %% [markdown]
-# *More wanted of* is the share of the layers whose score rose above $s_0$. *Sum of slopes* is the slope of the loss if all dials are turned up together: negative where
+# *More wanted of* is the share of the layers whose score rose above $s_0$. *Sum of slopes* is the slope of the loss if all gates are opened together: negative where
 # more is wanted.
 #
 # (sec-ila-transfer)=
@@ -547,6 +549,7 @@ from experiments.run.results import committed_record, record_label
 full = committed_record("ila_studies", "full")
 print(record_label(full, "ila_studies", "full"))
 long = full.tables if full else {}
+of_record = full.parameters if full else P.model_dump()  # the record has its own shares
 
 # %%
 last = pd.DataFrame(long["noise"] if full else noise).groupby(
@@ -557,13 +560,13 @@ last.last()[["step", "value", "chance", "p_value", "rank_correlation"]].round(3)
 # %%
 for study in ("milestone", "initial_score", "penalty", "full"):
     rows = [row for row in long.get("jaccard", []) if row["study"] == study]
-    display(agreement_matrix(rows, P.keep) if rows else f"{study}: no record yet")
+    display(agreement_matrix(rows, of_record["keep"]) if rows else f"{study}: no record yet")
 
 # %%
-agreement_matrix(long["cheap_scores"], P.top) if full else "no record yet"
+agreement_matrix(long["cheap_scores"], of_record["top"]) if full else "no record yet"
 
 # %%
-agreement_matrix(long["repeatability"], P.top) if full else "no record yet"
+agreement_matrix(long["repeatability"], of_record["top"]) if full else "no record yet"
 
 # %%
 finetune_table(long["finetune"]) if full else "no record yet"
@@ -578,7 +581,7 @@ finetune_table(long["finetune"]) if full else "no record yet"
 # - **The order settles with the weights.** Rankings after 1, 25 and 50 % of stage 1 have little in common with the one at the end, on average less than 0.15; the one after 75 %, where the learning rate has nearly run out, has more than
 #   0.9. A quarter of the training is not enough here.
 # - **The starting score matters little,** as in the thesis: between $s_0=2$ and 4 the rank correlation is 0.90 to 0.97, between 1 and 4 it is 0.65 to 0.91, as predicted. These rankings share adapters *and* batches.
-# - **The penalty matters much, against the prediction.** With a weight of 0.01 the mean dial falls from 0.75 to 0.15, and of the order hardly anything is left.
+# - **The penalty matters much, against the prediction.** With a weight of 0.01 the mean gate falls from 0.75 to 0.15, and of the order hardly anything is left.
 # - **LoRA and full fine-tuning agree as blind choices do:** 0.60 to 0.66 at the best 75 %, where the thesis prints 0.76 to 0.86.
 # - **What is learned is the slope at the end of stage 1.** Learned and first-order scores of the same adapters have a rank correlation of 0.70 to 0.81. Neither repeats itself with another seed. The size of the updates does (0.90), but
 #   most of that is the kind of layer: among layers of one kind it is not above chance. How all this goes together with ablation follows no rule that we predicted.

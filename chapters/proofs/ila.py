@@ -136,15 +136,15 @@ from experiments.ila.proof import LogisticRegression
 
 def regression(seed):
     """A task with noisy labels, and the weights before and along its fine-tuning."""
-    stream, size = generator(seed, "regression"), P.layers * P.layer_size
-    features = torch.randn((P.examples, size), generator=stream, dtype=torch.float64)
-    old, new = torch.randn((2, size), generator=stream, dtype=torch.float64)
-    noise = torch.randn(P.examples, generator=stream, dtype=torch.float64)
+    rng, size = generator(seed, "regression"), P.layers * P.layer_size
+    features = torch.randn((P.examples, size), generator=rng, dtype=torch.float64)
+    old, new = torch.randn((2, size), generator=rng, dtype=torch.float64)
+    noise = torch.randn(P.examples, generator=rng, dtype=torch.float64)
     matters = torch.linspace(0.2, 2, P.layers, dtype=torch.float64)  # more in the later layers
     target = old + new * matters.repeat_interleave(P.layer_size)
     labels = (features @ target + 2 * noise).sign()
     task = LogisticRegression(features / size**0.5, labels, P.layers)
-    return task, task.fine_tune(task.cut(old * size**0.5 / 2), P.iterations)
+    return task, task.fine_tune(task.split_into_layers(old * size**0.5 / 2), P.iterations)
 
 
 # %%
@@ -154,7 +154,7 @@ tasks = {seed: regression(seed) for seed in P.seeds}
 from experiments.ila.proof import GatedLoss, difference, distance, layer_norms
 
 task, path = tasks[P.seeds[0]]
-plain = GatedLoss(task, task.cut(torch.zeros(P.layers * P.layer_size).double()))
+plain = GatedLoss(task, task.split_into_layers(torch.zeros(P.layers * P.layer_size).double()))
 ones = torch.ones(P.layers, dtype=torch.float64)
 near, far = path[0], path[-1]
 slopes = [plain.layer_gradients(ones, weights) for weights in (near, far)]
@@ -493,9 +493,9 @@ def share_of_bound(directions, base, update, move, gates):
 
 
 # %%
-stream = generator(P.seeds[0], "trials")
+rng = generator(P.seeds[0], "trials")
 shapes = {"directions": (2, 6), "base": (6,), "update": (6,), "move": (6,), "gates": (3,)}
-cases = {n: torch.randn((P.trials, *s), generator=stream).double() for n, s in shapes.items()}
+cases = {n: torch.randn((P.trials, *s), generator=rng).double() for n, s in shapes.items()}
 cases["gates"] = cases["gates"].sigmoid()
 shares = share_of_bound(**cases)
 best = {n: v[shares.topk(100).indices].clone().requires_grad_() for n, v in cases.items()}
@@ -726,16 +726,8 @@ from tqdm import tqdm
 from experiments.ila.proof_model import fine_tune
 
 place = "cpu" if device.type == "mps" else str(device)  # float64
-settings = {"rank": P.lora_rank, "iterations": P.tuning_steps, "measured_at": P.measured_at}
-settings |= {
-    "pretraining": P.pretraining_steps,
-    "lr": P.tuning_lr,
-    "batch_size": P.batch_size,
-    "length": P.sequence_length,
-}
 tunings = {
-    seed: fine_tune(P.model, **settings, seed=seed, device=place)
-    for seed in tqdm(P.seeds, desc="fine-tuning", leave=False)
+    seed: fine_tune(P, seed, place) for seed in tqdm(P.seeds, desc="fine-tuning", leave=False)
 }
 
 # %%

@@ -34,7 +34,7 @@ from ktlib.cpeft.training import features_of
 from ktlib.fcl.flatness import Flatness, flatness
 from ktlib.fcl.protocol import positions_of
 from ktlib.fcl.split import split_network
-from ktlib.ila.agreement import TOPS, agreement_table
+from ktlib.ila.agreement import TOP_FRACTIONS, agreement_table
 from ktlib.ila.layers import active_adapter, adapted_layers
 from ktlib.ila.ranking import LayerRanking
 from ktlib.ila.search import rank_layers
@@ -484,7 +484,7 @@ def rank_for_task(
 
 
 def rankings_over_tasks(
-    rankings: Mapping[int, LayerRanking], tops: Sequence[float] = TOPS
+    rankings: Mapping[int, LayerRanking], tops: Sequence[float] = TOP_FRACTIONS
 ) -> list[dict[str, Any]]:
     """How far the rankings of two tasks agree, for all pairs of tasks.
 

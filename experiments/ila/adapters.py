@@ -1,6 +1,6 @@
-"""What of a language model is trained: LoRA or AdaLoRA on chosen layers, or weights themselves.
+"""What is trained in a language model: LoRA or AdaLoRA on chosen layers, or the weights themselves.
 
-A layer is a linear module and has the name that it has in the model of transformers, such as
+A layer is a linear module, named as in the model of transformers, such as
 ``model.layers.0.self_attn.q_proj``. Adapters are peft's.
 """
 
@@ -126,7 +126,7 @@ def with_adalora(
         steps: of the training; it must have exactly as many.
         target_rank: average rank at the end.
         initial_rank: rank of every layer at the start; by default half as much again. It must be
-            larger than ``target_rank``: peft fails otherwise, in the midst of the training.
+            larger than ``target_rank``: otherwise peft fails in the middle of the training.
         shrink: shares of the training between which ranks are taken away.
         layers: a component or names, as in :func:`layer_names`.
         alpha: by default ``initial_rank``, thus ``beta = 1``.
@@ -165,9 +165,9 @@ def with_adalora(
 
 
 def active_ranks(model: nn.Module) -> dict[str, int]:
-    """Ranks that AdaLoRA has left to every layer: its entries of ``lambda`` that are not zero.
+    """Rank that AdaLoRA has left to each layer: the number of its nonzero entries of ``lambda``.
 
-    ``lambda`` starts at zero: the ranks can be told after the first steps only.
+    ``lambda`` starts at zero: the ranks are known only after the first steps.
 
     Raises:
         ValueError: the model has no AdaLoRA.
@@ -196,7 +196,7 @@ def with_qlora(
 
     Args:
         model: of transformers, loaded in 4 bits.
-        checkpointing: compute activations again in the backward pass, for less memory.
+        checkpointing: recompute activations in the backward pass, to save memory.
         **lora: as for :func:`with_lora`.
 
     Raises:
@@ -271,7 +271,7 @@ def _adapted(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without a warning that peft still uses an old name of transformers: users cannot help it."""
+    """Hide a warning, for which users can do nothing, that peft uses an old transformers name."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "`is_gradient_checkpointing` is deprecated", category=FutureWarning

@@ -1,7 +1,7 @@
 """Conversations and texts as tokens: what is learned is the answer, given the prompt.
 
 A batch is a dictionary of ``input_ids``, ``attention_mask`` and ``labels``, each (batch, length),
-int64. Labels are -100, which the loss leaves out, on the prompt and where a row is filled up.
+int64. Labels are -100, which the loss ignores, on the prompt and on padding.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from data_prep.common.conversations import Conversation
+from ktlib.ila.targets import IGNORED
 from ktlib.seeding import generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 # For tokenizers that have no template of their own.
 PLAIN_TEMPLATE = (
     "{% if bos_token is defined and bos_token %}{{ bos_token }}{% endif %}"
@@ -198,16 +198,16 @@ def batches(
     epochs: int | None = None,
     by_length: bool = False,
 ) -> list[dict[str, Tensor]]:
-    """Batches in a shuffled order, each filled up to its longest example.
+    """Batches in a shuffled order, each padded to its longest example.
 
     Args:
         examples: From :func:`encode_conversations` or :func:`encode_text`.
         batch_size: Examples in a batch.
-        tokenizer: Whose padding token fills rows up.
+        tokenizer: Its padding token pads the rows.
         seed: Of the order, which differs between epochs; None keeps the order given.
-        steps: Make so many full batches, beginning anew as often as needed.
-        epochs: Go through the examples so often; the last batch of an epoch may be smaller. One
-            epoch where neither is given.
+        steps: Number of full batches; the examples are gone through as often as needed.
+        epochs: Number of passes over the examples; the last batch of a pass may be smaller. One
+            pass where neither is given.
         by_length: Put examples of similar length into one batch, which saves time and makes the
             batches less mixed.
 
@@ -229,19 +229,19 @@ def batches(
     chosen: list[list[int]] = []
     if steps is None:
         for order in rounds:
-            chosen += _cut(order, batch_size)
+            chosen += _chunks(order, batch_size)
     else:
         waiting: list[int] = []
         while len(chosen) < steps:
             waiting += next(rounds)
             full = len(waiting) // batch_size * batch_size
-            chosen += _cut(waiting[:full], batch_size)
+            chosen += _chunks(waiting[:full], batch_size)
             waiting = waiting[full:]
     return [collate([examples[i] for i in rows], tokenizer) for rows in chosen[:steps]]
 
 
 def collate(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """One batch, filled up on the right.
+    """One batch, padded on the right.
 
     Raises:
         ValueError: the tokenizer has no padding token, or there is no example.
@@ -272,8 +272,8 @@ def _order(
         return order
     rows = [
         batch
-        for pool in _cut(order, POOL * batch_size)
-        for batch in _cut(sorted(pool, key=lambda i: len(examples[i])), batch_size)
+        for pool in _chunks(order, POOL * batch_size)
+        for batch in _chunks(sorted(pool, key=lambda i: len(examples[i])), batch_size)
     ]
     if random is not None:  # else the shortest batch of each pool would come first
         rows = [rows[i] for i in torch.randperm(len(rows), generator=random).tolist()]
@@ -281,12 +281,12 @@ def _order(
     return [i for batch in rows for i in batch]
 
 
-def _cut(order: list[int], size: int) -> list[list[int]]:
+def _chunks(order: list[int], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _count(epochs: int | None, steps: int | None) -> Iterator[int]:
-    """The numbers of the epochs: without end where steps are counted."""
+    """The numbers of the epochs: endless where steps are counted."""
     epoch = 0
     while steps is not None or epoch < (epochs or 1):
         yield epoch

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ktlib.device import PrecisionName, autocast
-from ktlib.ila.targets import IGNORED, only_targets
+from ktlib.ila.targets import IGNORED, keep_target_logits
 
 
 def held_out_loss(
@@ -121,7 +121,7 @@ def _summed_loss(
     model: nn.Module, batch: Mapping[str, Tensor], precision: PrecisionName
 ) -> tuple[float, int]:
     """Loss of a batch summed over its target tokens, and their number."""
-    inputs = only_targets(model, batch)
+    inputs = keep_target_logits(model, batch)
     labels = inputs.pop("labels")
     following = inputs.pop("shift_labels", None)  # (batch, kept)
     with autocast(labels.device, precision):

@@ -1,6 +1,6 @@
 """The experiment on layers that the chapters, their studies and their search have in common.
 
-What must be the same wherever layers or methods are compared has its one home here: the model as it
+Everything that must be the same wherever layers or methods are compared is here: the model as it
 was, which conversations are trained on and which are held out, how stage 1 and stage 2 are run. The
 chapter ``chapters/ila.py`` shows the functions in the order in which it explains them.
 """
@@ -33,10 +33,14 @@ from experiments.ila.chat import (
     encode_text,
 )
 from experiments.ila.evaluation import held_out_loss
-from experiments.ila.finetuning import Training, finetune
+from experiments.ila.finetuning import Training, TrainingOptions, finetune
 from experiments.ila.parameters import LanguageParameters
 from experiments.ila.snapshots import Snapshot, restore
-from experiments.models.language import load_language_model, load_tokenizer
+from experiments.models.language import (
+    load_language_model,
+    load_tokenizer,
+    require_quantization,
+)
 from ktlib.ila.agreement import Ranking
 from ktlib.ila.ranking import LayerRanking
 from ktlib.ila.search import rank_layers, rank_layers_full
@@ -91,13 +95,15 @@ class LayerExperiment(Generic[Parameters]):
     ) -> None:
         self.parameters = parameters
         self.device = torch.device(device)
+        if parameters.quantized:
+            require_quantization(self.device, parameters.model)
         self.held_out_split = "validation" if validation else "test"
         self._encoded: dict[tuple[str, str], Encoded] = {}  # tokenizing takes seconds
 
     # Model -------------------------------------------------------------------------------------
 
     def new_model(self) -> PreTrainedModel:
-        """The model as it was before fine-tuning: a copy of its own for every caller."""
+        """The model as it was before fine-tuning: a new copy for every caller."""
         return copy.deepcopy(_pristine(self.parameters.model, str(self.device), self.quantized))
 
     @property
@@ -107,7 +113,7 @@ class LayerExperiment(Generic[Parameters]):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """That of the model."""
+        """The tokenizer of the model."""
         return load_tokenizer(self.parameters.model)
 
     @cached_property
@@ -126,13 +132,30 @@ class LayerExperiment(Generic[Parameters]):
         wanted = p.train_examples if split == "train" else p.test_examples
         found = load_conversations(dataset, split, size=_generated(dataset, wanted))
         pristine = _pristine(p.model, str(self.device), self.quantized)
-        self._encoded[dataset, split] = encode_conversations(
+        made = encode_conversations(
             found[: wanted or None],
             self.tokenizer,
             context=context_length(pristine),
             max_tokens=p.max_tokens,
         )
-        return self._encoded[dataset, split]
+        if split == "train" and len(made.examples) < p.largest_batch:
+            raise ValueError(
+                f"batch sizes must be at most {len(made.examples)}, the training conversations of "
+                f"{dataset} with an answer within max_tokens={p.max_tokens}. "
+                f"Found {p.largest_batch}."
+            )
+        self._encoded[dataset, split] = made
+        return made
+
+    def encode_all(self) -> None:
+        """Encode all sets, so that one that is too small is named before anything is trained.
+
+        Raises:
+            ValueError: too few conversations are left of a set.
+        """
+        for dataset in self.parameters.datasets:
+            self.examples(dataset)
+            self.examples(dataset, self.held_out_split)
 
     def examples(self, dataset: str, split: str = "train") -> tuple[Example, ...]:
         """Conversations of one split as tokens."""
@@ -195,7 +218,7 @@ class LayerExperiment(Generic[Parameters]):
             steps: of the training, for AdaLoRA; ``stage_1_steps`` by default.
 
         Raises:
-            ValueError: an unknown way of tuning, or layers that the model has not.
+            ValueError: an unknown way of tuning, or layers that the model does not have.
         """
         p, model = self.parameters, self.new_model()
         if tuning == "lora":
@@ -232,7 +255,7 @@ class LayerExperiment(Generic[Parameters]):
             self.batches(dataset, seed, count, stage=1),
             steps=count,
             lr=rate,
-            precision=p.precision,
+            options=TrainingOptions(precision=p.precision),
             milestones=milestones,
         )
 
@@ -271,12 +294,12 @@ class LayerExperiment(Generic[Parameters]):
             **options: other values of ``steps``, ``batch_size``, ``initial_score``, ``lr`` and
                 ``penalty``, see :func:`ktlib.ila.rank_layers`.
         """
-        source = run.seed if seed is None else seed
-        found, settings = self._stage_2(run.dataset, source, options)
+        order = run.seed if seed is None else seed
+        found, settings = self._stage_2(run.dataset, order, options)
         return rank_layers(self.adapted(run, share), found, **settings)
 
     def rank_full(self, dataset: str, seed: int, **options: Any) -> LayerRanking:
-        """Both stages with full fine-tuning in the place of LoRA."""
+        """Both stages with full fine-tuning instead of LoRA."""
         model = self.prepared("full", "all", seed)
         self.train(model, "full", dataset, seed)
         found, settings = self._stage_2(dataset, seed, options)
@@ -314,7 +337,7 @@ class LayerExperiment(Generic[Parameters]):
             selection: its name; ``all`` for all layers.
             ranking: that the choice is made by.
             seed: of a random choice.
-            share: of the layers, in the place of ``keep`` or ``top``.
+            share: of the layers, instead of ``keep`` or ``top``.
             draw: number of the random choice, where one seed has several.
 
         Raises:
@@ -329,10 +352,8 @@ class LayerExperiment(Generic[Parameters]):
         if selection not in kinds:
             raise ValueError(f"selection must be one of {['all', *kinds]}. Found {selection!r}.")
         share = share or (p.keep if which == "keep" else p.top)
-        source = generator(seed, "random layers", selection, draw) if choice == "random" else None
-        return choose_layers(
-            kinds[selection], self.layers, share, ranking=ranking, generator=source
-        )
+        rng = generator(seed, "random layers", selection, draw) if choice == "random" else None
+        return choose_layers(kinds[selection], self.layers, share, ranking=ranking, rng=rng)
 
     def tuned_losses(
         self, tuning: str, layers: Layers, dataset: str, seed: int, *, lr: float | None = None

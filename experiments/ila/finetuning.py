@@ -1,7 +1,7 @@
 """Fine-tuning in a plain loop: stage 1 of ILA, and the training of what was chosen.
 
-Several processes, GPUs and sharded models are accelerate's part. Optimizer and schedule are those
-of the thesis: AdamW with betas 0.9 and 0.99 and weight decay 0.1; a cosine after 1 % of warm-up.
+accelerate handles several processes, GPUs and sharded models. Optimizer and schedule are those of
+the thesis: AdamW with betas 0.9 and 0.99 and weight decay 0.1; a cosine after 1 % of warm-up.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from experiments.ila.adapters import (
 )
 from experiments.ila.evaluation import device_of, in_mode, on_device, target_tokens
 from experiments.ila.snapshots import Snapshot, restore, snapshot
+from ktlib.checks import require_at_least, require_positive
 from ktlib.device import PrecisionName, autocast
 from ktlib.ila.checks import checked_batches
-from ktlib.ila.targets import only_targets
+from ktlib.ila.targets import keep_target_logits
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = [
+    "DEFAULT_OPTIONS",
     "MILESTONES",
     "Training",
+    "TrainingOptions",
     "active_ranks",
     "finetune",
     "layer_names",
@@ -55,6 +58,43 @@ MILESTONES = (0.01, 0.25, 0.5, 0.75, 1.0)
 """Shares of the training at which the thesis looks at the ranking (table 5.4)."""
 
 Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Settings of :func:`finetune` besides steps and learning rate.
+
+    Attributes:
+        betas: of AdamW.
+        weight_decay: of AdamW. As usual it acts on matrices and not on norms and biases.
+        warmup: share of the steps in which the learning rate rises; the first of them has rate 0.
+        clip: bound on the norm of the gradient; ``None`` for none.
+        rows_at_once: how many rows of a batch go through the model at the same time, in each
+            process; for less memory. ``None`` for all.
+        precision: as in :func:`ktlib.device.autocast`. It must be ``"auto"`` where the accelerator
+            has a precision of its own.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.1
+    warmup: float = 0.01
+    clip: float | None = None
+    rows_at_once: int | None = None
+    precision: PrecisionName = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must lie in [0, 1). Found warmup={self.warmup!r}.")
+        if self.clip is not None:
+            require_positive("clip", self.clip)
+        if self.rows_at_once is not None:
+            require_at_least("rows_at_once", self.rows_at_once, 1)
+
+
+DEFAULT_OPTIONS = TrainingOptions()
 
 
 @dataclass(frozen=True)
@@ -80,18 +120,12 @@ def finetune(
     *,
     steps: int,
     lr: float,
-    betas: tuple[float, float] = (0.9, 0.99),
-    weight_decay: float = 0.1,
-    warmup: float = 0.01,
-    clip: float | None = None,
-    rows_at_once: int | None = None,
-    precision: PrecisionName = "auto",
-    shuffle: torch.Generator | None = None,
+    options: TrainingOptions = DEFAULT_OPTIONS,
     milestones: Sequence[float] = (),
     after_step: Callable[[int, float], object] | None = None,
     accelerator: Accelerator | None = None,
 ) -> Training:
-    """Train what of the model has ``requires_grad``, in place; all else stays bit for bit.
+    """Train the parameters that have ``requires_grad``, in place; the others stay bit for bit.
 
     The loss of a step is the mean over all target tokens of its batch. Where several processes
     train together, each takes its part of the rows and the update is the same as in one process;
@@ -104,29 +138,21 @@ def finetune(
             process the same.
         steps: number of updates, at least 1.
         lr: highest learning rate.
-        betas: of AdamW.
-        weight_decay: of AdamW. As usual it acts on matrices and not on norms and biases.
-        warmup: share of the steps in which the learning rate rises; the first of them has rate 0.
-        clip: bound on the norm of the gradient; ``None`` for none.
-        rows_at_once: how many rows of a batch go through the model at the same time, in each
-            process; for less memory. ``None`` for all.
-        precision: as in :func:`ktlib.device.autocast`. An accelerator with a precision of its own
-            decides itself; this must be ``"auto"`` then.
-        shuffle: draws a new order of the batches for each pass; they must be a sequence then.
+        options: of the optimizer, and what saves memory.
         milestones: shares in (0, 1] of the training at which the trained parameters are kept.
         after_step: called with the number of every step, from 1, and its loss. If it returns
             ``True`` the training ends there.
-        accelerator: that of accelerate; by default a new one, which leaves the model where it is
+        accelerator: of accelerate; by default a new one, which leaves the model where it is
             unless several processes were launched.
 
     Raises:
         ValueError: an argument outside its range, nothing to train, too few batches, a batch of
             the wrong form, without target tokens or longer than the model's context.
-        FloatingPointError: the loss or, with ``clip``, the gradient of a step is not finite. The
-            step is named; the parameters are as the step before left them.
+        FloatingPointError: the loss or, with ``options.clip``, the gradient of a step is not
+            finite. The step is named; the parameters are as the step before left them.
         RuntimeError: ``after_step`` changed what is trained: the optimizer would not know.
     """
-    keep = _checked(steps, lr, warmup, clip, rows_at_once, milestones)
+    keep = _checked(steps, lr, milestones)
     if not trained_parameters(model):
         raise ValueError(
             "model must have parameters to train. Found none: see with_lora, with_all_weights."
@@ -136,33 +162,34 @@ def finetune(
         batches = checked_batches(model, batches)
     accelerator = accelerator or _new_accelerator()
     own_precision = accelerator.mixed_precision != "no"
-    if own_precision and precision != "auto":
+    if own_precision and options.precision != "auto":
         raise ValueError(
             f"precision must be 'auto' with an accelerator that computes in "
-            f"{accelerator.mixed_precision!r}. Found precision={precision!r}."
+            f"{accelerator.mixed_precision!r}. Found precision={options.precision!r}."
         )
-    inner = torch.optim.AdamW(_groups(model, weight_decay), lr=lr, betas=betas)
-    schedule = _cosine(inner, round(warmup * steps), steps)
+    inner = torch.optim.AdamW(_groups(model, options.weight_decay), lr=lr, betas=options.betas)
+    schedule = _cosine(inner, round(options.warmup * steps), steps)
     # The schedule stays ours: accelerate would advance it once for every process.
     wrapped, optimizer = accelerator.prepare(model, inner)
     device = device_of(wrapped)
     trained = trained_parameters(model)
     training = Training()
-    source = _repeated(batches, steps, shuffle)
 
     def context() -> AbstractContextManager[object]:
-        return nullcontext() if own_precision else autocast(device, precision)
+        return nullcontext() if own_precision else autocast(device, options.precision)
 
     try:
         with in_mode(wrapped, training=True):
             for step, batch in zip(
-                tqdm(range(1, steps + 1), desc="training", leave=False), source, strict=False
+                tqdm(range(1, steps + 1), desc="training", leave=False),
+                _repeated(batches, steps),
+                strict=False,
             ):
                 started = time.perf_counter()
-                pieces = _pieces(on_device(batch, device), accelerator, rows_at_once)
+                pieces = _pieces(on_device(batch, device), accelerator, options.rows_at_once)
                 loss = _backward(wrapped, pieces, accelerator, context, step)
-                if clip is not None:
-                    norm = float(accelerator.clip_grad_norm_(list(trained.values()), clip))
+                if options.clip is not None:
+                    norm = float(accelerator.clip_grad_norm_(list(trained.values()), options.clip))
                     _check_finite("gradient", norm, step)
                 optimizer.step()
                 schedule.step()
@@ -197,25 +224,11 @@ def finetune(
     return training
 
 
-def _checked(
-    steps: int,
-    lr: float,
-    warmup: float,
-    clip: float | None,
-    rows_at_once: int | None,
-    milestones: Sequence[float],
-) -> dict[int, list[float]]:
+def _checked(steps: int, lr: float, milestones: Sequence[float]) -> dict[int, list[float]]:
     """Check arguments; the steps after which parameters are kept: step -> shares."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1. Found steps={steps!r}.")
+    require_at_least("steps", steps, 1)
     if not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"lr must be a number above 0. Found lr={lr!r}.")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup must lie in [0, 1). Found warmup={warmup!r}.")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip must be above 0. Found clip={clip!r}.")
-    if rows_at_once is not None and rows_at_once < 1:
-        raise ValueError(f"rows_at_once must be at least 1. Found rows_at_once={rows_at_once!r}.")
     keep: dict[int, list[float]] = {}
     for share in milestones:
         if not 0 < share <= 1:
@@ -250,22 +263,12 @@ def _cosine(
     return schedule
 
 
-def _repeated(
-    batches: Iterable[Batch], steps: int, shuffle: torch.Generator | None
-) -> Iterator[Batch]:
+def _repeated(batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
     """Batches for all steps, as far as they go."""
-    if shuffle is not None and not isinstance(batches, Sequence):
-        raise ValueError(
-            f"batches must be a sequence to be shuffled. Found {type(batches).__name__}."
-        )
     given = 0
     while given < steps:
         before = given
-        order: Iterable[Batch] = batches
-        if shuffle is not None and isinstance(batches, Sequence):
-            drawn = torch.randperm(len(batches), generator=shuffle).tolist()
-            order = (batches[i] for i in drawn)
-        for batch in order:
+        for batch in batches:
             yield batch
             given += 1
         if given == before:  # an iterator that is used up
@@ -321,7 +324,7 @@ def _backward(
         last = number == len(pieces)
         with nullcontext() if last else accelerator.no_sync(model):
             with context():
-                output = model(**only_targets(model, piece), use_cache=False)
+                output = model(**keep_target_logits(model, piece), use_cache=False)
                 # The mean over no targets is 0/0. The pass is still needed: the others wait.
                 loss = output.loss * weight if weight else (output.logits * 0).sum()
             accelerator.backward(loss)

@@ -59,7 +59,7 @@ def evaluate(
     tasks: Path | None = None,
     seed: int = 0,
 ) -> list[Row]:
-    """Scores of a model on a benchmark, in evaluation mode; its mode is given back.
+    """Scores of a model on a benchmark, in evaluation mode; its own mode is restored.
 
     Args:
         model: a causal language model of transformers, with adapters or without.
@@ -67,7 +67,7 @@ def evaluate(
         benchmark: a name in ``BENCHMARKS``, or another task of the harness.
         shots: number of solved examples before each question; by default that of ``BENCHMARKS``,
             for another task its own.
-        limit: take only so many questions (of each subject of MMLU).
+        limit: number of questions to take (of each subject of MMLU); None for all.
         batch_size: number of sequences at a time.
         chat: write questions in the chat format of the tokenizer.
         tasks: folder with YAML files of further tasks, which then are the only ones besides

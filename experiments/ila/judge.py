@@ -1,24 +1,23 @@
 """Conversations of Vicuna and MT-Bench: answers of a model, and grades by a judge of your choice.
 
-Questions and answers are JSON lines in the format in which both benchmarks are published. A judge
-is a function of question, answer and reference that returns a grade: a person, a program, or a
-model behind an interface of some provider, such as GPT-4o in the thesis::
+Files are those of FastChat's ``llm_judge`` (JSON lines), so that its tools can grade the answers. A
+judge here is a function of question, answer and reference that returns a grade: a person, a
+program, or a model behind an interface of some provider, such as GPT-4o in the thesis::
 
     judge = lambda *question: parse_grade(ask_my_model(judge_prompt(*question)))
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from torch import nn
 from tqdm import tqdm
 
@@ -29,71 +28,69 @@ Judge = Callable[[str, str, str | None], float]
 """``(question, answer, reference) -> grade`` from 1 to 10; of later turns the question holds the
 conversation so far, and the reference is ``None`` where none is published."""
 
-LOWEST, HIGHEST = 1.0, 10.0
+Line = TypeVar("Line", bound=BaseModel)
+Texts = Annotated[tuple[str, ...], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 _GRADE = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 
 
-@dataclass(frozen=True)
-class Question:
-    """One conversation to hold.
+class Question(BaseModel):
+    """One conversation: what the user says in each turn, and good answers where there are any."""
 
-    Attributes:
-        identity: its number in the benchmark.
-        category: such as ``writing``; empty where the file has none.
-        turns: what the user says, turn by turn.
-        references: good answers to the turns, as far as there are any.
-    """
+    model_config = ConfigDict(frozen=True)
 
-    identity: int | str
-    category: str
-    turns: tuple[str, ...]
-    references: tuple[str, ...] = ()
+    question_id: int | str
+    category: str = ""
+    turns: Texts = Field(min_length=1, validation_alias=AliasChoices("turns", "text"))
+    reference: Texts = ()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a model said, turn by turn."""
+class Choice(BaseModel):
+    """One of several answers of a model: what it said in each turn."""
 
-    identity: int | str
-    model: str
+    model_config = ConfigDict(frozen=True)
+
+    index: int = 0
     turns: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Grade:
-    """A grade of one turn, from 1 to 10."""
+class Answer(BaseModel):
+    """What a model said to a question; of several choices the first counts."""
 
-    identity: int | str
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    question_id: int | str
+    model_id: str
+    choices: tuple[Choice, ...] = Field(min_length=1)
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """The answers, turn by turn."""
+        return self.choices[0].turns
+
+
+class Grade(NamedTuple):
+    """A grade of one turn, from 1 to 10; turns are counted from 1."""
+
+    question_id: int | str
     category: str
     turn: int
     grade: float
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Questions of a file of JSON lines: ``question_id`` and ``turns``, or ``text`` for one turn.
-
-    Optional are ``category`` and ``reference``, one per turn.
+    """Questions of a file.
 
     Raises:
         FileNotFoundError: there is no such file; the message says where the published ones are.
-        ValueError: a line is not in the format; it is named.
+        ValueError: a line is not in the format, or there is none.
     """
-    questions = []
-    for number, entry in _json_lines(path):
-        turns = entry.get("turns", [entry["text"]] if "text" in entry else None)
-        references = entry.get("reference", [])
-        references = [references] if isinstance(references, str) else references
-        good = _are_texts(turns) and _are_texts(references)
-        if "question_id" not in entry or not good or not turns:
-            raise ValueError(
-                f"A question must have `question_id` and `turns`, a list of texts (or `text`). "
-                f"Line {number} of {path} has {sorted(entry)}."
-            )
-        category = str(entry.get("category", ""))
-        questions.append(Question(entry["question_id"], category, tuple(turns), tuple(references)))
-    if not questions:
-        raise ValueError(f"A file of questions must hold at least one. Found none in {path}.")
-    return questions
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing. The questions of both benchmarks are in the repository "
+            "lm-sys/FastChat, under fastchat/llm_judge/data/: vicuna_bench/question.jsonl and "
+            "mt_bench/question.jsonl."
+        )
+    return _read(path, Question)
 
 
 def answer_questions(
@@ -104,7 +101,7 @@ def answer_questions(
     name: str,
     max_new_tokens: int = 1024,
 ) -> list[Answer]:
-    """Answers of a model, greedy, so that they can be had again; later turns see the earlier ones.
+    """Greedy, thus reproducible, answers of a model; later turns see the earlier ones.
 
     Args:
         model: a causal language model of transformers, with adapters or without.
@@ -119,53 +116,36 @@ def answer_questions(
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError("tokenizer must have a chat template. Found none: take a chat model.")
     if max_new_tokens < 1:
-        raise ValueError(
-            f"max_new_tokens must be at least 1. Found max_new_tokens={max_new_tokens!r}."
-        )
+        raise ValueError(f"max_new_tokens must be at least 1. Found {max_new_tokens=}.")
     answers = []
     with in_mode(model, training=False):
         for question in tqdm(list(questions), desc="answering", leave=False):
             conversation: list[dict[str, str]] = []
-            said = []
+            said: list[str] = []
             for turn in question.turns:
                 conversation.append({"role": "user", "content": turn})
                 said.append(_reply(model, tokenizer, conversation, question, max_new_tokens))
                 conversation.append({"role": "assistant", "content": said[-1]})
-            answers.append(Answer(question.identity, name, tuple(said)))
+            choice = Choice(turns=tuple(said))
+            answers.append(
+                Answer(question_id=question.question_id, model_id=name, choices=(choice,))
+            )
     return answers
 
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
-    """Write answers as JSON lines in the published format; all at once, or not at all."""
-    lines = (
-        {
-            "question_id": answer.identity,
-            "model_id": answer.model,
-            "choices": [{"index": 0, "turns": list(answer.turns)}],
-        }
-        for answer in answers
-    )
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    """Write answers as JSON lines; all at once, or not at all."""
+    write_text(path, "".join(answer.model_dump_json() + "\n" for answer in answers))
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """Answers of a file of JSON lines; of several choices the first.
+    """Answers of a file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is not in the format; it is named.
+        ValueError: a line is not in the format, or there is none.
     """
-    answers = []
-    for number, entry in _json_lines(path):
-        try:
-            turns = entry["choices"][0]["turns"]
-            answers.append(Answer(entry["question_id"], str(entry["model_id"]), tuple(turns)))
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"An answer must have `question_id`, `model_id` and `choices` with `turns`. "
-                f"Line {number} of {path} has {sorted(entry)}."
-            ) from error
-    return answers
+    return _read(path, Answer)
 
 
 def grade_answers(
@@ -182,29 +162,31 @@ def grade_answers(
         ValueError: an answer to an unknown question or with other turns, or a grade outside 1 to
             10.
     """
-    known = {question.identity: question for question in questions}
+    known = {question.question_id: question for question in questions}
     grades = []
     for answer in tqdm(list(answers), desc="grading", leave=False):
-        question = known.get(answer.identity)
+        question = known.get(answer.question_id)
         if question is None or len(question.turns) != len(answer.turns):
             raise ValueError(
-                f"answers must be to these questions, turn by turn. Found one to "
-                f"{answer.identity!r} with {len(answer.turns)} turns."
+                "answers must be to these questions, turn by turn. Found one to "
+                f"{answer.question_id!r} with {len(answer.turns)} turns."
             )
-        for turn, said in enumerate(answer.turns):
-            reference = question.references[turn] if turn < len(question.references) else None
-            grade = float(judge(_conversation(question, answer, turn), said, reference))
-            if not LOWEST <= grade <= HIGHEST:
+        context = ""
+        for turn, (asked, said) in enumerate(zip(question.turns, answer.turns, strict=True)):
+            reference = question.reference[turn] if turn < len(question.reference) else None
+            grade = judge(f"{context}User: {asked}" if turn else asked, said, reference)
+            if not 1 <= grade <= 10:
                 raise ValueError(
                     f"A grade must lie in [1, 10]. Found {grade} for turn {turn + 1} of question "
-                    f"{answer.identity!r}."
+                    f"{answer.question_id!r}."
                 )
-            grades.append(Grade(answer.identity, question.category, turn + 1, grade))
+            grades.append(Grade(answer.question_id, question.category, turn + 1, grade))
+            context += f"User: {asked}\n\nAssistant: {said}\n\n"
     return grades
 
 
 def mean_grades(grades: Sequence[Grade]) -> dict[str, float]:
-    """Mean grade of everything (``all``), of every turn (``turn 1``) and of every category.
+    """Mean grade over everything (``all``), of every turn (``turn 1``) and of every category.
 
     Raises:
         ValueError: there are no grades.
@@ -213,9 +195,8 @@ def mean_grades(grades: Sequence[Grade]) -> dict[str, float]:
         raise ValueError("grades must hold at least one grade. Found none.")
     groups: dict[str, list[float]] = {"all": []}
     for grade in grades:
-        for name in ("all", f"turn {grade.turn}", grade.category):
-            if name:
-                groups.setdefault(name, []).append(grade.grade)
+        for name in filter(None, ("all", f"turn {grade.turn}", grade.category)):
+            groups.setdefault(name, []).append(grade.grade)
     return {name: statistics.fmean(values) for name, values in groups.items()}
 
 
@@ -238,20 +219,12 @@ def parse_grade(text: str) -> float:
     """The grade in a judge's reply: the last number in double brackets, such as ``[[7]]``.
 
     Raises:
-        ValueError: there is none, or it lies outside 1 to 10.
+        ValueError: there is none; whether it lies in 1 to 10, :func:`grade_answers` checks.
     """
     found = _GRADE.findall(text)
-    grade = float(found[-1]) if found else math.nan
-    if not LOWEST <= grade <= HIGHEST:
-        raise ValueError(
-            f"A judge's reply must hold a grade from 1 to 10 such as [[7]]. Found {text[-200:]!r}."
-        )
-    return grade
-
-
-def rows_of(grades: Iterable[Grade]) -> list[dict[str, Any]]:
-    """Grades as rows of a table."""
-    return [asdict(grade) for grade in grades]
+    if not found:
+        raise ValueError(f"A judge's reply must hold a grade such as [[7]]. Found {text[-200:]!r}.")
+    return float(found[-1])
 
 
 @torch.no_grad()
@@ -271,17 +244,17 @@ def _reply(
     room = getattr(config, "max_position_embeddings", math.inf) - ids.shape[1]
     if room < 1:
         raise ValueError(
-            f"A conversation must leave room for an answer. Question {question.identity!r} takes "
-            f"{ids.shape[1]} tokens of {config.max_position_embeddings}."
+            "A conversation must leave room for an answer. Question "
+            f"{question.question_id!r} takes {ids.shape[1]} tokens of "
+            f"{config.max_position_embeddings}."
         )
+    end = tokenizer.eos_token_id
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=int(min(max_new_tokens, room)),
-        eos_token_id=tokenizer.eos_token_id if ends is None else ends,
-        pad_token_id=tokenizer.eos_token_id
-        if tokenizer.pad_token_id is None
-        else tokenizer.pad_token_id,
+        eos_token_id=end if ends is None else ends,
+        pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     )
     generate: Any = model.generate
     made = generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
@@ -289,40 +262,17 @@ def _reply(
     return text.strip()
 
 
-def _conversation(question: Question, answer: Answer, turn: int) -> str:
-    """What the user said in a turn, after all that was said before."""
-    if turn == 0:
-        return question.turns[0]
-    said = [
-        line
-        for user, assistant in zip(question.turns[:turn], answer.turns[:turn], strict=True)
-        for line in (f"User: {user}", f"Assistant: {assistant}")
-    ]
-    return "\n\n".join([*said, f"User: {question.turns[turn]}"])
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def _json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing. The questions of both benchmarks are in the repository "
-            f"lm-sys/FastChat, under fastchat/llm_judge/data/: vicuna_bench/question.jsonl and "
-            f"mt_bench/question.jsonl."
-        )
+def _read(path: Path, kind: type[Line]) -> list[Line]:
+    """The JSON lines of a file, each checked against a format."""
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"Line {number} of {path} is not JSON: {error}.") from error
-        if not isinstance(entry, dict):
-            raise ValueError(  # noqa: TRY004 - it is a value of the file
-                f"Line {number} of {path} must be an object. Found {entry!r}."
-            )
-        found.append((number, entry))
+        if line.strip():
+            try:
+                found.append(kind.model_validate_json(line))
+            except ValidationError as error:
+                raise ValueError(
+                    f"Line {number} of {path} is not in the format: {error}"
+                ) from error
+    if not found:
+        raise ValueError(f"{path} must hold at least one line. Found none.")
     return found

@@ -8,8 +8,8 @@ On two or more GPUs, in one line::
 
 ``fsdp.yaml`` beside it shards a model that is too large for one GPU. Without ``accelerate launch``
 it is one process. On CPUs set ``ACCELERATE_USE_CPU=true``. The folder ``--out`` then holds
-``adapter/`` (of peft), ``ranking.json``, ``training.json`` and, with ``--top``, the configuration
-of a LoRA on the chosen layers in ``top/``.
+``adapter/`` (of peft), ``ranking.json``, ``training.json`` and, with ``--top-fraction``, the
+configuration of a LoRA on the chosen layers in ``top/``.
 
 Every process holds all scores and the same random numbers. What they share is the work on a batch:
 each takes part of its rows.
@@ -30,7 +30,14 @@ import torch
 from torch import Tensor, nn
 
 from experiments.ila.evaluation import on_device
-from experiments.ila.finetuning import finetune, own_rows, restore, snapshot, with_lora
+from experiments.ila.finetuning import (
+    TrainingOptions,
+    finetune,
+    own_rows,
+    restore,
+    snapshot,
+    with_lora,
+)
 from experiments.run.atomic import write_text
 from ktlib.ila.ranking import LayerRanking
 from ktlib.ila.search import rank_layers
@@ -51,7 +58,7 @@ def run(
     accelerator: Accelerator,
     training: Mapping[str, Any],
     ranking: Mapping[str, Any],
-    top: float | None = None,
+    top_fraction: float | None = None,
 ) -> LayerRanking:
     """Stage 1, stage 2 and the files of both; called by all processes together.
 
@@ -64,7 +71,7 @@ def run(
         training: arguments of :func:`experiments.ila.finetuning.finetune`. Of every share in
             ``milestones`` the ranking is computed too and written as ``ranking-<share>.json``.
         ranking: arguments of :func:`ktlib.ila.rank_layers`.
-        top: write the configuration of a LoRA on this share of the layers.
+        top_fraction: write the configuration of a LoRA on this share of the layers.
 
     Raises:
         RuntimeError: adapters or scores of two processes differ.
@@ -89,8 +96,9 @@ def run(
         _rank(model, ranking_batches, folder / f"ranking-{share}.json", accelerator, ranking)
     restore(model, trained)
     found = _rank(model, ranking_batches, folder / "ranking.json", accelerator, ranking)
-    if top is not None and accelerator.is_main_process:
-        found.lora_config(top=top, task_type="CAUSAL_LM").save_pretrained(str(folder / "top"))
+    if top_fraction is not None and accelerator.is_main_process:
+        config = found.lora_config(top_fraction, task_type="CAUSAL_LM")
+        config.save_pretrained(str(folder / "top"))
     accelerator.wait_for_everyone()
     return found
 
@@ -209,9 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> LayerRanking:
         training={
             "steps": options.steps,
             "lr": options.lr,
-            "clip": options.clip,
-            "rows_at_once": options.rows_at_once,
-            "precision": options.precision,
+            "options": TrainingOptions(
+                clip=options.clip, rows_at_once=options.rows_at_once, precision=options.precision
+            ),
             "milestones": options.milestones,
         },
         ranking={
@@ -222,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> LayerRanking:
             "precision": options.precision,
             "data": options.data,
         },
-        top=options.top,
+        top_fraction=options.top_fraction,
     )
 
 
@@ -266,7 +274,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--initial-score", type=float, default=4.0, help="s_0")
     add("--score-lr", type=float, default=0.05, help="learning rate of the scores")
     add("--penalty", type=float, default=0.0, help="on the sum of gamma")
-    add("--top", type=float, help="write a LoRA configuration for this share of the layers")
+    add(
+        "--top-fraction", type=float, help="write a LoRA configuration for this share of the layers"
+    )
     add("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     add("--quantized", action="store_true", help="keep the weights in 4 bits (QLoRA)")
     add("--seed", type=int, default=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,9 +44,8 @@ def measure(
         model: fine-tuned or not.
         benchmarks: names as :func:`experiments.ila.harness.evaluate` takes them.
         limit: questions of each benchmark; 0 or None for all.
-        tasks: folder with tasks of one's own, see there.
-        questions: file of questions as :func:`experiments.ila.judge.read_questions` takes it; ""
-            for none.
+        tasks: folder with tasks of your own, see there.
+        questions: file for :func:`experiments.ila.judge.read_questions`; "" for none.
         max_new_tokens: longest answer.
 
     Raises:
@@ -77,5 +75,5 @@ def save_answers(measured: Measured, run_dir: str, name: str) -> None:
     if run_dir and measured.answers:
         folder = Path(run_dir) / "answers"
         folder.mkdir(parents=True, exist_ok=True)
-        answers = [replace(answer, model=name) for answer in measured.answers]
+        answers = [answer.model_copy(update={"model_id": name}) for answer in measured.answers]
         write_answers(folder / f"{name.replace(' ', '_')}.jsonl", answers)

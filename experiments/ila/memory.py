@@ -25,9 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from experiments.ila.evaluation import device_of
-from experiments.ila.finetuning import finetune, restore, snapshot
+from experiments.ila.finetuning import (
+    DEFAULT_OPTIONS,
+    TrainingOptions,
+    finetune,
+    restore,
+    snapshot,
+)
 from ktlib.device import PrecisionName
-from ktlib.ila.checks import loss_on
+from ktlib.ila.checks import model_loss
 from ktlib.ila.gates import gated_updates
 
 # The profiler writes to the terminal when it starts and stops; it reads this at its first start.
@@ -55,7 +61,7 @@ def training_cost(
     *,
     steps: int = 5,
     warmup: int = 2,
-    **training: Any,
+    options: TrainingOptions = DEFAULT_OPTIONS,
 ) -> TrainingCost:
     """Measure :func:`~experiments.ila.finetuning.finetune` on a batch; the model is put back.
 
@@ -70,17 +76,16 @@ def training_cost(
         batch: of ``input_ids``, ``attention_mask`` and ``labels``, each ``(batch, length)``.
         steps: number of timed steps.
         warmup: number of steps before them that do not count.
-        **training: more for ``finetune``, such as ``precision``.
+        options: of ``finetune``, such as the precision.
 
     Raises:
         ValueError: ``steps`` or ``warmup`` is below 1; a device other than CPU and CUDA; as
             ``finetune``.
     """
     device = _checked_device(model, steps, warmup)
-    options = {"lr": 1e-5, **training}
 
     def run(count: int) -> list[float]:
-        return finetune(model, [batch], steps=count, **options).seconds
+        return finetune(model, [batch], steps=count, lr=1e-5, options=options).seconds
 
     before = snapshot(model)
     try:
@@ -120,7 +125,7 @@ def ranking_cost(
         seconds = []
         for _ in range(count):
             started = time.perf_counter()
-            loss = loss_on(model, batch, precision)
+            loss = model_loss(model, batch, precision)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -149,7 +154,7 @@ def _cost_of(
     steps: int,
     warmup: int,
 ) -> TrainingCost:
-    """Cost of steps; ``run`` makes as many as it is told and says how long each took."""
+    """Cost of steps; ``run`` takes a number of steps and returns the seconds of each."""
     own = model_bytes(model)
     run(warmup)  # what libraries set up once
     # Two steps: the averages of AdamW are there from the end of the first on.
@@ -184,7 +189,7 @@ def model_bytes(model: nn.Module) -> int:
 
 
 def peak_growth(work: Callable[[], object], device: torch.device | str) -> int:
-    """By how many bytes tensors grew, at most, while some work was done."""
+    """Largest growth, in bytes, of what tensors hold while some work is done."""
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from data_prep import FILE_TYPES, REASONING
+from data_prep.texts import CONVERSATION_SETS
 from experiments.run.parameters import ChapterParameters
 
 COMPONENT_SETS = ("attention", "qkv", "feed_forward", "all")
@@ -19,50 +23,115 @@ TUNINGS = ("lora", "adalora", "full")
 """Ways of fine-tuning; ``quantized`` makes QLoRA of the first."""
 
 
-class LanguageParameters(ChapterParameters):
-    """Model, data and the two stages: what all experiments on layers can be told."""
+CONTEXTS = {"smollm2": 8192, "tiny": 512}
+"""Longest input of the models that are known by name, in tokens."""
+REASONING_TASKS = {"train": 6900, "test": 2000}
+"""So many different tasks can at least be generated for these splits."""
+TASK_TOKENS = 160
+"""More than the prompt of a task has, with one token per byte as in the tiny model."""
 
-    model: str = Field(min_length=1, description="smollm2, tiny, a folder, or an id of the hub")
+
+def context_of(model: str) -> int | None:
+    """Longest input of a model in tokens; None where only its files on the hub say it."""
+    file = Path(model).expanduser() / "config.json"
+    if model in CONTEXTS or not file.is_file():
+        return CONTEXTS.get(model)
+    length = json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings")
+    return length if isinstance(length, int) else None
+
+
+def _known_model(name: str) -> str:
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not Path(name).expanduser().is_dir():
+        raise ValueError(
+            f"model must be smollm2, tiny, a folder or an id of the hub. Found {name!r}"
+        )
+    return name
+
+
+def _known_dataset(name: str) -> str:
+    is_file = name.endswith(FILE_TYPES) and Path(name).expanduser().is_file()
+    if name not in CONVERSATION_SETS and not is_file:
+        known = ", ".join(CONVERSATION_SETS)
+        raise ValueError(f"datasets must be among {known}, or .json(l) files. Found {name!r}")
+    return name
+
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Score = Annotated[float, Field(ge=-16, le=16)]  # beyond, the sigmoid is flat in float32
+ModelName = Annotated[str, Field(min_length=1), AfterValidator(_known_model)]
+
+
+class LanguageParameters(ChapterParameters):
+    """Parameters of model, data and the two stages, which all experiments on layers share."""
+
+    model: ModelName = Field(description="smollm2, tiny, a folder, or an id of the hub")
     quantized: bool = Field(description="whether the model is held in 4 bits (QLoRA)")
-    datasets: list[str] = Field(min_length=2, description="conversations to learn from")
+    datasets: list[Annotated[str, AfterValidator(_known_dataset)]] = Field(
+        min_length=2, description="conversations to learn from"
+    )
     general_text: Literal["moby_dick"] = Field(
         description="general text that should not be forgotten"
     )
     train_examples: int = Field(ge=0, description="training conversations of each set; 0: all")
-    test_examples: int = Field(ge=1, description="held-out conversations of each set, at most")
-    text_examples: int = Field(ge=1, description="passages of general text")
+    test_examples: Count = Field(description="held-out conversations of each set, at most")
+    text_examples: Count = Field(description="passages of general text")
     max_tokens: int = Field(ge=8, description="longest example in tokens; the end is cut off")
-    batch_size: int = Field(ge=1, description="conversations per step")
-    lora_rank: int = Field(ge=1, description="rank of LoRA")
-    lr: float = Field(gt=0, description="highest learning rate of LoRA")
-    full_lr: float = Field(gt=0, description="highest learning rate of full fine-tuning")
+    batch_size: Count = Field(description="conversations per step")
+    lora_rank: Count = Field(description="rank of LoRA")
+    lr: Rate = Field(description="highest learning rate of LoRA")
+    full_lr: Rate = Field(description="highest learning rate of full fine-tuning")
     stage_1_steps: int = Field(ge=2, description="steps of fine-tuning before the ranking")
     epsilon: float = Field(gt=0, description="change of the loss per step that counts as stable")
-    initial_score: float = Field(description="score of every layer at the start")
-    score_lr: float = Field(gt=0, description="learning rate of the scores")
+    initial_score: Score = Field(description="score of every layer at the start")
+    score_lr: float = Field(gt=0, le=10, description="learning rate of the scores")
     stage_2_steps: int = Field(ge=2, description="steps, one batch each, of learning the scores")
-    stage_2_batch_size: int = Field(ge=1, description="conversations per step of stage 2")
-    keep: float = Field(
-        gt=0, lt=1, description="share of the layers that stay when the rest is frozen"
-    )
-    top: float = Field(gt=0, lt=1, description="share of the layers that are tuned alone")
+    stage_2_batch_size: Count = Field(description="conversations per step of stage 2")
+    keep: Fraction = Field(description="fraction of the layers that stay when the rest is frozen")
+    top: Fraction = Field(description="fraction of the layers that are tuned alone")
+
+    @property
+    def largest_batch(self) -> int:
+        """Most conversations in a step of either stage: a training set must hold as many."""
+        return max(self.batch_size, self.stage_2_batch_size)
 
     @model_validator(mode="after")
     def _fits_the_data(self) -> Self:
         if len(set(self.datasets)) < len(self.datasets):
             raise ValueError(f"datasets may hold each set once. Found {self.datasets}")
-        if self.train_examples and self.train_examples < self.batch_size:
+        if 0 < self.train_examples < self.largest_batch:
             raise ValueError(
-                f"train_examples must be 0 (all) or at least batch_size={self.batch_size}. "
-                f"Found {self.train_examples}"
+                f"train_examples must be 0 (all) or at least {self.largest_batch}, the largest "
+                f"batch size. Found {self.train_examples}"
             )
-        if self.top > self.keep:
-            raise ValueError(f"top must be at most keep={self.keep}. Found {self.top}")
+        for name, split in (("train_examples", "train"), ("test_examples", "test")):
+            most, found = REASONING_TASKS[split], getattr(self, name)
+            if REASONING in self.datasets and found > most:
+                raise ValueError(f"{name} must be at most {most} with {REASONING}. Found {found}")
+        if self.top >= self.keep:
+            raise ValueError(f"top must be below keep={self.keep}. Found {self.top}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> Self:
+        context = context_of(self.model)
+        if context is not None and self.max_tokens > context:
+            raise ValueError(
+                f"max_tokens must be at most {context}, the context of {self.model}. "
+                f"Found {self.max_tokens}"
+            )
+        if self.quantized and (self.model == "tiny" or self.device in ("cpu", "mps")):
+            raise ValueError(
+                "quantized must be False for the model tiny and without a CUDA device. "
+                f"Found True with model={self.model!r}, device={self.device!r}"
+            )
         return self
 
 
 class IlaParameters(LanguageParameters):
-    """What ``chapters/ila.py`` can be told."""
+    """Parameters of ``chapters/ila.py``."""
 
     components: list[Literal[COMPONENT_SETS]] = Field(  # type: ignore[valid-type]
         min_length=1, description="parts of the blocks that are tuned alone in the pilot"
@@ -73,11 +142,11 @@ class IlaParameters(LanguageParameters):
     selections: list[Literal[SELECTIONS]] = Field(  # type: ignore[valid-type]
         min_length=1, description="choices of layers that are compared"
     )
-    smaller_tops: list[float] = Field(description="shares below `top` that are tuned alone, too")
+    smaller_tops: list[float] = Field(description="fractions below `top` that are tuned alone, too")
     tuned_on: str = Field(description="the set that choices of layers are tuned on")
-    ranked_seeds: int = Field(ge=1, description="seeds, at most, whose rankings are learned")
-    compared_seeds: int = Field(ge=1, description="seeds, at most, of fine-tuning comparisons")
-    timed_steps: int = Field(ge=1, description="steps behind every time")
+    ranked_seeds: Count = Field(description="seeds, at most, whose rankings are learned")
+    compared_seeds: Count = Field(description="seeds, at most, of fine-tuning comparisons")
+    timed_steps: Count = Field(description="steps behind every time")
     benchmarks: list[str] = Field(description="of lm-evaluation-harness, on every tuned model")
     benchmark_questions: int = Field(ge=0, description="questions of each benchmark; 0: all")
     questions: str = Field(description="file of questions to answer for a judge; empty: none")
@@ -103,14 +172,16 @@ class IlaParameters(LanguageParameters):
 
 
 class IlaStudyParameters(LanguageParameters):
-    """What ``chapters/ila_studies.py`` can be told."""
+    """Parameters of ``chapters/ila_studies.py``."""
 
     studied_on: str = Field(description="the set whose rankings are studied")
-    batch_sizes: list[int] = Field(min_length=1, description="conversations per step of stage 2")
+    batch_sizes: list[Count] = Field(min_length=1, description="conversations per step of stage 2")
     noise_steps: int = Field(ge=2, description="steps of stage 2 while batch sizes are tried")
     milestones: list[float] = Field(min_length=1, description="shares of stage 1 that are ranked")
-    initial_scores: list[float] = Field(min_length=1, description="scores at the start")
-    penalties: list[float] = Field(min_length=1, description="weights of the penalty on open dials")
+    initial_scores: list[Score] = Field(min_length=1, description="scores at the start")
+    penalties: list[Annotated[float, Field(ge=0, le=1000)]] = Field(
+        min_length=1, description="weights of the penalty on open gates"
+    )
     full_ranked: bool = Field(description="whether full fine-tuning is ranked, too")
     ablated: bool = Field(description="whether every update is taken away once")
     transferred_from: list[str] = Field(description="sets whose rankings are used on another one")
@@ -118,8 +189,15 @@ class IlaStudyParameters(LanguageParameters):
     solved_with: list[Literal[SELECTIONS]] = Field(  # type: ignore[valid-type]
         description="choices of layers that are tuned to solve tasks"
     )
-    tasks: int = Field(ge=1, description="held-out tasks that are solved")
-    new_tokens: int = Field(ge=1, description="longest answer to a task, in tokens")
+    tasks: int = Field(
+        ge=1, le=REASONING_TASKS["test"], description="held-out tasks that are solved"
+    )
+    new_tokens: Count = Field(description="longest answer to a task, in tokens")
+
+    @property
+    def largest_batch(self) -> int:
+        """As for the chapter, with the batch sizes that are tried."""
+        return max(super().largest_batch, *self.batch_sizes)
 
     @model_validator(mode="after")
     def _fits_the_studies(self) -> Self:
@@ -139,10 +217,16 @@ class IlaStudyParameters(LanguageParameters):
                 f"initial_scores must hold initial_score={self.initial_score}. "
                 f"Found {self.initial_scores}"
             )
-        if 0.0 not in self.penalties or min(self.penalties) < 0:
-            raise ValueError(f"penalties must hold 0.0 and none below. Found {self.penalties}")
-        if min(self.batch_sizes) < 1:
-            raise ValueError(f"batch_sizes must be at least 1. Found {self.batch_sizes}")
+        if 0.0 not in self.penalties:
+            raise ValueError(f"penalties must hold 0.0. Found {self.penalties}")
+        if self.quantized and self.full_ranked:
+            raise ValueError("full_ranked must be False with quantized. Found True")
+        room = (context_of(self.model) or math.inf) - TASK_TOKENS
+        if self.new_tokens > room:
+            raise ValueError(
+                f"new_tokens must be at most {room}, what a task leaves of the context of "
+                f"{self.model}. Found {self.new_tokens}"
+            )
         for name in ("batch_sizes", "milestones", "initial_scores", "penalties"):
             found = getattr(self, name)
             if len(set(found)) < len(found):

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from experiments.ila.parameters import Count, ModelName, Rate, Score, context_of
 from experiments.run.parameters import ChapterParameters
 
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -27,7 +28,7 @@ SIGMOID_CURVATURE = 1 / (6 * math.sqrt(3))
 
 
 class IlaProofParameters(ChapterParameters):
-    """What ``chapters/proofs/ila.py`` can be told."""
+    """Parameters of ``chapters/proofs/ila.py``."""
 
     layers: int = Field(ge=2, le=100, description="layers N of the logistic regression")
     layer_size: int = Field(ge=1, le=100, description="weights of each of its layers")
@@ -35,18 +36,18 @@ class IlaProofParameters(ChapterParameters):
     iterations: int = Field(ge=2, description="iterations t of its fine-tuning")
     gate_steps: int = Field(ge=2, description="steps n of gradient descent on its gates")
     trials: int = Field(ge=100, description="random cases that try to break the one-step bound")
-    model: str = Field(min_length=1, description="language model: tiny, a name or a folder")
-    pretraining_steps: int = Field(ge=1, description="steps of the tiny model on its first rule")
-    lora_rank: int = Field(ge=1, description="rank of the update of each layer of the model")
+    model: ModelName = Field(description="language model: tiny, a name or a folder")
+    pretraining_steps: Count = Field(description="steps of the tiny model on its first rule")
+    lora_rank: Count = Field(description="rank of the update of each layer of the model")
     tuning_steps: int = Field(ge=2, description="iterations of fine-tuning of the model")
     measured_at: list[int] = Field(
         min_length=1, description="iterations t after which two updates are compared"
     )
-    tuning_lr: float = Field(gt=0, description="learning rate of the fine-tuning")
-    batch_size: int = Field(ge=1, description="sequences per batch")
+    tuning_lr: Rate = Field(description="learning rate of the fine-tuning")
+    batch_size: Count = Field(description="sequences per batch")
     sequence_length: int = Field(ge=4, description="tokens per sequence")
-    initial_score: float = Field(description="score that every layer starts with")
-    score_steps: int = Field(ge=1, description="steps of gradient descent on the model's scores")
+    initial_score: Score = Field(description="score that every layer starts with")
+    score_steps: Count = Field(description="steps of gradient descent on the model's scores")
     score_move: float = Field(gt=0, description="largest move of a score in the first of them")
 
     @model_validator(mode="after")
@@ -59,6 +60,12 @@ class IlaProofParameters(ChapterParameters):
             )
         if self.measured_at != sorted(set(self.measured_at)):
             raise ValueError(f"measured_at must rise, each once. Found {self.measured_at}")
+        context = context_of(self.model) or math.inf
+        if self.sequence_length > context:
+            raise ValueError(
+                f"sequence_length must be at most {context}, the context of {self.model}. "
+                f"Found {self.sequence_length}"
+            )
         return self
 
 
@@ -242,12 +249,12 @@ def distance(one: Weights, other: Weights) -> float:
 
 @dataclass(frozen=True, eq=False)
 class LogisticRegression:
-    """Logistic loss of linear scores whose weights are cut into layers: ``L1``, ``L2`` are known.
+    """Logistic loss of linear scores whose weights are split into layers: ``L1``, ``L2`` are known.
 
     Attributes:
         features: ``(examples, layers * size)``.
         labels: ``(examples,)``, -1 or 1.
-        layers: into how many equal parts the weights are cut.
+        layers: number of equal parts that the weights are split into.
     """
 
     features: Tensor
@@ -266,8 +273,8 @@ class LogisticRegression:
         scores = self.features @ torch.cat(list(weights.values()))
         return nn.functional.softplus(-self.labels * scores).mean()
 
-    def cut(self, weights: Tensor) -> dict[str, Tensor]:
-        """One vector of weights, cut into layers."""
+    def split_into_layers(self, weights: Tensor) -> dict[str, Tensor]:
+        """One vector of weights, split into layers."""
         return {f"layer {i}": part for i, part in enumerate(weights.chunk(self.layers), start=1)}
 
     @property

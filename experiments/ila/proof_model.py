@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from experiments.ila.adapters import trained_parameters, with_lora
-from experiments.ila.proof import GatedLoss, Weights, distance
+from experiments.ila.proof import GatedLoss, IlaProofParameters, Weights, distance
 from experiments.models.language import TINY, load_language_model
 from ktlib.ila.layers import adapted_layers
 from ktlib.seeding import generator
@@ -47,57 +47,35 @@ class FineTuning:
         return {name: self.scale * (b @ a) for name, (a, b) in self.factors[iteration].items()}
 
 
-def fine_tune(
-    model: str,
-    *,
-    rank: int,
-    iterations: int,
-    measured_at: Sequence[int],
-    lr: float,
-    batch_size: int,
-    length: int,
-    seed: int,
-    pretraining: int = 150,
-    device: str = "cpu",
-) -> FineTuning:
+def fine_tune(parameters: IlaProofParameters, seed: int, device: str = "cpu") -> FineTuning:
     """Fine-tune all linear layers of a language model, and keep what the theorem is about.
 
     The optimiser is the thesis's, AdamW with betas 0.9 and 0.99 and weight decay 0.1, at a constant
-    rate: one that falls to 0 would make everything stable.
+    rate: one that falls to 0 would make everything stable. The tiny model first learns one rule of
+    successive tokens and is then fine-tuned on another, in float64; others are fine-tuned on sums,
+    in float32.
 
     Args:
-        model: name for :func:`experiments.models.language.load_language_model`. The tiny model
-            first learns one rule of successive tokens and is then fine-tuned on another, in
-            float64; others are fine-tuned on sums, in float32.
-        rank: of LoRA, with ``lora_alpha`` twice as large.
-        iterations: how many.
-        measured_at: iterations whose update is kept, together with that of the next one.
-        lr: learning rate.
-        batch_size: sequences per batch.
-        length: tokens per sequence.
+        parameters: of the chapter. ``lora_alpha`` is twice the rank. The updates after the
+            iterations ``measured_at`` are kept, together with those of the next ones.
         seed: of weights, adapters and batches.
-        pretraining: steps in which the tiny model learns its first rule.
         device: "cpu" or "cuda".
 
     Raises:
-        ValueError: an iteration to measure at is not below ``iterations``.
         DataError: the model is not prepared; more in ``load_language_model``.
     """
-    if not measured_at or not 0 < min(measured_at) <= max(measured_at) < iterations:
-        raise ValueError(
-            f"measured_at must lie between 0 and iterations = {iterations}, both excluded. "
-            f"Found {list(measured_at)}."
-        )
-    make = partial(_tiny, pretraining) if model == TINY else partial(_pretrained, model)
-    network, draw = make(seed, batch_size, length, device)
+    p = parameters
+    make = partial(_tiny, p.pretraining_steps) if p.model == TINY else partial(_pretrained, p.model)
+    network, draw = make(seed, p.batch_size, p.sequence_length, device)
+    rank = p.lora_rank
     tuned: Any = with_lora(network, rank=rank, alpha=2 * rank, seed=seed).to(network.dtype)
     measured, other = draw("measured"), draw("other")
     layers = adapted_layers(tuned)
     trained = trained_parameters(tuned).values()
-    optimizer = torch.optim.AdamW(trained, lr, betas=(0.9, 0.99), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(trained, p.tuning_lr, betas=(0.9, 0.99), weight_decay=0.1)
     factors, losses, lengths = {}, [], []
     before: dict[str, Tensor] = {}
-    for t in range(1, iterations + 1):
+    for t in range(1, p.tuning_steps + 1):
         optimizer.zero_grad()
         tuned(**draw("training", t)).loss.backward()
         optimizer.step()
@@ -105,7 +83,7 @@ def fine_tune(
         with torch.no_grad():
             losses.append(float(_loss(tuned(**measured).logits, measured)))
         lengths.append(distance(update, before) if before else 0.0)
-        if t in measured_at or t - 1 in measured_at:
+        if t in p.measured_at or t - 1 in p.measured_at:
             factors[t] = {n: _factors(layer) for n, layer in layers.items()}
         before = update
     base = {n: layer.base_layer.weight.detach() for n, layer in layers.items()}
@@ -154,9 +132,9 @@ def _tiny(
     network: Any = load_language_model(TINY, dtype=torch.float64, device=device, seed=seed)[0]
 
     def sequences(factor: int, shift: int, *purpose: str | int) -> Batch:
-        stream = generator(seed, "proof", *purpose)
-        noise = torch.randint(WORDS, (length, batch_size), generator=stream)
-        surprise = torch.rand((length, batch_size), generator=stream) < 0.1  # no certainty
+        rng = generator(seed, "proof", *purpose)
+        noise = torch.randint(WORDS, (length, batch_size), generator=rng)
+        surprise = torch.rand((length, batch_size), generator=rng) < 0.1  # no certainty
         ids = [noise[0]]
         for t in range(1, length):
             ids.append(torch.where(surprise[t], noise[t], (factor * ids[-1] + shift) % WORDS))
@@ -179,8 +157,8 @@ def _pretrained(
     tokenizer: Any = loaded[1]
 
     def sums(*purpose: str | int) -> Batch:
-        stream = generator(seed, "proof", *purpose)
-        numbers = torch.randint(1, 100, (batch_size * length, 2), generator=stream).tolist()
+        rng = generator(seed, "proof", *purpose)
+        numbers = torch.randint(1, 100, (batch_size * length, 2), generator=rng).tolist()
         text = " ".join(f"{a} plus {b} is {a + b}." for a, b in numbers)
         ids = torch.tensor(tokenizer(text, verbose=False).input_ids[: batch_size * length])
         return _batch(ids.reshape(batch_size, length).to(device))

@@ -45,10 +45,10 @@ def accuracy(
     batch_size: int = 16,
     max_new_tokens: int = 24,
 ) -> Accuracy:
-    """Let a model answer tasks, always taking the likeliest token, and verify its answers.
+    """Let a model answer tasks by greedy decoding, and verify its answers.
 
-    An answer is right if reasoning-gym's verifier gives it the full score; nothing but spaces
-    around it is taken away.
+    An answer is right if reasoning-gym's verifier gives it the full score; only spaces around it
+    are stripped.
 
     Args:
         model: A causal language model, with or without adapters; left in the mode it was in.
@@ -69,7 +69,7 @@ def accuracy(
     if longest > context_length(model):
         rule = f"a task and max_new_tokens must fit the context of {context_length(model)} tokens"
         raise ValueError(f"{rule}. Found {longest}.")
-    # Prompts of similar length together: less is filled up, and so less is computed for nothing.
+    # Prompts of similar length together: less padding, so less wasted computation.
     order = sorted(range(len(tasks)), key=lambda i: len(prompts[i]))
     groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     answers = [""] * len(tasks)
@@ -109,7 +109,7 @@ def judged(tasks: Sequence[ReasoningTask], answers: Sequence[str]) -> Accuracy:
 def _generate(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> list[str]:
-    """Answers to prompts that are filled up on the left, so that all end at the same place."""
+    """Answers to prompts that are padded on the left, so that all end at the same position."""
     length = max(map(len, prompts))
     ids = torch.full((len(prompts), length), int(tokenizer.pad_token_id))
     mask = torch.zeros_like(ids)

@@ -30,27 +30,27 @@ def score_rows(
 
 
 def agreement_rows(
-    one: Ranking, other: Ranking, tops: Sequence[float], a: str, b: str, **known: Any
+    one: Ranking, other: Ranking, top_fractions: Sequence[float], a: str, b: str, **known: Any
 ) -> list[dict[str, Any]]:
     """Rows of the record table ``jaccard`` for two rankings, one per share of the layers.
 
     Args:
         one: names, best first, an object that has them as ``names``, or scores.
         other: as ``one``, of the same layers.
-        tops: shares of the layers.
+        top_fractions: shares of the layers.
         a: what ``one`` is.
         b: what ``other`` is.
         **known: more columns.
     """
-    return [jaccard(one, other, top).long_row(a, b) | known for top in tops]
+    return [jaccard(one, other, part).long_row(a, b) | known for part in top_fractions]
 
 
-def agreement_matrix(rows: Rows, top: float) -> pd.DataFrame:
+def agreement_matrix(rows: Rows, top_fraction: float) -> pd.DataFrame:
     """Jaccard indices of one share of the layers, those of several pairs of seeds averaged.
 
     Args:
         rows: of the record table ``jaccard``; ``a`` and ``b`` are what is compared.
-        top: which share of the layers.
+        top_fraction: which share of the layers.
 
     Returns:
         One row per pair in the order of the rows: mean index and its spread, the chance level, the
@@ -61,22 +61,24 @@ def agreement_matrix(rows: Rows, top: float) -> pd.DataFrame:
     """
     table = pd.DataFrame(list(rows))
     known = sorted(set(table["top"])) if len(table) else []
-    if top not in known:
-        raise ValueError(f"top must be one of {known}. Found {top!r}.")
+    if top_fraction not in known:
+        raise ValueError(
+            f"top_fraction must be one of {known}. Found top_fraction={top_fraction!r}."
+        )
     out: dict[str, dict[str, str]] = {}
-    for (a, b), part in table[table["top"] == top].groupby(["a", "b"], sort=False):
-        shown = {"Jaccard": format_mean_std(part["value"].mean(), part["value"].std())}
-        shown["by chance"] = f"{part['chance'].mean():.2f}"
+    for (a, b), part in table[table["top"] == top_fraction].groupby(["a", "b"], sort=False):
+        cells = {"Jaccard": format_mean_std(part["value"].mean(), part["value"].std())}
+        cells["by chance"] = f"{part['chance'].mean():.2f}"
         if "corrected" in part:
-            shown["corrected"] = f"{part['corrected'].mean():.2f}"
-        shown["largest p"] = _p_value(part["p_value"].max())
+            cells["corrected"] = f"{part['corrected'].mean():.2f}"
+        cells["largest p"] = _p_value(part["p_value"].max())
         if "p_value_within_kinds" in part:
-            shown["largest p within kinds"] = _p_value(part["p_value_within_kinds"].max())
+            cells["largest p within kinds"] = _p_value(part["p_value_within_kinds"].max())
         if "rank_correlation" in part:
-            shown["rank correlation"] = f"{part['rank_correlation'].mean():.2f}"
-        shown["pairs"] = str(len(part))
-        out[f"{a} and {b}"] = shown
-    return pd.DataFrame(out).T.rename_axis(f"top {100 * top:.0f} %")
+            cells["rank correlation"] = f"{part['rank_correlation'].mean():.2f}"
+        cells["pairs"] = str(len(part))
+        out[f"{a} and {b}"] = cells
+    return pd.DataFrame(out).T.rename_axis(f"top {100 * top_fraction:.0f} %")
 
 
 def printed_matrix(printed: pd.DataFrame, **chosen: str) -> pd.DataFrame:
@@ -139,8 +141,8 @@ def finetune_table(rows: Rows, trained: Mapping[str, int] | None = None) -> pd.D
 
 def run_name(method: str, layers: str) -> str:
     """How tables call a way of fine-tuning on a choice of layers."""
-    shown = {"lora": "LoRA", "adalora": "AdaLoRA", "full": "full", "qlora": "QLoRA"}
-    name = shown.get(method, method.replace("_", " "))
+    labels = {"lora": "LoRA", "adalora": "AdaLoRA", "full": "full", "qlora": "QLoRA"}
+    name = labels.get(method, method.replace("_", " "))
     return name if layers in ("", "none") else f"{name}, {layers.replace('_', ' ')}"
 
 
@@ -183,29 +185,29 @@ def in_nats(difference: PairedDifference) -> str:
     return f"{mean} (95 % interval {interval}, {difference.seeds} {difference.pairs}s)"
 
 
-def share_by_kind(ranking: LayerRanking, top: float) -> pd.DataFrame:
+def share_by_kind(ranking: LayerRanking, top_fraction: float) -> pd.DataFrame:
     """How many layers of each kind of projection are among the top ones, and how many there are."""
-    cells = ranking.heat_map(top)
+    cells = ranking.heat_map(top_fraction)
     return pd.DataFrame({"chosen": cells.sum(), "of": cells.notna().sum()}).astype(int)
 
 
 def cheap_agreement(
     learned: Mapping[Any, LayerRanking],
     cheap: Mapping[Any, Mapping[str, LayerRanking]],
-    tops: Sequence[float],
+    top_fractions: Sequence[float],
 ) -> list[dict[str, Any]]:
     """Agreement of learned scores with cheap ones, for each case.
 
     Args:
         learned: case -> ranking.
         cheap: case -> name of the cheap score -> its ranking.
-        tops: shares of the layers.
+        top_fractions: shares of the layers.
     """
     return [
         row
         for case, ranking in learned.items()
         for name, other in cheap[case].items()
-        for row in agreement_rows(ranking, other, tops, "learned", name)
+        for row in agreement_rows(ranking, other, top_fractions, "learned", name)
     ]
 
 

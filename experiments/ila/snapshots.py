@@ -16,7 +16,7 @@ Snapshot = dict[str, Tensor]
 def snapshot(model: nn.Module) -> Snapshot:
     """A copy of the trained parameters in the memory of the CPU: name -> values.
 
-    Of a sharded model every process must ask, and every one gets the whole.
+    Of a sharded model every process must call this, and each gets the whole.
     """
     found = {}
     for name, parameter in trained_parameters(model).items():
@@ -28,7 +28,7 @@ def snapshot(model: nn.Module) -> Snapshot:
 
 @torch.no_grad()
 def restore(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give parameters the values of a :func:`snapshot`, bit for bit.
+    """Set parameters to the values of a :func:`snapshot`, bit for bit.
 
     Raises:
         ValueError: the model lacks one of them, or has it in another shape; nothing is changed.
@@ -41,8 +41,8 @@ def restore(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"values must be a snapshot of this model. Found {len(wrong)} parameters that it has "
-            f"not or in another shape, such as {wrong[:3]}."
+            f"values must be a snapshot of this model. Found {len(wrong)} parameters that it "
+            f"lacks or has in another shape, such as {wrong[:3]}."
         )
     for name, value in values.items():
         parameters[name].copy_(_like(value, parameters[name]))

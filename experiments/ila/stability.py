@@ -7,9 +7,9 @@ epsilon per iteration. The expected loss is not known; what is measured here in 
 - the training loss, averaged over windows of steps: the loss of a single batch moves by far more
   than any useful epsilon, whatever the model does.
 
-Two warnings. A learning rate that falls to zero makes every training stable in the end: it tells
-about the schedule then, and not about the model. And a stable loss does not mean that the weights
-have come to rest: along a flat valley they move far while the loss stays.
+Two warnings. A learning rate that falls to zero makes every training stable in the end: that is a
+property of the schedule, not of the model. And a stable loss does not mean that the weights have
+come to rest: along a flat valley they move far while the loss stays the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 
 class StabilityTest:
-    """Tells from which step of a training on the loss is epsilon-stable: a callback for it.
+    """Callback that finds the step from which the loss of a training is epsilon-stable.
 
     The change per iteration is that between the means of two adjacent windows, divided by the
     number of steps between their centres::
@@ -67,7 +67,7 @@ class StabilityTest:
         self.changes: list[tuple[int, float]] = []
 
     def __call__(self, step: int, loss: float) -> bool:
-        """Look at the loss after a step; whether the training may end.
+        """Look at the loss after a step, and return whether the training may end.
 
         Raises:
             ValueError: steps do not rise.
@@ -93,7 +93,7 @@ class StabilityTest:
         """The step ``T`` of (5.1), as far as was seen: every change after it is below epsilon.
 
         It is the last step of the earlier window of the first of these changes. ``None`` where the
-        last change is not below epsilon, and where nothing was to be compared yet.
+        last change is not below epsilon, and where nothing could be compared yet.
         """
         quiet = self._quiet()
         if quiet == 0:

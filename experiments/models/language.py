@@ -1,4 +1,4 @@
-"""Language models by name: the prepared one, a tiny one made here, or any of a folder or the hub.
+"""Language models by name: the prepared one, a tiny random one, or any from a folder or the hub.
 
 Weights are read from safetensors only, and code that comes with a model is never run.
 """
@@ -50,7 +50,7 @@ def load_language_model(
         device: "auto", "cpu", "cuda" or "mps".
         quantized: Keep the linear projections in 4 bits (NF4 with double quantisation, as QLoRA,
             Dettmers et al., 2023) and the rest in float32, frozen and ready for adapters of peft.
-        seed: Of the weights of "tiny"; no other model looks at it.
+        seed: Of the weights of "tiny"; other models ignore it.
         root: The data root; None stands for :func:`data_prep.data_root`.
 
     Raises:
@@ -60,7 +60,7 @@ def load_language_model(
     """
     place = choose_device(device)
     if quantized:
-        _require_quantization(place, name)
+        require_quantization(place, name)
     if name == TINY:
         tiny, own = tiny_language_model(seed)
         return _moved(tiny, place, dtype), own
@@ -201,7 +201,7 @@ def _source(name: str, root: Path | None, *, weights: bool = True) -> str:
             )
         return str(folder)
     if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:
-        raise RuntimeError(f"Language model {name!r} is the name of a folder, and there is none.")
+        raise RuntimeError(f"Language model {name!r} is a path, and there is no such folder.")
     return name
 
 
@@ -227,8 +227,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _require_quantization(device: torch.device, name: str) -> None:
-    """Weights in 4 bits need a model from files, a CUDA device and a package of their own."""
+def require_quantization(device: torch.device, name: str) -> None:
+    """Refuse weights in 4 bits without a model from files, a CUDA device and bitsandbytes.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
     if name == TINY:
         raise ValueError(f"quantized must be False for a model made here. Found name={name!r}.")
     if device.type != "cuda":
@@ -251,7 +255,7 @@ def _four_bits() -> Any:
 def _not_available(name: str, error: Exception) -> RuntimeError:
     reason = " ".join(str(error).split())[:300]
     return RuntimeError(
-        f"Language model {name!r} cannot be had: {reason}\nKnown without the hub: {PREPARED!r}, "
+        f"Language model {name!r} is not available: {reason}\nKnown without the hub: {PREPARED!r}, "
         f"{TINY!r}, or a folder. To use a model of the hub without a network, fetch it elsewhere:\n"
         f"  hf download {name} --include '*.safetensors' '*.json' '*.model' '*.jinja' "
         f"--local-dir FOLDER\nand give the folder as the name. The weights must be safetensors."

@@ -5,11 +5,11 @@ validation conversations; those of the test split are never loaded. Three rates 
 
 - ``lr`` of LoRA on all layers and ``full_lr`` of full fine-tuning: by the loss on what was trained
   on, mean over data sets and seeds;
-- ``score_lr`` of stage 2: by the loss with the learned dials in place, which is what stage 2
-  minimises. How well the rankings of both seeds agree stands beside it and decides nothing. It is
+- ``score_lr`` of stage 2: by the loss with the learned gates in place, which is what stage 2
+  minimises. How well the rankings of both seeds agree is recorded and decides nothing. It is
   searched last: stage 1 takes ``lr`` from the chapter.
 
-The record is ``results/ila.search.json``; what it holds already is not computed again.
+The record is ``results/ila.search.json``; rows that it holds already are not computed again.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def validation_loss(
     )
 
 
-def dialled_loss(
+def gated_loss(
     experiment: LayerExperiment[IlaParameters], run: TunedRun, rate: float
 ) -> tuple[float, dict[str, float]]:
-    """Validation loss with the learned dials, and the scores."""
+    """Validation loss with the learned gates in place, and the scores."""
     ranking = experiment.rank(run, lr=rate)
     model = experiment.adapted(run)
     with gated_updates(model) as gates:
@@ -96,7 +96,7 @@ def measure(experiment: LayerExperiment[IlaParameters], case: Case) -> list[dict
             if run is None:
                 row["loss"] = validation_loss(experiment, name, rate, dataset, seed)
             else:
-                row["loss"], row["scores"] = dialled_loss(experiment, run, rate)
+                row["loss"], row["scores"] = gated_loss(experiment, run, rate)
         except FloatingPointError:
             row["loss"] = 1e9
         rows.append(row | {"seconds": time.monotonic() - started})
@@ -110,7 +110,7 @@ def choose(table: pd.DataFrame) -> dict[str, float]:
     return dict(zip(best["name"], best["rate"], strict=True))
 
 
-def agreement(rows: list[dict[str, Any]], top: float) -> list[dict[str, Any]]:
+def agreement(rows: list[dict[str, Any]], top_fraction: float) -> list[dict[str, Any]]:
     """How well rankings of different seeds agree at each rate of stage 2."""
     by_case: dict[tuple[float, str], list[dict[str, float]]] = {}
     for row in rows:
@@ -121,7 +121,7 @@ def agreement(rows: list[dict[str, Any]], top: float) -> list[dict[str, Any]]:
         for (rate, dataset), scores in by_case.items()
         if len(scores) == 2
         for found in agreement_rows(
-            scores[0], scores[1], (top,), dataset, "another seed", score_lr=rate
+            scores[0], scores[1], (top_fraction,), dataset, "another seed", score_lr=rate
         )
     ]
 

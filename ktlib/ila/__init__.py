@@ -6,7 +6,7 @@ A *layer* is an adapted linear module, named as in the model without peft::
     ranking = rank_layers(model, batches)                  # learns one score per layer
     ranking.save("ranking.json")                           # LayerRanking.load reads it
     print(ranking.top(0.1))                                # names, the most important first
-    config = ranking.lora_config(top=0.3, r=8)             # a peft.LoraConfig for these layers
+    config = ranking.lora_config(top_fraction=0.3, r=8)    # a peft.LoraConfig for these layers
     frozen = freeze_unimportant(model, ranking, keep=0.75) # or: go on without the lowest quarter
 
 A *batch* is a dict of ``input_ids``, ``attention_mask`` and ``labels``, each ``(batch, length)``,

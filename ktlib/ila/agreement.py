@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from ktlib.ila.layers import some_of
 from ktlib.ila.ranking import layers_in
 from ktlib.seeding import numpy_generator
 
-TOPS = (0.75, 0.3)
+TOP_FRACTIONS = (0.75, 0.3)
 """What the thesis looks at, and a set small enough for chance to be low."""
 Kind: TypeAlias = Callable[[str], str]
 Pmf: TypeAlias = NDArray[np.float64]  # probability of 0, 1, 2, ... common layers
@@ -44,7 +45,7 @@ class Agreement:
     """Two sets of top layers, and what they would have in common by chance.
 
     Attributes:
-        top: share of the layers in each set.
+        top_fraction: share of the layers in each set.
         layers: number ``N`` of ranked layers.
         size: number ``k`` of layers in each set.
         common: number of layers in both.
@@ -61,7 +62,7 @@ class Agreement:
         p_value_sampled: as ``p_value``, from random permutations; ``None`` where none were drawn.
     """
 
-    top: float
+    top_fraction: float
     layers: int
     size: int
     common: int
@@ -79,17 +80,17 @@ class Agreement:
         return {
             "a": a,
             "b": b,
-            "top": self.top,
+            "top": self.top_fraction,
             "value": self.value,
             "chance": self.chance,
             "p_value": self.p_value,
         }
 
     def long_row(self, a: str, b: str) -> dict[str, Any]:
-        """:meth:`row` with the other measures as well."""
+        """:meth:`row` with the other measures as well; None, which JSON has, for NaN."""
         return self.row(a, b) | {
-            "corrected": self.corrected,
-            "rank_correlation": self.rank_correlation,
+            "corrected": _or_none(self.corrected),
+            "rank_correlation": _or_none(self.rank_correlation),
             "chance_within_kinds": self.chance_within_kinds,
             "p_value_within_kinds": self.p_value_within_kinds,
         }
@@ -103,7 +104,7 @@ def projection(name: str) -> str:
 def jaccard(
     one: Ranking,
     other: Ranking,
-    top: float,
+    top_fraction: float,
     *,
     kind: Kind = projection,
     permutations: int = 0,
@@ -114,35 +115,35 @@ def jaccard(
     The null hypothesis is that one ranking is a random permutation of the layers. The number of
     common layers is then hypergeometric, which gives the chance level and the p-value exactly; a
     permutation test tends to them as the number of permutations grows. Where kinds of layers
-    differ in importance, rankings agree on the kinds alone, which is no chance: the second null
+    differ in importance, rankings agree on the kinds alone, and not by chance: the second null
     hypothesis permutes the layers of each kind among themselves.
 
     Args:
         one: names of the layers, best first, or an object that has such ``names``; or name ->
             score, best is highest, of equal ones the earlier.
         other: as ``one``, of the same layers.
-        top: share of the layers in each set; how many that is, :func:`ktlib.ila.ranking.layers_in`
-            says.
+        top_fraction: share of the layers in each set; :func:`ktlib.ila.ranking.layers_in` says how
+            many that is.
         kind: name of a layer -> its kind.
         permutations: random permutations for ``p_value_sampled``; 0: none.
         seed: of the permutations.
 
     Raises:
-        ValueError: ``top`` lies outside (0, 1], the rankings are of different layers or of fewer
-            than two, a layer is ranked twice, or a score is not finite.
+        ValueError: ``top_fraction`` lies outside (0, 1], the rankings are of different layers or of
+            fewer than two, a layer is ranked twice, or a score is not finite.
     """
     if permutations < 0:
         raise ValueError(f"permutations must be at least 0. Found permutations={permutations}.")
-    first, second = _names(one), _names(other)
+    first, second = ranked_names(one), ranked_names(other)
     _check_same(first, second)
-    size = layers_in(top, len(first))
+    size = layers_in(top_fraction, len(first))
     sets = set(first[:size]), set(second[:size])
     common = len(sets[0] & sets[1])
     pmf = _random_overlap(len(first), size, size)
     within = _overlap_within(sets, Counter(map(kind, first)), kind)
     value, chance = _index(common, size), _mean_index(pmf, size)
     return Agreement(
-        top=float(top),
+        top_fraction=float(top_fraction),
         layers=len(first),
         size=size,
         common=common,
@@ -158,7 +159,10 @@ def jaccard(
 
 
 def agreement_table(
-    rankings: Mapping[str, Ranking], tops: Sequence[float] = TOPS, *, kind: Kind = projection
+    rankings: Mapping[str, Ranking],
+    top_fractions: Sequence[float] = TOP_FRACTIONS,
+    *,
+    kind: Kind = projection,
 ) -> list[dict[str, Any]]:
     """Agreement of all pairs of some rankings.
 
@@ -166,7 +170,7 @@ def agreement_table(
 
     Args:
         rankings: what it is -> ranking; all of the same layers.
-        tops: shares of the layers.
+        top_fractions: shares of the layers.
         kind: as in :func:`jaccard`.
 
     Returns:
@@ -179,8 +183,8 @@ def agreement_table(
     if len(rankings) < 2:
         raise ValueError(f"rankings must be at least two. Found {list(rankings)}.")
     return [
-        jaccard(rankings[a], rankings[b], top, kind=kind).long_row(a, b)
-        for top in tops
+        jaccard(rankings[a], rankings[b], top_fraction, kind=kind).long_row(a, b)
+        for top_fraction in top_fractions
         for a, b in itertools.combinations(rankings, 2)
     ]
 
@@ -188,16 +192,16 @@ def agreement_table(
 def agreement_by_step(
     rankings: Mapping[int, Ranking],
     reference: Ranking,
-    tops: Sequence[float] = TOPS,
+    top_fractions: Sequence[float] = TOP_FRACTIONS,
     *,
     kind: Kind = projection,
 ) -> list[dict[str, Any]]:
-    """Agreement with one ranking along a training: does the ranking settle, and when?
+    """Agreement with one ranking during a training: does the ranking settle, and when?
 
     Args:
         rankings: step -> the ranking after it.
         reference: the last one, or that of another seed at its end.
-        tops: shares of the layers.
+        top_fractions: shares of the layers.
         kind: as in :func:`jaccard`.
 
     Returns:
@@ -207,24 +211,24 @@ def agreement_by_step(
         ValueError: as :func:`jaccard`.
     """
     rows = []
-    for top in tops:
+    for top_fraction in top_fractions:
         for step, ranking in rankings.items():
-            row = jaccard(ranking, reference, top, kind=kind).long_row("", "")
+            row = jaccard(ranking, reference, top_fraction, kind=kind).long_row("", "")
             rows.append({"step": step} | {n: v for n, v in row.items() if n not in {"a", "b"}})
     return rows
 
 
-def chance_level(layers: int, top: float) -> float:
+def chance_level(layers: int, top_fraction: float) -> float:
     """Mean Jaccard index of two random sets of this share of the layers: exact.
 
-    For many layers it tends to ``top / (2 - top)``: 0.60 for three quarters, 0.176 for 30 %.
+    For many layers it tends to ``f / (2 - f)``: 0.60 for f = 0.75, 0.176 for f = 0.3.
 
     Raises:
-        ValueError: ``top`` lies outside (0, 1], or there are fewer than two layers.
+        ValueError: ``top_fraction`` lies outside (0, 1], or there are fewer than two layers.
     """
     if layers < 2:
         raise ValueError(f"layers must be at least 2. Found layers={layers}.")
-    size = layers_in(top, layers)
+    size = layers_in(top_fraction, layers)
     return _mean_index(_random_overlap(layers, size, size), size)
 
 
@@ -241,6 +245,10 @@ def _overlap_within(sets: tuple[set[str], set[str]], kinds: Mapping[str, int], k
     for name, layers in kinds.items():  # numbers of independent kinds add up
         pmf = np.convolve(pmf, _random_overlap(layers, one[name], other[name]))
     return pmf
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _index(common: int, size: int) -> float:
@@ -262,10 +270,10 @@ def _sampled(layers: int, size: int, common: int, permutations: int, seed: int) 
     """Share of permutations with at least this many common layers, the observed one included."""
     if permutations == 0:
         return None
-    stream = numpy_generator(seed, "permutations")
+    rng = numpy_generator(seed, "permutations")
     reached = 0
     for _ in range(permutations):
-        reached += int((stream.permutation(layers)[:size] < size).sum() >= common)
+        reached += int((rng.permutation(layers)[:size] < size).sum() >= common)
     return (1 + reached) / (1 + permutations)
 
 
@@ -287,7 +295,7 @@ def _rank_values(ranking: Ranking, names: Sequence[str]) -> Mapping[str, float]:
     return {name: -float(place) for place, name in enumerate(names)}
 
 
-def _names(ranking: Ranking) -> list[str]:
+def ranked_names(ranking: Ranking) -> list[str]:
     """Layers, best first."""
     if isinstance(ranking, Mapping):
         bad = {name: score for name, score in ranking.items() if not math.isfinite(score)}
@@ -310,17 +318,10 @@ def _names(ranking: Ranking) -> list[str]:
 def _check_same(first: Sequence[str], second: Sequence[str]) -> None:
     lacking = [sorted(set(second) - set(first)), sorted(set(first) - set(second))]
     if any(lacking):
+        first_lacks, second_lacks = (some_of(names) or "none" for names in lacking)
         raise ValueError(
             "rankings must be of the same layers. "
-            f"Missing in the first: {_some(lacking[0])}; in the second: {_some(lacking[1])}."
+            f"Missing in the first: {first_lacks}; in the second: {second_lacks}."
         )
     if len(first) < 2:
         raise ValueError(f"rankings must have at least 2 layers. Found {list(first)}.")
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    """The names, of many only the first ones."""
-    if not names:
-        return "none"
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

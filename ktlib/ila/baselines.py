@@ -9,8 +9,8 @@ update costs (:func:`ablation_scores`), and minus the derivative of the loss by 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from pydantic import JsonValue
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ktlib.device import PrecisionName
-from ktlib.ila.checks import Batch, Loss, batches_for, loss_by, require_finite
-from ktlib.ila.gates import LayerGate, Link, gated_updates, gated_weights
+from ktlib.ila.checks import Batch, Loss, batches_for, compute_loss, require_finite
+from ktlib.ila.gates import LayerGate, gated_updates, gated_weights
 from ktlib.ila.layers import active_adapter, base_weights, linear_layers, plain_lora_layers
 from ktlib.ila.ranking import LayerRanking
 from ktlib.ila.search import provenance_of
@@ -36,9 +36,9 @@ def first_order_scores(
 ) -> LayerRanking:
     """Minus ``<grad_i L, Dtheta_i>``, the inner product of a layer's gradient and its update.
 
-    It equals minus d loss / d gamma_i at gamma = 1: to first order, what the loss gains when the
-    update is removed. One forward and one backward pass per batch; the mean over the batches, and
-    its standard error.
+    It equals minus d loss / d gamma_i at gamma = 1: to first order, by how much the loss rises when
+    the update is removed. One forward and one backward pass per batch; the mean over the batches,
+    and its standard error.
 
     Args:
         model: a model with LoRA adapters; or, with ``base_state``, one fine-tuned as a whole.
@@ -50,12 +50,20 @@ def first_order_scores(
 
     Raises:
         ValueError, FloatingPointError: as :func:`~ktlib.ila.search.rank_layers`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+        >>> loss = lambda model, batch: model(batch).mean().square()  # 49; its slope in gamma: 98
+        >>> ones, base_state = [torch.ones(5, 2)], {"0.weight": torch.zeros(1, 2)}
+        >>> first_order_scores(model, ones, base_state=base_state, loss=loss).scores
+        {'0': -98.0}
     """
     found = batches_for(model, batches, loss)
     rows = []
-    with _gates(model, base_state, 1.0, _identity) as gates:
+    with _gates(model, base_state) as gates:
         for number, batch in enumerate(tqdm(found, desc="first-order scores", leave=False)):
-            value = loss_by(loss, model, batch, precision)
+            value = compute_loss(loss, model, batch, precision)
             require_finite(value, f"batch {number}")
             gammas = [gate.score for gate in gates.values()]
             gradients = torch.autograd.grad(value, gammas, allow_unused=True)
@@ -78,35 +86,31 @@ def ablation_scores(
     """How much the loss rises when the update of one layer alone is removed.
 
     Per batch one forward pass for each layer and one with all updates; the mean over the batches,
-    and the standard error of the paired differences.
+    and the standard error of the paired differences. Arguments and errors are those of
+    :func:`first_order_scores`.
 
-    Args:
-        model: a model with LoRA adapters; or, with ``base_state``, one fine-tuned as a whole.
-        batches: as in :func:`~ktlib.ila.search.rank_layers`.
-        base_state: state dict before fine-tuning, for a model without adapters.
-        precision: as in :func:`ktlib.device.autocast`.
-        loss: as in :func:`~ktlib.ila.search.rank_layers`.
-        data: a note on the batches, for the provenance.
-
-    Raises:
-        ValueError, FloatingPointError: as :func:`~ktlib.ila.search.rank_layers`.
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+        >>> loss = lambda model, batch: model(batch).mean().square()
+        >>> ones, base_state = [torch.ones(5, 2)], {"0.weight": torch.zeros(1, 2)}
+        >>> ablation_scores(model, ones, base_state=base_state, loss=loss).scores  # 0 - 49
+        {'0': -49.0}
     """
     found = batches_for(model, batches, loss)
-    whole: list[float] = []
+
+    def losses(note: str = "") -> list[float]:
+        values = (compute_loss(loss, model, batch, precision) for batch in found)
+        return [require_finite(value, f"batch {n}{note}") for n, value in enumerate(values)]
+
     without: dict[str, list[float]] = {}
-    with _gates(model, base_state, 1.0, _identity) as gates:
-        for number, batch in enumerate(found):
-            whole.append(require_finite(loss_by(loss, model, batch, precision), f"batch {number}"))
+    with _gates(model, base_state) as gates:
+        whole = losses()
         for name, gate in tqdm(
             gates.items(), desc="ablation of layers", total=len(gates), leave=False
         ):
             gate.score.fill_(0.0)
-            without[name] = [
-                require_finite(
-                    loss_by(loss, model, batch, precision), f"batch {number} without {name}"
-                )
-                for number, batch in enumerate(found)
-            ]
+            without[name] = losses(f" without {name}")
             gate.score.fill_(1.0)
     rows = [[without[n][batch] - whole[batch] for n in without] for batch in range(len(found))]
     return _ranking(model, list(without), rows, base_state, "ablation", data)
@@ -127,6 +131,12 @@ def update_norms(
 
     Raises:
         ValueError: as :func:`~ktlib.ila.search.rank_layers`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+        >>> update_norms(model, base_state={"0.weight": torch.zeros(1, 2)}).scores
+        {'0': 5.0}
     """
     norms = _lora_norms(model) if base_state is None else _weight_norms(model, base_state)
     return _ranking(model, list(norms), [list(norms.values())], base_state, "update_norm", "")
@@ -138,8 +148,8 @@ def _lora_norms(model: nn.Module) -> dict[str, float]:
     norms = {}
     for name, layer in layers.items():
         # Convolutions: A has (rank, in, height, width), B (out, rank, 1, 1).
-        first = layer.lora_A[adapter].weight.double().flatten(1)
-        second = layer.lora_B[adapter].weight.double().flatten(1)
+        first = layer.lora_A[adapter].weight.double().flatten(1)  # (rank, in)
+        second = layer.lora_B[adapter].weight.double().flatten(1)  # (out, rank)
         square = ((second.T @ second) * (first @ first.T)).sum()
         bias = getattr(layer.lora_B[adapter], "bias", None)
         if bias is not None:
@@ -159,17 +169,13 @@ def _weight_norms(model: nn.Module, base_state: Mapping[str, Tensor]) -> dict[st
     return norms
 
 
-@contextmanager
 def _gates(
-    model: nn.Module, base_state: Mapping[str, Tensor] | None, score: float, link: Link
-) -> Iterator[dict[str, LayerGate]]:
-    gated = (
-        gated_updates(model, score, link)
-        if base_state is None
-        else gated_weights(model, base_state, score, link)
-    )
-    with gated as gates:
-        yield gates
+    model: nn.Module, base_state: Mapping[str, Tensor] | None
+) -> AbstractContextManager[dict[str, LayerGate]]:
+    """Open gates whose scores are the gammas themselves."""
+    if base_state is None:
+        return gated_updates(model, 1.0, _identity)
+    return gated_weights(model, base_state, 1.0, _identity)
 
 
 def _identity(score: Tensor) -> Tensor:

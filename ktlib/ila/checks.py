@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ktlib.device import PrecisionName, autocast
-from ktlib.ila.targets import IGNORED, only_targets
+from ktlib.ila.targets import IGNORED, keep_target_logits
 
 Batch = Mapping[str, Tensor]
 Loss = Callable[[Any, Any], Tensor]
-"""Of a model and a batch: for models that do not compute their loss themselves, and others than
-language models. A scalar; batches may then be anything."""
+"""Function of a model and a batch that returns a scalar: for models that do not compute their loss
+themselves, and for other kinds than language models. Batches may then be anything."""
 
 
 def checked_batches(model: nn.Module, batches: Iterable[Batch]) -> list[dict[str, Tensor]]:
@@ -28,7 +28,7 @@ def checked_batches(model: nn.Module, batches: Iterable[Batch]) -> list[dict[str
     Raises:
         ValueError: there is no batch; or one has the wrong form, no target, more tokens than the
             model's context, or tokens that the model does not know. The batch is named.
-        TypeError: a batch is no dict of tensors.
+        TypeError: a batch is not a dict of tensors.
     """
     if isinstance(batches, Mapping):
         raise TypeError(
@@ -44,7 +44,7 @@ def checked_batches(model: nn.Module, batches: Iterable[Batch]) -> list[dict[str
 
 
 def batches_for(model: nn.Module, batches: Iterable[Any], loss: Loss | None = None) -> list[Any]:
-    """All batches as a list: as :func:`checked_batches`, or unchecked for a loss of the caller's.
+    """All batches as a list: checked as by :func:`checked_batches`, unless the caller gives a loss.
 
     Raises:
         ValueError: there is no batch; without ``loss`` as :func:`checked_batches`.
@@ -69,9 +69,11 @@ def _checked_form(number: int, batch: Any) -> dict[str, Tensor]:
             f"batches must have `input_ids` and `labels`. Batch {number} lacks {missing}; it has "
             f"{sorted(batch)}."
         )
-    other = [key for key, value in batch.items() if not isinstance(value, Tensor)]
-    if other:
-        raise TypeError(f"batches must be dicts of tensors. In batch {number}, {other} are none.")
+    for key, value in batch.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"batches must be dicts of tensors. Batch {number}: {key!r} is not a tensor."
+            )
     return dict(batch)
 
 
@@ -90,7 +92,8 @@ def _check_tokens(number: int, batch: Batch, context: int | None, vocabulary: in
     if vocabulary is not None and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
         raise ValueError(
             f"input_ids must lie in [0, {vocabulary}), the model's vocabulary. Found "
-            f"{int(ids.min())} to {int(ids.max())} in batch {number}: is the tokenizer the model's?"
+            f"{int(ids.min())} to {int(ids.max())} in batch {number}: is "
+            "this the model's tokenizer?"
         )
     # A causal model predicts the next token: the first label is never a target.
     targets = labels[:, 1:] if labels.shape == ids.shape else labels
@@ -102,7 +105,7 @@ def _check_tokens(number: int, batch: Batch, context: int | None, vocabulary: in
 
 
 def context_length(model: nn.Module) -> int | None:
-    """Most tokens that the model's configuration allows; None where it does not say."""
+    """Longest input that the model's configuration allows, in tokens; None if it does not say."""
     length = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
 
@@ -122,12 +125,12 @@ def _input_embeddings(model: Any) -> nn.Module | None:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where the model takes its tokens: the device of its input embeddings."""
+    """The device of the model's input embeddings, where its tokens must lie."""
     embeddings = _input_embeddings(model) or model
     return next(iter(embeddings.parameters())).device
 
 
-def loss_on(model: nn.Module, batch: Batch, precision: PrecisionName = "auto") -> Tensor:
+def model_loss(model: nn.Module, batch: Batch, precision: PrecisionName = "auto") -> Tensor:
     """Mean loss over the target tokens of a batch, as the model itself computes it.
 
     Args:
@@ -141,7 +144,7 @@ def loss_on(model: nn.Module, batch: Batch, precision: PrecisionName = "auto") -
     device = input_device(model)
     here = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
     with autocast(device, precision):
-        loss = getattr(model(**only_targets(model, here)), "loss", None)
+        loss = getattr(model(**keep_target_logits(model, here)), "loss", None)
     if not isinstance(loss, Tensor):
         raise TypeError(
             f"model must return a loss for a batch with labels. {type(model).__name__} does not."
@@ -149,16 +152,16 @@ def loss_on(model: nn.Module, batch: Batch, precision: PrecisionName = "auto") -
     return loss
 
 
-def loss_by(
+def compute_loss(
     loss: Loss | None, model: nn.Module, batch: Any, precision: PrecisionName = "auto"
 ) -> Tensor:
-    """The loss of the caller's, or without one that which the model computes.
+    """The caller's loss if one is given, else the model's own.
 
     Raises:
-        TypeError: it is no scalar; as :func:`loss_on`.
+        TypeError: the loss is not a scalar; as :func:`model_loss`.
     """
     if loss is None:
-        return loss_on(model, batch, precision)
+        return model_loss(model, batch, precision)
     with autocast(next(model.parameters()).device, precision):
         value = loss(model, batch)
     if not isinstance(value, Tensor) or value.ndim:
@@ -168,7 +171,7 @@ def loss_by(
 
 
 def require_finite(loss: Tensor, place: str) -> float:
-    """The value of a loss.
+    """The value of a loss, if it is finite.
 
     Raises:
         FloatingPointError: it is NaN or infinite; ``place`` says where.

@@ -1,17 +1,17 @@
-"""Leave the layers that matter least as they are (thesis, 5.4)."""
+"""Freeze the layers that matter least (thesis, 5.4)."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from ktlib.ila.layers import active_adapter, adapted_layers, layer_name
+from ktlib.ila.layers import active_adapter, adapted_layers, is_tuner_layer, layer_name
 from ktlib.ila.ranking import LayerRanking, layers_in
 
 
 def freeze_unimportant(
     model: nn.Module, ranking: LayerRanking, keep: float = 0.75
 ) -> tuple[str, ...]:
-    """Freeze the layers outside ``ranking.top(keep)``, so that training leaves them alone.
+    """Freeze the layers outside ``ranking.top(keep)``, so that training leaves them alone (5.4).
 
     With adapters of peft, the LoRA weights of these layers are frozen: the layers keep the update
     that they have, none if training has not begun. Without adapters, their weights and biases are;
@@ -35,6 +35,14 @@ def freeze_unimportant(
     Raises:
         ValueError: ``keep`` does not lie in (0, 1]; the model lacks layers of the ranking, or has
             several active adapters.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        >>> ranking = LayerRanking(scores={"0": 0.1, "1": 1.5})
+        >>> freeze_unimportant(model, ranking, keep=0.5)
+        ('0',)
+        >>> [name for name, weights in model.named_parameters() if weights.requires_grad]
+        ['1.weight', '1.bias']
     """
     layers_in(keep, len(ranking.scores), "keep")  # checks the share
     ranking.check_model(model)
@@ -55,9 +63,7 @@ def freeze_unimportant(
 
 def _trained_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """What training changes in each layer: adapter weights, or a module's own weights."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    if not any(map(is_tuner_layer, model.modules())):
         return {
             layer_name(name): list(module.parameters(recurse=False))
             for name, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""Gates on the updates of layers: stage 2 of ILA trains one number per layer and nothing else.
+"""Gates on the updates of layers: stage 2 of ILA trains one score per layer and nothing else.
 
 The gate of layer i multiplies its update by gamma_i = sigmoid(s_i) (thesis, 5.5 to 5.7)::
 
@@ -75,10 +75,10 @@ class LayerGate(nn.Module):
 def gated_updates(
     model: nn.Module, initial_score: float = 4.0, link: Link = torch.sigmoid
 ) -> Iterator[dict[str, LayerGate]]:
-    """Put a gate on the LoRA update ``beta B A`` of every layer, for the ``with`` block.
+    """Put a gate on the LoRA update ``beta B A`` of every layer, for the ``with`` block (5.5, 5.6).
 
-    The gate acts inside peft's own modules, so that it works for quantised layers as well: on the
-    output of A, which is small, or on that of B where B has a bias.
+    The gate acts inside peft's own modules, so that quantised layers work as well: on the output of
+    A, which is small, or on that of B where B has a bias.
 
     Args:
         model: a model with LoRA adapters of peft, one of them active.
@@ -91,6 +91,17 @@ def gated_updates(
     Raises:
         ValueError: as :func:`~ktlib.ila.layers.plain_lora_layers`.
         RuntimeError: the model has gates already.
+
+    Example:
+        >>> import peft
+        >>> config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
+        >>> model = peft.get_peft_model(nn.Sequential(nn.Linear(4, 3)), config)
+        >>> x = torch.ones(1, 4)
+        >>> with gated_updates(model, initial_score=-torch.inf), model.disable_adapter():
+        ...     before = model(x)
+        >>> with gated_updates(model, initial_score=-torch.inf):  # every gate is closed
+        ...     torch.equal(model(x), before)
+        True
     """
     layers = plain_lora_layers(model)
     adapter = active_adapter(layers)
@@ -128,6 +139,13 @@ def gated_weights(
     Raises:
         ValueError: as :func:`~ktlib.ila.layers.base_weights`.
         RuntimeError: the model has gates already.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+        >>> with gated_weights(model, {"0.weight": torch.zeros(1, 2)}, initial_score=0.0) as gates:
+        ...     model(torch.ones(1, 2)).item()  # gamma = 1/2
+        3.5
     """
     before = base_weights(model, base_state)
     with _frozen(model), ExitStack() as undo:
@@ -201,7 +219,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             for module, mode in modes:
                 module.training = mode and _checkpoints(module)
             if caches is not None:
-                config.use_cache = False  # type: ignore[union-attr]  # keys kept for nothing
+                config.use_cache = False  # type: ignore[union-attr]  # no text is generated
             yield
         finally:
             if caches is not None:

@@ -6,10 +6,13 @@ put before it: ``model.layers.0.self_attn.q_proj``, ``lm_head``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+
+from ktlib.checks import require_extra
 
 # Wrappers of PyTorch that add a part to the names of what they hold.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -25,20 +28,26 @@ def layer_name(module_name: str) -> str:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """The modules that the active LoRA adapter of peft adapts.
+    """The modules that the active LoRA adapter of peft adapts: the layers that are ranked.
 
     Returns:
         Name of the layer -> its ``peft.tuners.lora.LoraLayer``, in the order of the model.
 
     Raises:
         ValueError: the model has no LoRA adapters, none of them is active, or several are.
-    """
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
+        ImportError: peft is not installed.
 
-    found = {layer_name(n): m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+    Example:
+        >>> import peft, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+        >>> model = peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["1"]))
+        >>> list(adapted_layers(model))
+        ['1']
+    """
+    lora = require_extra("peft.tuners.lora", "lora")
+    found = {layer_name(n): m for n, m in model.named_modules() if isinstance(m, lora.LoraLayer)}
     if not found:
-        other = {type(m).__name__ for m in model.modules() if isinstance(m, BaseTunerLayer)}
+        other = {type(m).__name__ for m in model.modules() if is_tuner_layer(m)}
         hint = f"adapters of another kind: {sorted(other)}" if other else "none"
         raise ValueError(
             "model must have LoRA adapters, put there by peft.get_peft_model or "
@@ -55,6 +64,16 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in found.items() if active[name]}
 
 
+def is_tuner_layer(module: nn.Module) -> bool:
+    """Whether a module carries an adapter of peft, of any kind."""
+    return isinstance(module, _if_imported("peft.tuners.tuners_utils", "BaseTunerLayer"))
+
+
+def _if_imported(module: str, name: str) -> Any:
+    """A class of an optional library; none if the library was never imported: no object has it."""
+    return getattr(sys.modules.get(module), name, ())
+
+
 def _active_here(layer: Any) -> list[str]:
     """The active adapters that this layer has weights of."""
     held = {*layer.lora_A.keys(), *layer.lora_embedding_A.keys()}
@@ -69,8 +88,8 @@ def active_adapter(layers: Mapping[str, Any]) -> str:
 def plain_lora_layers(model: nn.Module) -> dict[str, Any]:
     """:func:`adapted_layers`, if each computes ``base(x) + beta B A x`` through modules A and B.
 
-    That holds for linear and convolution layers, quantised ones too. It does not hold for DoRA and
-    other variants, for AdaLoRA, and for adapted embeddings.
+    That holds for linear and convolutional layers, quantised ones included, but not for DoRA and
+    other variants, AdaLoRA, or adapted embeddings.
 
     Raises:
         ValueError: adapters are merged or switched off, or a layer is of another kind; as
@@ -81,8 +100,8 @@ def plain_lora_layers(model: nn.Module) -> dict[str, Any]:
     merged = [name for name, layer in layers.items() if layer.merged]
     if merged:
         raise ValueError(
-            "model must have its adapters apart from the weights; call model.unmerge_adapter() "
-            f"first. Found merged ones in {some_of(merged)}."
+            "model must have its adapters unmerged: call model.unmerge_adapter() first. "
+            f"Found merged ones in {some_of(merged)}."
         )
     if any(layer.disable_adapters for layer in layers.values()):
         raise ValueError(
@@ -98,7 +117,7 @@ def plain_lora_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def _variant(layer: Any, adapter: str) -> str | None:
-    """What a layer is if not plain LoRA; None if it is."""
+    """The kind of a layer that is not plain LoRA; None for one that is."""
     variant = getattr(layer, "lora_variant", {}).get(adapter)
     if variant is not None:
         return type(variant).__name__
@@ -119,18 +138,16 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: the model has adapters of peft, or no linear module.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from transformers.pytorch_utils import Conv1D
-
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    if any(map(is_tuner_layer, model.modules())):
         raise ValueError(
             "model must be fine-tuned as a whole here. Found adapters of peft: use rank_layers, or "
             "merge_and_unload() them first."
         )
+    kinds = (nn.Linear, _if_imported("transformers.pytorch_utils", "Conv1D"))
     found: dict[str, nn.Module] = {
         layer_name(name): module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module.weight.is_floating_point()
+        if isinstance(module, kinds) and module.weight.is_floating_point()
     }
     if not found:
         raise ValueError(f"model must have linear layers. Found none in {type(model).__name__}.")
@@ -150,7 +167,7 @@ def base_weights(
 
     Raises:
         ValueError: weights are missing or have another shape; as :func:`linear_layers`.
-        TypeError: ``base_state`` is no mapping.
+        TypeError: ``base_state`` is not a mapping.
     """
     if not isinstance(base_state, Mapping):
         raise TypeError(
@@ -177,10 +194,10 @@ def base_weights(
             else:
                 weights[layer][key] = before.detach().to(parameter)
     if missing:
-        raise ValueError(f"base_state must hold every layer. Missing are {some_of(missing)}.")
+        raise ValueError(f"base_state must hold every layer. Missing: {some_of(missing)}.")
     if reshaped:
         raise ValueError(
-            f"base_state must have the shapes of the model. Others have {some_of(reshaped)}."
+            f"base_state must have the shapes of the model. Others: {some_of(reshaped)}."
         )
     return weights
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from torch import nn
 
+from ktlib.checks import require_extra
 from ktlib.ila.layers import layer_name, some_of
 
 if TYPE_CHECKING:
@@ -23,8 +24,16 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class LayerRanking(BaseModel):
     """Scores of layers, the higher the more important, and where they come from.
 
-    Layers stand in the order of the model. Where two have the same score, the earlier one ranks
-    first.
+    A score is s_i of (5.7) where stage 2 of ILA learned it; other methods give it another meaning,
+    see ``settings["method"]``. Layers are in the order of the model; of two equal scores the
+    earlier layer ranks first.
+
+    Example:
+        >>> ranking = LayerRanking(scores={"0.q_proj": 3.9, "0.v_proj": 4.2, "1.q_proj": 4.1})
+        >>> ranking.top(0.5)  # two of three: to the nearest, halves up
+        ('0.v_proj', '1.q_proj')
+        >>> sorted(ranking.lora_config(top_fraction=0.3, r=8).target_modules)
+        ['0.v_proj']
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,13 +62,13 @@ class LayerRanking(BaseModel):
         # sorted() keeps the order of the model where scores are equal.
         return tuple(sorted(self.scores, key=lambda name: -self.scores[name]))
 
-    def top(self, fraction: float) -> tuple[str, ...]:
+    def top(self, top_fraction: float) -> tuple[str, ...]:
         """The most important layers, best first: as many as :func:`layers_in` says.
 
         Raises:
-            ValueError: ``fraction`` does not lie in (0, 1].
+            ValueError: ``top_fraction`` does not lie in (0, 1].
         """
-        return self.names[: layers_in(fraction, len(self.scores))]
+        return self.names[: layers_in(top_fraction, len(self.scores))]
 
     def bottom(self, fraction: float) -> tuple[str, ...]:
         """The least important layers, the lowest first: those outside ``top(1 - fraction)``.
@@ -68,7 +77,7 @@ class LayerRanking(BaseModel):
             ValueError: ``fraction`` does not lie in (0, 1].
         """
         total = len(self.scores)
-        layers_in(fraction, total, "bottom")  # checks the fraction
+        layers_in(fraction, total, "fraction")  # checks the fraction
         kept = 0 if fraction == 1 else layers_in(float(1 - Decimal(str(fraction))), total)
         return self.names[kept:][::-1]
 
@@ -86,18 +95,19 @@ class LayerRanking(BaseModel):
             update={**changed, "losses": self.losses[:step], "settings": settings}
         )
 
-    def heat_map(self, top: float | None = None) -> pd.DataFrame:
+    def heat_map(self, top_fraction: float | None = None) -> pd.DataFrame:
         """Scores by block (rows) and projection (columns), as in figure 5.1 of the thesis.
 
         Layers outside the blocks, such as the head, stand in a last row ``"outside"``. Cells
         without a layer are NaN.
 
         Args:
-            top: 1 for the layers in ``top(top)`` and 0 for the others, instead of scores.
+            top_fraction: 1 for the layers in ``top(top_fraction)`` and 0 for the others, instead
+                of scores.
         """
         import pandas as pd
 
-        chosen = None if top is None else set(self.top(top))
+        chosen = None if top_fraction is None else set(self.top(top_fraction))
         places = {name: _place(name) for name in self.scores}
         short = _short_names({projection for _, projection in places.values()})
         cells: dict[int | str, dict[str, float]] = {}
@@ -112,7 +122,7 @@ class LayerRanking(BaseModel):
         return table.rename_axis(index="block", columns="projection")
 
     def lora_config(
-        self, top: float, *, model: nn.Module | None = None, **settings: Any
+        self, top_fraction: float, *, model: nn.Module | None = None, **settings: Any
     ) -> peft.LoraConfig:
         """A LoRA configuration that adapts exactly the most important layers.
 
@@ -121,7 +131,7 @@ class LayerRanking(BaseModel):
         expression instead, because peft compares the ends of names.
 
         Args:
-            top: share of the layers, as :meth:`top`.
+            top_fraction: share of the layers, as for :meth:`top`.
             model: the model that will be adapted, to check that it has these layers. Without it,
                 other modules are those of the model that was ranked.
             **settings: all else that ``peft.LoraConfig`` takes: ``r``, ``lora_alpha`` and so on.
@@ -129,16 +139,16 @@ class LayerRanking(BaseModel):
 
         Raises:
             ValueError: ``settings`` choose layers as well, or the model lacks layers.
+            ImportError: peft is not installed.
         """
-        import peft
-
+        library = require_extra("peft", "lora")
         taken = {"target_modules", "layers_to_transform", "layers_pattern", "exclude_modules"}
         if taken & settings.keys():
             raise ValueError(
                 "settings must leave the choice of layers to the ranking. Found "
                 f"{sorted(taken & settings.keys())}."
             )
-        chosen = [name for name in self.scores if name in set(self.top(top))]
+        chosen = [name for name in self.scores if name in set(self.top(top_fraction))]
         endings = self.provenance.get("endings_of_other_modules", [])
         if model is not None:
             self.check_model(model)
@@ -147,7 +157,8 @@ class LayerRanking(BaseModel):
         targets = "|".join(map(re.escape, chosen)) if ambiguous else chosen
         if str(self.provenance.get("class", "")).endswith("ForCausalLM"):
             settings.setdefault("task_type", "CAUSAL_LM")
-        return peft.LoraConfig(target_modules=targets, **settings)
+        config: peft.LoraConfig = library.LoraConfig(target_modules=targets, **settings)
+        return config
 
     def check_model(self, model: nn.Module) -> None:
         """Check that a model has the layers of this ranking.
@@ -199,7 +210,7 @@ class LayerRanking(BaseModel):
             ) from None
 
 
-def layers_in(fraction: float, total: int, name: str = "top") -> int:
+def layers_in(fraction: float, total: int, name: str = "top_fraction") -> int:
     """How many of ``total`` layers a fraction is: to the nearest, halves up, at least one.
 
     Computed from the decimal digits: 0.3 of 225 is 67.5 and gives 68 on every machine.

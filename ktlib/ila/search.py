@@ -20,8 +20,8 @@ from ktlib.ila.checks import (
     Batch,
     Loss,
     batches_for,
+    compute_loss,
     input_device,
-    loss_by,
     require_finite,
 )
 from ktlib.ila.gates import LayerGate, gated_updates, gated_weights
@@ -39,6 +39,7 @@ def rank_layers(
     model: nn.Module,
     batches: Iterable[Batch],
     *,
+    base_state: Mapping[str, Tensor] | None = None,
     initial_score: float = 4.0,
     lr: float = 0.05,
     steps: int | None = None,
@@ -52,26 +53,29 @@ def rank_layers(
     """Rank the layers that LoRA adapts by how much their updates matter for the loss.
 
     One score s_i per layer is learned; gamma_i = sigmoid(s_i) multiplies the update beta B_i A_i
-    (5.5 to 5.7). The model itself, LoRA included, is frozen, dropout is off, and at the end all of
-    it is bit for bit as it was. The model should be fine-tuned until its loss is stable first.
+    (5.5 to 5.7). A high score says that the loss would rise without the update. The model itself,
+    LoRA included, is frozen, dropout is off, and at the end all of it is bit for bit as it was. It
+    should be fine-tuned until its loss is stable first.
 
     AdamW trains the scores without the weight decay of the fine-tuning: that would pull every gamma
     towards 1/2 whether the layer matters or not, which (5.7) does not ask for.
 
-    The standard errors say how far a score would vary with other batches from the same source:
-    see :func:`standard_errors`. They matter: sigmoid' is 0.018 at s_0 = 4, but an adaptive
-    optimiser gives small gradients the same steps as large ones, so that noise ranks the layers
-    that matter little.
+    The standard errors say how far a score would vary with other batches from the same source: see
+    :func:`standard_errors`. They matter: sigmoid' is 0.018 at s_0 = 4, but an adaptive optimiser
+    gives small gradients the same steps as large ones, so that noise ranks the layers that matter
+    little.
 
     Args:
         model: a transformers model with LoRA adapters of peft, one of them active; with ``loss``
             any model with such adapters.
         batches: dicts of ``input_ids``, ``attention_mask`` and ``labels``, each
             ``(batch, length)``; the thesis uses 128 of them.
+        base_state: state dict before fine-tuning, for a model without adapters, see
+            :func:`rank_layers_full`.
         initial_score: s_0, the same for all layers; the thesis studies 4, 2 and 1.
         lr: step size of AdamW. A score moves by at most about that much per step.
         steps: number of steps, one batch each. None goes through all batches once.
-        penalty: lambda of ``lambda sum_i sigmoid(s_i)``, added to the loss in the place of the
+        penalty: lambda of ``lambda sum_i sigmoid(s_i)``, added to the loss in place of the
             constraint on gamma in (5.2), which (5.7) leaves out.
         seed: decides the order of the batches.
         precision: as in :func:`ktlib.device.autocast`.
@@ -86,32 +90,37 @@ def rank_layers(
         ValueError: the model has no adapters, merged ones or others than plain LoRA; a batch or
             parameter is bad; a layer's score cannot be learned because the model never uses it.
         FloatingPointError: a loss or gradient is not finite; step and batch are named.
+        ImportError: peft is not installed.
+
+    Example:
+        >>> import peft
+        >>> config = peft.LoraConfig(r=1, target_modules=["0", "1"], init_lora_weights=False)
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> model = peft.get_peft_model(net, config)
+        >>> batches = [torch.ones(4, 2), torch.zeros(4, 2)]
+        >>> loss = lambda model, batch: model(batch).square().mean()
+        >>> sorted(rank_layers(model, batches, loss=loss).names)
+        ['0', '1']
     """
     found = batches_for(model, batches, loss)
     options = _Options(initial_score, lr, steps, penalty, seed, precision, snapshot_every, loss)
-    with gated_updates(model, initial_score) as gates:
+    gated = (
+        gated_updates(model, initial_score)
+        if base_state is None
+        else gated_weights(model, base_state, initial_score)
+    )
+    with gated as gates:
         learned = _learn(model, gates, found, options)
+    tuning = "lora" if base_state is None else "full"
     return LayerRanking(
         **learned,
         settings={"method": "ila", **options.settings(len(found), input_device(model))},
-        provenance=provenance_of(model, list(learned["scores"]), "lora", data),
+        provenance=provenance_of(model, list(learned["scores"]), tuning, data),
     )
 
 
 def rank_layers_full(
-    model: nn.Module,
-    base_state: Mapping[str, Tensor],
-    batches: Iterable[Batch],
-    *,
-    initial_score: float = 4.0,
-    lr: float = 0.05,
-    steps: int | None = None,
-    penalty: float = 0.0,
-    seed: int = 0,
-    precision: PrecisionName = "auto",
-    snapshot_every: int | None = None,
-    loss: Loss | None = None,
-    data: str = "",
+    model: nn.Module, base_state: Mapping[str, Tensor], batches: Iterable[Batch], **options: Any
 ) -> LayerRanking:
     """As :func:`rank_layers` for a model that was fine-tuned as a whole.
 
@@ -119,37 +128,30 @@ def rank_layers_full(
     norms and all else keep their fine-tuned values.
 
     Args:
-        model: the fine-tuned transformers model, without adapters.
+        model: the fine-tuned transformers model, without adapters; with ``loss`` any model.
         base_state: state dict of the model before fine-tuning.
-        batches: as in :func:`rank_layers`, and so is everything below.
-        initial_score: s_0.
-        lr: step size of AdamW.
-        steps: number of steps.
-        penalty: lambda of ``lambda sum_i sigmoid(s_i)``.
-        seed: decides the order of the batches.
-        precision: as in :func:`ktlib.device.autocast`.
-        snapshot_every: steps between two entries of ``curve``.
-        loss: of the model and a batch.
-        data: a note on the batches.
+        batches: as in :func:`rank_layers`.
+        **options: the other keyword arguments of :func:`rank_layers`.
 
     Raises:
         ValueError: the model has adapters; ``base_state`` does not fit it; as :func:`rank_layers`.
         FloatingPointError: as :func:`rank_layers`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+        >>> _ = model[0].weight.data.fill_(1.0)
+        >>> loss = lambda model, batch: -model(batch).mean()  # the larger the output, the better
+        >>> ranking = rank_layers_full(
+        ...     model, {"0.weight": torch.zeros(1, 2)}, [torch.ones(3, 2)], lr=0.5, loss=loss)
+        >>> ranking.scores  # s_0 = 4, and one step of AdamW up
+        {'0': 4.5}
     """
-    found = batches_for(model, batches, loss)
-    options = _Options(initial_score, lr, steps, penalty, seed, precision, snapshot_every, loss)
-    with gated_weights(model, base_state, initial_score) as gates:
-        learned = _learn(model, gates, found, options)
-    return LayerRanking(
-        **learned,
-        settings={"method": "ila", **options.settings(len(found), input_device(model))},
-        provenance=provenance_of(model, list(learned["scores"]), "full", data),
-    )
+    return rank_layers(model, batches, base_state=base_state, **options)
 
 
 @dataclass(frozen=True)
 class _Options:
-    """The checked parameters that both ways of ranking share."""
+    """The checked parameters of stage 2."""
 
     initial_score: float
     lr: float
@@ -169,12 +171,12 @@ class _Options:
         _require(every is None or every >= 1, "snapshot_every be at least 1", every)
 
     def order(self, batches: int) -> list[int]:
-        """The batch of each step: all in random order, again and again."""
+        """The batch of each step: all of them in random order, over and over."""
         order: list[int] = []
         steps, passes = self.steps or batches, 0
         while len(order) < steps:
-            stream = generator(self.seed, "order of batches in stage 2 of ILA", passes)
-            order += torch.randperm(batches, generator=stream).tolist()
+            rng = generator(self.seed, "order of batches in stage 2 of ILA", passes)
+            order += torch.randperm(batches, generator=rng).tolist()
             passes += 1
         return order[:steps]
 
@@ -248,10 +250,10 @@ def _backward(
     options: _Options,
     place: str,
 ) -> float:
-    """Add the gradient of loss and penalty to the scores; the value of the loss alone."""
+    """Add the gradient of loss and penalty to the scores; return the loss without the penalty."""
     for gate in gates.values():
         gate.uses = 0
-    loss = loss_by(options.loss, model, batch, options.precision)
+    loss = compute_loss(options.loss, model, batch, options.precision)
     value = require_finite(loss, place)
     if loss.requires_grad:
         loss.backward()
@@ -291,11 +293,11 @@ def _values(scalars: Sequence[Tensor]) -> list[float]:
 def batch_contributions(
     gradients: Tensor, lr: float, betas: tuple[float, float] = BETAS, eps: float = EPSILON
 ) -> Tensor:
-    """What each step's gradient added to the scores through AdamW without weight decay.
+    """How much each step's gradient added to the scores through AdamW without weight decay.
 
     AdamW moves a score by ``lr m_t / (1 - beta_1^t) / (sqrt(v_t) + eps)`` at step t, where v_t is
-    corrected for its start at 0. Each m_t is a sum over the gradients so far, so that the way that
-    a score has gone is a sum over gradients, weighted by all steps after them.
+    corrected for its start at 0. Each m_t is a sum over the gradients so far, so that the total
+    change of a score is a sum over gradients, weighted by all later steps.
 
     Args:
         gradients: ``(steps, layers)``, in float64.
@@ -320,14 +322,14 @@ def batch_contributions(
 
 
 def standard_errors(gradients: Tensor, order: Sequence[int], lr: float) -> Tensor:
-    """Standard errors of learned scores over batches, from the gradients that were met.
+    """Standard errors of learned scores over batches, from the gradients of the steps.
 
     A score is the initial one plus one contribution C_b per batch
     (:func:`batch_contributions`, summed over the passes). For B batches drawn independently, the
     variance of the sum is B times that of one contribution, which half the mean square of
     ``C_(b+1) - C_b`` estimates: neighbours in time, because the contributions drift as the scores
-    move, and drift is no noise. Taken as given are the normaliser of AdamW and the scores at which
-    the gradients were computed.
+    move, and drift is not noise. The normaliser of AdamW and the scores at which the gradients were
+    computed are taken as given.
 
     Args:
         gradients: ``(steps, layers)``, in float64.
@@ -335,7 +337,7 @@ def standard_errors(gradients: Tensor, order: Sequence[int], lr: float) -> Tenso
         lr: step size of AdamW.
 
     Returns:
-        ``(layers,)``; empty where fewer than two batches were met.
+        ``(layers,)``; empty for fewer than two batches.
     """
     rows = {number: row for row, number in enumerate(dict.fromkeys(order))}
     if len(rows) < 2:
@@ -350,7 +352,7 @@ def standard_errors(gradients: Tensor, order: Sequence[int], lr: float) -> Tenso
 def provenance_of(
     model: nn.Module, layers: list[str], tuning: str, data: str
 ) -> dict[str, JsonValue]:
-    """Which model was ranked, on what, by which versions.
+    """Which model was ranked, on which data, with which package versions.
 
     Args:
         model: the model, with or without adapters.

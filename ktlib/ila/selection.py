@@ -1,4 +1,4 @@
-"""Which layers to tune: those of a ranking, and choices made without one (thesis, 5.4 and 5.5)."""
+"""Which layers to tune: the best of a ranking, or a choice without one (thesis, 5.4 and 5.5)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ktlib.ila.agreement import Ranked, Ranking
+from ktlib.ila.agreement import Ranking, ranked_names
 from ktlib.ila.ranking import layers_in
 
 CHOICES = ("top", "random", "first", "last")
@@ -19,17 +19,17 @@ def choose_layers(
     fraction: float,
     *,
     ranking: Ranking | None = None,
-    generator: torch.Generator | None = None,
+    rng: torch.Generator | None = None,
 ) -> tuple[str, ...]:
     """A share of the layers of a model.
 
     Args:
-        choice: ``top`` of a ranking; ``random`` without looking; ``first`` or ``last`` in the order
-            of the model, thus the blocks next to its input or output.
+        choice: ``top`` of a ranking; ``random``; ``first`` or ``last`` in the order of the model,
+            thus the blocks next to its input or output.
         layers: all layers, in the order of the model.
         fraction: of them, in (0, 1]; how many that is, :func:`ktlib.ila.ranking.layers_in` says.
         ranking: for ``top``: names, best first, or an object that has them as ``names``.
-        generator: for ``random``.
+        rng: for ``random``.
 
     Returns:
         Names in the order of the model.
@@ -46,13 +46,13 @@ def choose_layers(
     if choice == "last":
         return tuple(layers[len(layers) - count :])
     if choice == "random":
-        if generator is None:
-            raise ValueError("choice='random' needs a generator. Found none.")
-        drawn = torch.randperm(len(layers), generator=generator)[:count].tolist()
+        if rng is None:
+            raise ValueError("choice='random' needs rng, a generator. Found rng=None.")
+        drawn = torch.randperm(len(layers), generator=rng)[:count].tolist()
         return tuple(layers[i] for i in sorted(drawn))
     if ranking is None:
-        raise ValueError("choice='top' needs a ranking. Found none.")
-    names = _names(ranking)
+        raise ValueError("choice='top' needs a ranking. Found ranking=None.")
+    names = ranked_names(ranking)
     if set(names) != set(layers):
         apart = sorted(set(names) ^ set(layers))
         raise ValueError(f"ranking must be of the same layers. Found {apart[:5]} in one only.")
@@ -77,13 +77,6 @@ def unimportant_everywhere(
         raise ValueError("rankings must hold at least one. Found none.")
     lasts = []
     for ranking in listed:
-        names = _names(ranking)
+        names = ranked_names(ranking)
         lasts.append(names[len(names) - layers_in(fraction, len(names), "fraction") :])
     return tuple(name for name in lasts[0] if all(name in last for last in lasts))
-
-
-def _names(ranking: Ranking) -> list[str]:
-    """Layers, best first."""
-    if isinstance(ranking, Mapping):
-        return sorted(ranking, key=lambda name: -ranking[name])
-    return list(ranking.names if isinstance(ranking, Ranked) else ranking)

@@ -1,13 +1,14 @@
-"""Scores of the vocabulary only where a token is to be predicted.
+"""Logits only where a token is to be predicted.
 
-A language model ends in its largest matrix: one score for each of 50,000 to 150,000 tokens, at
-every position of the text. Where only the answer is to be learned, most of these scores are
+A language model ends in its largest matrix: one logit for each of 50,000 to 150,000 tokens, at
+every position of the text. Where only the answer is to be learned, most of these logits are
 computed, and kept for the backward pass, for nothing. Models of transformers can leave them out.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -18,15 +19,15 @@ IGNORED = -100
 """The label of tokens that are no target: prompts and padding."""
 
 
-def only_targets(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What to call a model with so that it scores the vocabulary at target positions alone.
+def keep_target_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch, with arguments that make the model compute logits at target positions alone.
 
     The loss is that of the whole batch up to rounding, and so are its gradients. Logits have shape
     ``(batch, kept, vocabulary)``: the positions at which any row has a target.
 
     Args:
         model: with adapters or without, in a wrapper for several processes or not. One that cannot
-            leave scores out, or computes its loss in a way of its own, gets the batch as it is.
+            leave logits out, or computes its loss in its own way, gets the batch unchanged.
         batch: of ``input_ids``, ``attention_mask`` and ``labels``, each ``(batch, length)``.
 
     Returns:
@@ -35,10 +36,10 @@ def only_targets(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Ten
     """
     given = dict(batch)
     inner = _innermost(model)
-    if not (_is_of_transformers(inner) and _scores_some_positions(type(inner).forward)):
+    if not (_is_of_transformers(inner) and _can_skip_positions(type(inner).forward)):
         return given
-    following = given["labels"][:, 1:]
-    kept = (following != IGNORED).any(dim=0).nonzero().flatten()
+    following = given["labels"][:, 1:]  # (batch, length - 1)
+    kept = (following != IGNORED).any(dim=0).nonzero().flatten()  # (kept,)
     if not len(kept):
         return given
     return given | {"logits_to_keep": kept, "shift_labels": following[:, kept]}
@@ -54,14 +55,14 @@ def _innermost(model: nn.Module) -> nn.Module:
 
 
 def _is_of_transformers(model: nn.Module) -> bool:
-    from transformers import PreTrainedModel
-
-    return isinstance(model, PreTrainedModel) and type(model).__name__.endswith("ForCausalLM")
+    # Where the library was never imported, no model is of it.
+    known = getattr(sys.modules.get("transformers"), "PreTrainedModel", ())
+    return isinstance(model, known) and type(model).__name__.endswith("ForCausalLM")
 
 
 @lru_cache(maxsize=32)
-def _scores_some_positions(forward: Callable[..., Any]) -> bool:
-    """Whether a forward pass can score some positions, and hands all else on to the usual loss."""
+def _can_skip_positions(forward: Callable[..., Any]) -> bool:
+    """Whether a forward pass can skip positions and passes other arguments on to the usual loss."""
     try:
         source = inspect.getsource(forward)
     except OSError:  # defined without a file

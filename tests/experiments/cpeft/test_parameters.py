@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from data_prep.reading.image_sets import load_images
 
+from data_prep import load
 from experiments.cpeft import experiment
 from experiments.cpeft.experiment import ContinualExperiment, all_rows
 from experiments.cpeft.parameters import (
@@ -82,7 +82,7 @@ def test_what_cannot_be_run_is_refused(changes, words):
 
 
 def test_sizes_are_those_of_the_digits():
-    digits = load_images("digits", "train")
+    digits = load("digits", "train")
     counts = torch.bincount(digits.labels)
     found = digits.images.shape[-1], len(counts), int(counts.min())
     assert found == tuple(table["digits"] for table in (IMAGE_SIZES, CLASSES, CLASS_IMAGES))

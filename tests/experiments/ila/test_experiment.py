@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from experiments.ila.experiment import GENERAL_TEXT, LayerExperiment
-from experiments.ila.parameters import IlaParameters
 from tests.experiments.ila.conftest import parameters
 
 
@@ -117,38 +116,9 @@ def test_choices_by_name(experiment):
         experiment.prepared("prompt", "all", 0)
 
 
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [
-        ({"datasets": ["a", "a"]}, "datasets may hold each set once"),
-        ({"train_examples": 3}, "at least batch_size=4"),
-        ({"top": 0.9}, "top must be at most keep=0.75"),
-    ],
-)
-def test_bad_parameters_are_named(sets, values, named):
-    with pytest.raises(ValueError, match=named):
-        parameters(sets, **values)
-
-
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [
-        ({"tuned_on": "other"}, "tuned_on must be among"),
-        ({"tunings": ["full"]}, "tunings must hold 'lora'"),
-        ({"selections": ["top"]}, "selections must hold 'all'"),
-        ({"components": ["qkv"]}, "components must hold 'all'"),
-        ({"smaller_tops": [0.1, 0.25]}, r"smaller_tops must lie in \(0, top=0.25\)"),
-        ({"smaller_tops": [0.1, 0.1]}, "smaller_tops must lie in .*each once"),
-        ({"questions": "no/such.jsonl"}, "questions must be a file, or empty. Found 'no/such"),
-        ({"quantized": True, "tunings": ["lora", "full"]}, r"tunings must be \['lora'\]"),
-    ],
-)
-def test_bad_comparisons_are_named(sets, values, named):
-    known = parameters(sets).model_dump() | {
-        "components": ["all"], "tunings": ["lora"], "selections": ["all"], "tuned_on": sets[0],
-        "smaller_tops": [], "ranked_seeds": 1, "compared_seeds": 1, "timed_steps": 1,
-        "benchmarks": [], "benchmark_questions": 0, "questions": "",
-    }  # fmt: skip
-    IlaParameters.model_validate(known)
-    with pytest.raises(ValueError, match=named):
-        IlaParameters.model_validate(known | values)
+def test_a_set_smaller_than_a_batch_is_named_before_the_training(sets):
+    small = LayerExperiment(parameters(sets, train_examples=0, stage_2_batch_size=40), "cpu")
+    with pytest.raises(ValueError, match="echo.json .*Found 40"):
+        small.encode_all()
+    with pytest.raises(ValueError, match="quantized=True needs a CUDA device|made here"):
+        LayerExperiment(parameters(sets, quantized=True, model="smollm2", device="auto"), "cpu")

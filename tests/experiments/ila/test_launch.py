@@ -36,8 +36,8 @@ def options(tmp_path_factory):
         for i in range(30)
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = "--model tiny --steps 6 --batch-size 3 --lr 0.01 --rank 2 --ranking-batches 6 --top 0.3"
-    words += " --precision float32"
+    words = "--model tiny --steps 6 --batch-size 3 --lr 0.01 --rank 2 --ranking-batches 6"
+    words += " --top-fraction 0.3 --precision float32"
     return [*words.split(), "--milestones", "0.5", "--data", str(data)]
 
 

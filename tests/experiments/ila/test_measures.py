@@ -73,7 +73,7 @@ def test_answers_are_kept_for_any_judge(experiment, questions, tmp_path):
     found = measure(experiment, experiment.new_model(), questions=str(questions), max_new_tokens=3)
     save_answers(found, str(tmp_path / "run"), "lora top 0")
     answers = read_answers(tmp_path / "run/answers/lora_top_0.jsonl")
-    assert [(a.identity, a.model, len(a.turns)) for a in answers] == [
+    assert [(a.question_id, a.model_id, len(a.turns)) for a in answers] == [
         (1, "lora top 0", 2),
         (2, "lora top 0", 1),
     ]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments.ila.adapters import trained_parameters, with_all_weights, with_lora
+from experiments.ila.finetuning import TrainingOptions
 from experiments.ila.memory import cost_row, model_bytes, peak_growth, ranking_cost, training_cost
 
 FIRST, LAST = "model.layers.0.mlp.up_proj", "model.layers.3.mlp.up_proj"
@@ -115,7 +116,8 @@ def test_as_many_steps_of_the_ranking_as_were_asked_for(new_llama, short):
 
 
 def test_row_of_the_record(new_llama, short):
-    cost = training_cost(with_lora(new_llama(), rank=1), short, steps=1, precision="bfloat16")
+    options = TrainingOptions(precision="bfloat16")
+    cost = training_cost(with_lora(new_llama(), rank=1), short, steps=1, options=options)
     assert cost_row("LoRA", "all", cost) == {
         "method": "LoRA",
         "layers": "all",

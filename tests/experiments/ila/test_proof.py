@@ -33,7 +33,10 @@ def random_case(seed, layers=4, size=3, examples=12, move=0.3):
     stream = generator(seed, "case")
     draw = lambda *shape: torch.randn(shape, generator=stream, dtype=torch.float64)  # noqa: E731
     task = LogisticRegression(draw(examples, layers * size), draw(examples).sign(), layers)
-    base, update = task.cut(draw(layers * size)), task.cut(draw(layers * size))
+    base, update = (
+        task.split_into_layers(draw(layers * size)),
+        task.split_into_layers(draw(layers * size)),
+    )
     moved = {name: v + move * draw(size) for name, v in update.items()}
     return task, GatedLoss(task, base), update, moved
 
@@ -144,11 +147,11 @@ def test_constants_of_logistic_regression_are_attained():
     """One example (3, 4) of label 1: slopes up to 5, curvature 25 / 4 at 0."""
     task = LogisticRegression(numbers([3.0, 4.0]), numbers(1.0), 2)
     assert (task.lipschitz, task.smoothness) == pytest.approx((5.0, 6.25))
-    plain = GatedLoss(task, task.cut(numbers(0.0, 0.0)))
+    plain = GatedLoss(task, task.split_into_layers(numbers(0.0, 0.0)))
     ones = numbers(1.0, 1.0)
-    steep = plain.layer_gradients(ones, task.cut(numbers(-30.0, -40.0)))
+    steep = plain.layer_gradients(ones, task.split_into_layers(numbers(-30.0, -40.0)))
     assert float(layer_norms(steep).norm()) == pytest.approx(5.0)
-    ends = [task.cut(sign * 1e-4 * numbers(3.0, 4.0)) for sign in (-1, 1)]
+    ends = [task.split_into_layers(sign * 1e-4 * numbers(3.0, 4.0)) for sign in (-1, 1)]
     change = distance(*(plain.layer_gradients(ones, end) for end in ends))
     assert change / distance(*ends) == pytest.approx(6.25)
 
@@ -217,7 +220,7 @@ def test_fine_tuning_of_the_bench_is_gradient_descent():
     losses = [float(task(weights)) for weights in path]
     assert losses == sorted(losses, reverse=True)
     flat = torch.cat(list(path[1].values())).requires_grad_()
-    task(task.cut(flat)).backward()
+    task(task.split_into_layers(flat)).backward()
     expected = flat.detach() - flat.grad / task.smoothness
     assert torch.allclose(torch.cat(list(path[2].values())), expected)
     assert distance(before, gated.base) == 0
@@ -237,10 +240,8 @@ def test_measures_of_updates():
 
 @pytest.fixture(scope="module")
 def tuning():
-    return fine_tune(
-        "tiny", rank=2, iterations=4, measured_at=[2], lr=0.01, batch_size=2, length=8, seed=0,
-        pretraining=2,
-    )  # fmt: skip
+    values = {"tuning_steps": 4, "measured_at": [2], "tuning_lr": 0.01}
+    return fine_tune(IlaProofParameters(**VALUES | values), seed=0)
 
 
 def test_fine_tuning_of_a_language_model(tuning):
@@ -270,10 +271,10 @@ def test_gate_gradient_of_a_language_model(tuning):
 
 
 def test_fine_tuning_leaves_the_generators_alone_and_repeats():
-    settings = {"rank": 2, "iterations": 2, "measured_at": [1], "lr": 0.01, "batch_size": 1}
-    settings |= {"length": 4, "pretraining": 1}
+    values = {"tuning_steps": 2, "measured_at": [1], "batch_size": 1, "sequence_length": 4}
+    parameters = IlaProofParameters(**VALUES | values)
     state = torch.get_rng_state()
-    one, again = (fine_tune("tiny", **settings, seed=3) for _ in range(2))
+    one, again = (fine_tune(parameters, seed=3) for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
     assert one.trace == again.trace
     assert distance(one.update(2), again.update(2)) == 0
@@ -291,10 +292,6 @@ def test_wrong_arguments_are_refused(tuning):
         Constants(1, 1, 1).convex_bound(0.1, rate=3)
     with pytest.raises(ValueError, match="layers must divide the number of features. Found lay"):
         LogisticRegression(torch.ones(2, 5), torch.ones(2), 2)
-    with pytest.raises(ValueError, match=r"between 0 and iterations = 2, both excluded. Found \[2"):
-        fine_tune(
-            "tiny", rank=1, iterations=2, measured_at=[2], lr=0.1, batch_size=1, length=4, seed=0
-        )
 
 
 VALUES = {
@@ -313,6 +310,7 @@ VALUES = {
         ({"measured_at": [2, 10]}, r"both excluded. Found \[10\]"),
         ({"measured_at": [3, 2]}, "measured_at must rise, each once"),
         ({"measured_at": [2, 2]}, "measured_at must rise, each once"),
+        ({"sequence_length": 513}, "sequence_length must be at most 512"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused(change, message):

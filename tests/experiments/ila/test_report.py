@@ -62,9 +62,9 @@ def test_agreement_is_averaged_over_pairs_of_seeds():
     assert table.loc["x and y", "pairs"] == "2"
     # Two of four layers twice: none, one or two in common with probability 1/6, 4/6, 1/6.
     assert table.loc["x and z", "by chance"] == f"{4 / 6 / 3 + 1 / 6:.2f}"
-    with pytest.raises(ValueError, match=r"top must be one of \[0.5\]. Found 0.3"):
+    with pytest.raises(ValueError, match="top_fraction=0.3"):
         agreement_matrix(rows, 0.3)
-    with pytest.raises(ValueError, match=r"top must be one of \[\]"):
+    with pytest.raises(ValueError, match=r"top_fraction must be one of \[\]"):
         agreement_matrix([], 0.3)
 
 

@@ -189,7 +189,7 @@ def test_curve_over_the_steps():
 
 @pytest.mark.parametrize("top", [0, -0.1, 1.5, math.nan])
 def test_top_outside_of_its_range(top):
-    with pytest.raises(ValueError, match=rf"top must lie in \(0, 1\]. Found top={top}."):
+    with pytest.raises(ValueError, match=rf"Found top_fraction={top}."):
         jaccard(ABCD, ABCD, top)
 
 

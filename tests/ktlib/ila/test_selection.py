@@ -24,7 +24,7 @@ def test_first_and_last_follow_the_model():
 
 def test_random_is_as_many_and_follows_the_generator():
     def draw(seed):
-        return choose_layers("random", LAYERS, 0.5, generator=generator(seed, "test"))
+        return choose_layers("random", LAYERS, 0.5, rng=generator(seed, "test"))
 
     assert draw(0) == draw(0)
     assert len({draw(seed) for seed in range(8)}) > 4
@@ -45,7 +45,7 @@ def test_the_last_layers_of_all_rankings():
     ("arguments", "message"),
     [
         ({"choice": "middle"}, r"choice must be one of .* Found 'middle'"),
-        ({"choice": "random"}, "choice='random' needs a generator"),
+        ({"choice": "random"}, "choice='random' needs rng"),
         ({"choice": "top"}, "choice='top' needs a ranking"),
         (
             {"choice": "first", "fraction": 0.0},

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from experiments.ila.evaluation import held_out_loss
-from ktlib.ila.checks import loss_on
-from ktlib.ila.targets import only_targets
+from ktlib.ila.checks import model_loss
+from ktlib.ila.targets import keep_target_logits
 from tests.ktlib.ila.conftest import VOCABULARY, add_lora, make_llama
 
 
@@ -22,7 +22,7 @@ def batch_of(rows=3, length=9, targets=((5, 6), (7,), ())):
 
 def test_positions_and_labels_by_hand():
     batch = batch_of()
-    found = only_targets(make_llama(), batch)
+    found = keep_target_logits(make_llama(), batch)
     # The token at 5 is predicted at position 4, and so on.
     assert found["logits_to_keep"].tolist() == [4, 5, 6]
     ids = batch["input_ids"]
@@ -41,7 +41,7 @@ def test_loss_and_gradients_are_those_of_all_positions(adapted):
     trained = [p for p in model.parameters() if p.requires_grad]
     whole = model(**batch).loss
     wanted = torch.autograd.grad(whole, trained)
-    output = model(**only_targets(model, batch))
+    output = model(**keep_target_logits(model, batch))
     found = torch.autograd.grad(output.loss, trained)
     assert output.logits.shape == (3, 3, VOCABULARY)
     torch.testing.assert_close(output.loss, whole)
@@ -54,19 +54,19 @@ def test_the_losses_of_the_package_are_those_of_all_positions():
     batch = batch_of()
     logits = model(batch["input_ids"]).logits
     by_hand = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
-    torch.testing.assert_close(loss_on(model, batch), by_hand)
+    torch.testing.assert_close(model_loss(model, batch), by_hand)
     assert held_out_loss(model, [batch]) == pytest.approx(float(by_hand.detach()), rel=1e-5)
 
 
 def test_the_first_token_is_no_target():
     batch = batch_of(targets=((0, 3), (0,), (0,)))
-    assert only_targets(make_llama(), batch)["logits_to_keep"].tolist() == [2]
+    assert keep_target_logits(make_llama(), batch)["logits_to_keep"].tolist() == [2]
 
 
 @pytest.mark.parametrize("length", [9, 1])
 def test_a_batch_without_targets_stays_as_it_is(length):
     batch = batch_of(length=length, targets=())
-    assert only_targets(make_llama(), batch).keys() == batch.keys()
+    assert keep_target_logits(make_llama(), batch).keys() == batch.keys()
 
 
 def test_other_models_get_the_batch_as_it_is():
@@ -81,17 +81,17 @@ def test_other_models_get_the_batch_as_it_is():
     class LlamaOfAnotherKind(type(make_llama())):
         """The same forward pass; but what is no causal model may read its labels otherwise."""
 
-    assert only_targets(LlamaOfAnotherKind(make_llama().config), batch_of()).keys() == set(
+    assert keep_target_logits(LlamaOfAnotherKind(make_llama().config), batch_of()).keys() == set(
         batch_of()
     )
-    assert only_targets(Own(), batch_of()).keys() == batch_of().keys()
+    assert keep_target_logits(Own(), batch_of()).keys() == batch_of().keys()
     # It would not read shift_labels: the labels would no longer fit the logits.
     assert (
-        only_targets(OwnLossForCausalLM(make_llama().config), batch_of()).keys()
+        keep_target_logits(OwnLossForCausalLM(make_llama().config), batch_of()).keys()
         == batch_of().keys()
     )
 
 
 def test_wrappers_are_looked_through():
     wrapped = torch.nn.DataParallel(add_lora(make_llama()))
-    assert "logits_to_keep" in only_targets(wrapped, batch_of())
+    assert "logits_to_keep" in keep_target_logits(wrapped, batch_of())
