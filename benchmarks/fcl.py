@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments.models import resnet18_features
+from experiments.models.resnet import resnet18_features
 from ktlib.fcl import (
     SplitNetwork,
     class_means,

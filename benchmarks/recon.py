@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.models import resnet18_features
+from experiments.models.resnet import resnet18_features
 from ktlib.mtl import ConflictMeter, forward_flops, split
 
 MIB = 2**20

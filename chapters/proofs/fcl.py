@@ -352,7 +352,7 @@ for name, loss in {"smoothed": smoothed, "|w|": lambda x: (x.abs(), x.sign())}.i
 # %%
 from torch import nn
 
-from experiments.models import resnet18_features
+from experiments.models.resnet import resnet18_features
 from ktlib.fcl import (
     BaseTraining,
     f2m_loss,

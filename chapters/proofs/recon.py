@@ -480,7 +480,7 @@ pd.DataFrame(rows).style.hide(axis="index").format("{:.2%}", subset=["D <= 0", "
 from torch import nn
 from tqdm import tqdm
 
-from experiments.models import resnet18_features
+from experiments.models.resnet import resnet18_features
 from experiments.mtl.proof import network_point
 from ktlib.fcl import BaseTraining, train_base
 

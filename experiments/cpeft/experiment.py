@@ -35,8 +35,9 @@ from experiments.cpeft.parameters import (
     ContinualPeftParameters,
 )
 from experiments.cpeft.report import as_recorded
-from experiments.models import IMAGENET_MEAN, IMAGENET_STD, vit
+from experiments.models import vit
 from experiments.models.images import NormalisedImages
+from experiments.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from ktlib.cpeft.comparisons import JointLora, LoraOracle, NearestMean, SequentialLora
 from ktlib.cpeft.drift import layer_state
 from ktlib.cpeft.inflora import InfLora

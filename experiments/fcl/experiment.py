@@ -21,13 +21,13 @@ from experiments.fcl import baselines as methods
 from experiments.fcl.baselines import Learner, SessionResults, run_learner
 from experiments.fcl.parameters import METHODS, FewShotParameters
 from experiments.fcl.topic_split import topic_sessions
-from experiments.models import (
+from experiments.models.images import NormalisedImages
+from experiments.models.resnet import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     imagenet_resnet18_features,
     resnet18_features,
 )
-from experiments.models.images import NormalisedImages
 from ktlib.device import autocast
 from ktlib.fcl.f2m import F2MVariant, f2m_loss
 from ktlib.fcl.flatness import Flatness, flatness

@@ -33,7 +33,7 @@ def backbone(
             by :func:`experiments.mtl.tasks.split_trunk`; or ``"mobilenet_v2"``.
         in_channels: channels of the images.
         width: channels of the first convolution; None is the published network's.
-        embedding: of ``resnet18``; see :func:`experiments.models.resnet18_features`.
+        embedding: of ``resnet18``; see :func:`experiments.models.resnet.resnet18_features`.
         pool_size: as ``embedding``.
         weights: of ``mobilenet_v2``; see :class:`experiments.models.mobilenet.MobileNetV2`. The
             other networks start from random ones, as in the released code.

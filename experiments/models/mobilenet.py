@@ -32,7 +32,7 @@ class MobileNetV2(nn.Module):
     Args:
         in_channels: channels of the images.
         width: channels of the first convolution, a multiple of 4; 32 is the published network.
-        weights: for ``features``, as in :func:`experiments.models.imagenet_resnet18_features`. The
+        weights: for ``features``, as in ``resnet.imagenet_resnet18_features``. The
             published runs begin with torchvision's weights of ImageNet.
 
     Attributes:
@@ -41,7 +41,7 @@ class MobileNetV2(nn.Module):
 
     Raises:
         ValueError: an argument is below 1, ``width`` is not a multiple of 4, or the weights do not
-            fit. Besides, as :func:`experiments.models.imagenet_resnet18_features` for ``weights``.
+            fit. Besides, as ``resnet.imagenet_resnet18_features`` for ``weights``.
     """
 
     def __init__(self, in_channels: int = 3, width: int = 32, weights: str | None = None) -> None:

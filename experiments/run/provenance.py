@@ -27,6 +27,7 @@ MACHINERY = (
     "ktlib/checks.py",
     "ktlib/device.py",
     "ktlib/seeding.py",
+    "ktlib/tracing.py",
 )
 # Cells that no number of a record follows from: drawings, laid-out tables, and default values (a
 # record holds the values that it was made with).

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.models import ResNet18_Weights, resnet18
 
-from experiments.models import IMAGENET_MEAN, IMAGENET_STD, imagenet_resnet18_features
+from experiments.models.resnet import IMAGENET_MEAN, IMAGENET_STD, imagenet_resnet18_features
 from ktlib.fcl import last_convolutions, split_network
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.func import functional_call
 
-from experiments.models import resnet18_features
+from experiments.models.resnet import resnet18_features
 from experiments.mtl.proof import (
     ReconProofParameters,
     SharedPoint,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.models import resnet18_features
+from experiments.models.resnet import resnet18_features
 from experiments.mtl.network import MultiTaskNetwork
 from experiments.mtl.variants import (
     BlockWithoutSkip,

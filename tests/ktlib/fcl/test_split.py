@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from experiments.models import resnet18_features
+from experiments.models.resnet import resnet18_features
 from ktlib.fcl import last_convolutions, split_network
 
 

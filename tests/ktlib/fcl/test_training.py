@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from experiments.models import resnet18_features
+from experiments.models.resnet import resnet18_features
 from ktlib.fcl import BaseTraining, random_crop, train_base
 
 OPTIONS = {"epochs": 2, "batch_size": 4, "lr": 0.1, "padding": 1}

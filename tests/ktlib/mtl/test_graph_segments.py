@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.models import resnet18_features
+from experiments.models.resnet import resnet18_features
 from ktlib.mtl.conflict import ConflictMeter
 from ktlib.mtl.graph_segments import segment_backward_graph
 

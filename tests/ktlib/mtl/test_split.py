@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from experiments.models import resnet18_features
 from experiments.models.mtan import MTAN
+from experiments.models.resnet import resnet18_features
 from experiments.models.segnet import SegNet
 from ktlib.mtl import layers_of, parameter_megabytes, split
 from tests.ktlib.mtl.conftest import OwnModule

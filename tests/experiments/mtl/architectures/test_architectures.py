@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiments.models import resnet18_features
+from experiments.models.resnet import resnet18_features
 from experiments.models.segnet import SegNet
 from experiments.mtl.architectures import BMTAS, BranchedNetwork, CrossStitch, MMoE, stops_of_segnet
 from experiments.mtl.network import MultiTaskModule, MultiTaskNetwork

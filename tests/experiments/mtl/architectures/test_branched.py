@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.models import resnet18_features
+from experiments.models.resnet import resnet18_features
 from experiments.mtl.architectures import BranchedNetwork
 from experiments.mtl.architectures.branched import split_into_blocks
 from experiments.mtl.network import MultiTaskNetwork
