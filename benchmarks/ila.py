@@ -22,9 +22,9 @@ import torch
 
 from experiments.ila.adapters import layer_names, with_all_weights, with_lora
 from experiments.ila.memory import TrainingCost, peak_growth, training_cost
+from experiments.ila.selection import choose_layers
 from experiments.models.language import load_language_model
 from ktlib.ila import gated_updates, rank_layers
-from ktlib.ila.selection import choose_layers
 from ktlib.ila.targets import keep_target_logits
 
 TOP = 0.3

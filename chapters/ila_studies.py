@@ -433,7 +433,7 @@ pd.DataFrame(direction).set_index("seed").round(2)
 # **Question.** Can the ranking found on one set be used on another one (table 5.14)? And are the layers that *no* set needs the ones to freeze?
 
 # %%
-from ktlib.ila.selection import unimportant_everywhere
+from experiments.ila.selection import unimportant_everywhere
 
 foreign = {name: ranked("milestone", [1.0], name, twice)[1.0] for name in P.transferred_from}
 choices = {}

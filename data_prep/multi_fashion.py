@@ -3,7 +3,7 @@
 Each image shows one article of Fashion-MNIST top left and another one bottom right. The task is to
 name both. It is to :mod:`data_prep.multi_mnist` what Fashion-MNIST is to MNIST; Lin et al. (Pareto
 multi-task learning, NeurIPS 2019) have such a set beside MultiMNIST and Multi-Fashion+MNIST. How
-the images are made, how many and in which order is told in :mod:`data_prep.common.overlaid`.
+the images are made, how many and in which order is described in :mod:`data_prep.common.overlaid`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Sabour et al. (Dynamic routing between capsules, NeurIPS 2017) laid two digits o
 over each other, each moved at random. Sener and Koltun (Multi-task learning as multi-objective
 optimization, NeurIPS 2018) made two tasks of it, one for each corner, with any second digit; they
 shrank the images to 28x28, which is not done here. How the images are made, how many and in which
-order is told in :mod:`data_prep.common.overlaid`.
+order is described in :mod:`data_prep.common.overlaid`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,12 @@ MOVED = {
     "ktlib.progress": "tqdm",
     "ktlib.fcl.checks": "ktlib.checks",
     "ktlib.fcl.methods": "experiments.fcl.baselines",
+    "ktlib.mtl.backward_stretches": "ktlib.mtl.graph_segments",
     "ktlib.mtl.rotograd": "experiments.mtl.architectures.rotograd",
+    "ktlib.mtl.scores": "experiments.mtl.metrics",
+    "ktlib.mtl.selection": "experiments.mtl.controls",
+    "ktlib.mtl.tracing": "ktlib.tracing",
+    "ktlib.allowed": "experiments.run.parameters",
     "ktlib.cpeft.answers": "experiments.cpeft.expert_outputs",
     "ktlib.cpeft.questions": "experiments.cpeft.joint_analyses",
     "ktlib.cpeft.cooperation": "experiments.cpeft.toy_model",
@@ -20,12 +25,12 @@ MOVED = {
 TO_EXPERIMENTS = {
     "fcl": "embedding_map experiment landscape parameters proof report topic_split",
     "mtl": "architectures attributes augment comparison dense experiment network parameters proof "
-    "report scores selection studies tasks variants",
+    "report studies tasks variants",
     "ila": "adapters chat evaluation experiment finetuning harness judge launch measures memory "
-    "parameters proof proof_model reasoning report snapshots stability",
+    "parameters proof proof_model reasoning report selection snapshots stability",
     "cpeft": "experiment parameters pretraining proof report",
 }
-TO_RUN = "allowed atomic chapter_source claims committed paired parallel parameters plotting "
+TO_RUN = "atomic chapter_source claims committed paired parallel parameters plotting "
 TO_RUN += "provenance records results tables"
 for part, names in TO_EXPERIMENTS.items():
     MOVED |= {f"ktlib.{part}.{name}": f"experiments.{part}.{name}" for name in names.split()}

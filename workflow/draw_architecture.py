@@ -23,7 +23,7 @@ PAGE = ROOT / "ARCHITECTURE.md"
 PACKAGES = ("ktlib", "data_prep", "experiments", "workflow")
 SCRIPTS = ("chapters", "benchmarks")
 METHODS = ("cpeft", "fcl", "mtl", "ila")
-TOOLS = "device, seeding, checks, testing"
+TOOLS = "device, seeding, checks, tracing, testing"
 PICTURE = re.compile(r"```mermaid\n.*?```", re.DOTALL)
 
 

@@ -31,7 +31,7 @@ def main(data: Preparable) -> NoReturn:
 
 
 def run_command(data: Preparable, arguments: Sequence[str] | None = None) -> int:
-    """Prepare a data set; problems are told in words, without a traceback.
+    """Prepare a data set; problems are reported in words, without a traceback.
 
     Returns:
         The exit status: 0 prepared, 1 not, 130 interrupted.

@@ -35,6 +35,7 @@ from experiments.ila.chat import (
 from experiments.ila.evaluation import held_out_loss
 from experiments.ila.finetuning import Training, TrainingOptions, finetune
 from experiments.ila.parameters import LanguageParameters
+from experiments.ila.selection import choose_layers
 from experiments.ila.snapshots import Snapshot, restore
 from experiments.models.language import (
     load_language_model,
@@ -44,7 +45,6 @@ from experiments.models.language import (
 from ktlib.ila.agreement import Ranking
 from ktlib.ila.ranking import LayerRanking
 from ktlib.ila.search import rank_layers, rank_layers_full
-from ktlib.ila.selection import choose_layers
 from ktlib.seeding import generator
 
 if TYPE_CHECKING:

@@ -173,7 +173,7 @@ def vit_from_state(
     ours = _names_of_timm(network)
     converted: dict[str, Tensor] = {}
     for name, value in state.items():
-        parts = ours.get(name, (name,))  # an unknown name is told by load_weights
+        parts = ours.get(name, (name,))  # load_weights reports an unknown name
         # timm and torchvision keep query, key and value in one matrix, one below the other.
         converted.update(zip(parts, value.tensor_split(len(parts)), strict=True))
     load_weights(network, converted, source, "a VisionTransformer of these sizes", _HEAD)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ktlib.ila.selection import choose_layers, unimportant_everywhere
+from experiments.ila.selection import choose_layers, unimportant_everywhere
 from ktlib.seeding import generator
 
 LAYERS = [f"model.layers.{block}.{kind}" for block in range(5) for kind in ("q_proj", "up_proj")]
