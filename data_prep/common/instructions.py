@@ -1,8 +1,8 @@
 """Sets of instructions with answers, in the forms in which their publishers hand them out.
 
 LIMA (Zhou et al., 2023), No Robots (Rajani et al., 2023), Alpaca-GPT4 (Peng et al., 2023), LIMO (Ye
-et al., 2025) and s1.1 (Muennighoff et al., 2025). A row of each is recognised by its columns, so a file
-of one's own in one of these forms can be used in the same way.
+et al., 2025) and s1.1 (Muennighoff et al., 2025). A row of each is recognised by its columns, so a
+file of one's own in one of these forms can be used in the same way.
 """
 
 from __future__ import annotations
