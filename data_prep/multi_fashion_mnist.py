@@ -4,7 +4,8 @@ Each image shows one article of Fashion-MNIST, top left, and one digit of MNIST,
 task is to name both. This is the design of Lin et al. (Pareto multi-task learning, NeurIPS 2019);
 their own draw of partners was handed out as a file only, so the images here are others of the same
 kind. How they are made, how many and in which order is described in
-:mod:`data_prep.common.overlaid`. """
+:mod:`data_prep.common.overlaid`.
+"""
 
 from __future__ import annotations
 
