@@ -45,6 +45,8 @@ def merged_notebook(source: Path, executed: Path) -> Any:
     code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     _require_same_code(source, code_cells, run_cells)
     for cell, executed_cell in zip(code_cells, run_cells, strict=True):
+        # Blank lines in front are not on the page, where the links into code look for the cell.
+        cell.source = cell.source.strip("\n")
         cell.outputs = _clean(executed_cell.outputs)
         cell.execution_count = executed_cell.execution_count
     _insert_parameters(notebook, source, run.metadata.papermill.parameters)

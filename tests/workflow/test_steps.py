@@ -70,8 +70,10 @@ def executed(root):
 
 def test_merged_notebook_has_new_text_and_old_outputs(root, executed):
     source = root / "chapters/part.py"
-    source.write_text(SOURCE.replace("# # A chapter", "# # A better title"))
+    better = SOURCE.replace("# # A chapter", "# # A better title")
+    source.write_text(better.replace("# %%\nrate", "# %%\n\n\nrate"))
     notebook = merge_outputs.merged_notebook(source, executed)
+    assert notebook.cells[3].source == "rate + 1"
     assert notebook.cells[0].source == "# A better title"
     assert notebook.cells[3].outputs[0]["data"]["text/plain"] == "3.0 runs ."
     nbformat.validate(notebook)
