@@ -10,6 +10,7 @@
 #     name: python3
 #   ktlib:
 #     data: [digits]  # ruff: noqa: E402, I001
+#     uses: [mini]
 # ---
 
 # %% [markdown]
