@@ -19,6 +19,7 @@ import torchjd.aggregation
 from torch import Tensor
 from torchjd.aggregation import Aggregator, GramianWeightedAggregator, WeightedAggregator
 
+from ktlib import DISTRIBUTION
 from ktlib.mtl.gradients import gramian
 from ktlib.seeding import generator
 
@@ -193,7 +194,7 @@ def aggregator(name: str, *, seed: int = 0, scale: float = 1.0, **options: Any) 
 
     Raises:
         ValueError: the method is unknown, or it does not take these options.
-        ImportError: the method needs a package that is not installed; the message names it.
+        ImportError: the method needs the extra ``solvers``.
 
     Example:
         >>> conflicting = torch.tensor([[2.0, 0.0], [-1.0, 1.0]])
@@ -217,7 +218,8 @@ def aggregator(name: str, *, seed: int = 0, scale: float = 1.0, **options: Any) 
     try:
         inner = kind(**given)
     except ImportError as error:
-        raise ImportError(f"{name} needs packages that are not installed: {error}") from error
+        install = f'pip install "{DISTRIBUTION}[solvers]"'
+        raise ImportError(f"{name} needs packages that are missing: {install} ({error})") from error
     return SumScale(
         inner,
         averages=class_name in _AVERAGING,

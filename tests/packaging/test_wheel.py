@@ -36,6 +36,14 @@ try:
 except ImportError as error:
     print(error)
 """
+SOLVERS = """
+from ktlib.mtl import aggregator
+for name, options in (("upgrad", {}), ("nashmtl", {"n_tasks": 2})):
+    try:
+        aggregator(name, **options)
+    except ImportError as error:
+        print(error)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,7 @@ def test_metadata_names_package_version_and_extras(metadata):
 
 
 def test_clean_install(wheel, tmp_path):
-    """Every module imports with the core dependencies; the extra is named, and then works."""
+    """Every module imports with the core dependencies; a missing extra is named, and then works."""
     environment = Environment(tmp_path / "environment")
     environment.install(wheel)
     assert imported(environment) & HEAVY == set()
@@ -75,6 +83,10 @@ def test_clean_install(wheel, tmp_path):
     environment.install(f"{wheel}[lora]")
     assert imported(environment) & HEAVY == set()
     assert "key" in environment.run(ADAPTERS)
+    assert environment.run(SOLVERS).count(f"{ktlib.DISTRIBUTION}[solvers]") == 2
+    environment.install(f"{wheel}[solvers]")
+    assert imported(environment) & HEAVY == set()
+    assert environment.run(SOLVERS).strip() == ""
     shutil.rmtree(environment.folder)  # gigabytes, or links to them
 
 

@@ -244,7 +244,8 @@ def test_a_missing_solver_is_told_by_the_method_that_needs_it(name, package, ext
     )
     needed = {"n_tasks": 2} if name == "nashmtl" else {}
     with pytest.raises(
-        ImportError, match=rf"{name} needs packages.*'{package}'.*torchjd\[{extra}\]"
+        ImportError,
+        match=rf"{name} needs.*lib\[solvers\].*'{package}'.*torchjd\[{extra}\]",
     ):
         aggregator(name, **needed)
     assert isinstance(aggregator("mgda"), SumScale)
