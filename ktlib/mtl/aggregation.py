@@ -119,11 +119,11 @@ class SumScale(Aggregator):
             if isinstance(self.inner, GramianWeightedAggregator):
                 combined: Tensor = self.weights(gramian(matrix)).to(matrix) @ matrix
                 return combined
-            kept = matrix.any(dim=1)
-            if self._is_plain(kept):
-                return matrix.sum(dim=0) * self.factor
             rows, inner = matrix, self.inner
-            if not (self.every_task or kept.all()):
+            kept = [True] if self.every_task else matrix.any(dim=1).tolist()
+            if not self.every_task and sum(kept) < 2:
+                return matrix.sum(dim=0) * self.factor
+            if not all(kept):
                 rows = matrix[kept]
                 if isinstance(inner, NashMTL):  # which is for a fixed number of tasks
                     inner = NashMTL(len(rows), inner.max_norm, 1, inner.optim_niter)
@@ -151,11 +151,10 @@ class SumScale(Aggregator):
             )
         products = products.detach().to("cpu", torch.float64)
         kept = products.diagonal() != 0  # also where it is not a number
-        weights = kept.double() * self.factor
-        if self._is_plain(kept):
-            return weights
-        if not (self.every_task or kept.all()):
-            weights[kept] = self.weights(products[kept][:, kept])
+        if not self.every_task and (kept.sum() < 2 or not kept.all()):
+            weights = kept.double() * self.factor
+            if kept.sum() > 1:
+                weights[kept] = self.weights(products[kept][:, kept])
             return weights
         size = products.diagonal().sum()
         if self.scale_free and size > 0:
@@ -166,8 +165,8 @@ class SumScale(Aggregator):
         with torch.no_grad(), self._random_stream(products.device):
             found: Tensor = weighting(products)
         if isinstance(self.inner, CAGrad) and self.inner.c < 1 and not found.any():
-            # torchjd stops where a mixture of the gradients is nearly 0, but the update may be no
-            # further than c times the mean's length from the mean: the mean itself is allowed.
+            # torchjd stops where a mixture of the gradients is nearly 0. No further than c times
+            # its length from the mean is the rule, and the mean itself keeps it.
             found = torch.full_like(found, 1 / len(found))
         return found * self._scale(len(products))
 
@@ -178,10 +177,6 @@ class SumScale(Aggregator):
     def set_extra_state(self, state: Tensor) -> None:
         """Go on with the random stream of a ``state_dict``."""
         self.stream.set_state(state.cpu())
-
-    def _is_plain(self, kept: Tensor) -> bool:
-        """Whether no more than one task has a gradient, and the method has nothing to decide."""
-        return not (self.every_task and len(kept) > 1) and int(kept.sum()) <= 1
 
     def _scale(self, tasks: int) -> float:
         return self.factor * (tasks if self.averages else 1)

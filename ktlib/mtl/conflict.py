@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ktlib.mtl.gradients import (
-    OwnGradients,
     TaskGradients,
     TaskGramians,
+    add_own,
     check_own,
     check_tasks,
     empty_rows,
@@ -188,7 +188,7 @@ class ConflictMeter:
         """
         mine = check_tasks(losses, self._parameters, task_parameters)
         tasks = tuple(losses)
-        found = OwnGradients()
+        found: dict[nn.Parameter, Tensor] = {}
         products: dict[str, Tensor] = {}
         segments = segment_backward_graph(losses, self._parameters)
         # What flows into a segment: first the losses themselves, then one tensor per task.
@@ -214,7 +214,7 @@ class ConflictMeter:
                         allow_unused=True,
                     )
                     shared = gradients[: len(sizes)]
-                    found.add(private, gradients[len(sizes) : len(sizes) + len(private)])
+                    add_own(found, private, gradients[len(sizes) : len(sizes) + len(private)])
                     fill_row(rows[row], sizes, shared)
                     onward = None if last else gradients[-1]
                     if first and onward is None and all(value is None for value in shared):
@@ -224,16 +224,14 @@ class ConflictMeter:
                 for name, part in self._products(tasks, segment.parameters, rows).items():
                     products[name] = products[name] + part if name in products else part
                 del rows
-        own = found.pairs()
+        own = tuple(found.items())
         check_own(own, mine)
         self.count(products, tasks)
         shared_products = torch.stack(list(products.values())).sum(dim=0)
         counted = {name: products[name] for name in self.layers}
-        unclaimed = unclaimed_parameters(losses, self._parameters, mine)
-        absent = self._absent(mine)
-        return TaskGramians(
-            tasks, counted, shared_products, own=own, absent=absent, unclaimed=unclaimed
-        )
+        rest = unclaimed_parameters(losses, self._parameters, mine)
+        gramians = TaskGramians(tasks, counted, shared_products, own=own, unclaimed=rest)
+        return replace(gramians, absent=self._absent(mine))
 
     def _absent(self, mine: Mapping[str, list[nn.Parameter]]) -> tuple[nn.Parameter, ...]:
         """Own parameters of the tasks that were seen before and are not here; ``mine`` is kept."""
@@ -258,6 +256,8 @@ class ConflictMeter:
         bins = torch.bucketize(cosines, edges, right=True)
         self._histograms.scatter_add_(1, bins, defined.long())
         if self._between is not None:
+            if len(tasks) != gramians.shape[-1]:
+                raise ValueError(f"tasks must be {gramians.shape[-1]} names. Found {list(tasks)}.")
             names = sorted(tasks)  # one order of the names in every batch
             order = torch.tensor([list(tasks).index(name) for name in names])
             gramians = gramians[:, order][:, :, order]

@@ -104,7 +104,7 @@ def task_gradients(
     unclaimed = unclaimed_parameters(losses, shared, mine)
     sizes = [parameter.numel() for parameter in shared]
     matrix = empty_rows(len(losses), shared, shared)
-    found = OwnGradients()
+    found: dict[nn.Parameter, Tensor] = {}
     with no_autocast(shared[0].device):
         for row, (task, loss) in enumerate(losses.items()):
             keep = retain_graph or row + 1 < len(losses)
@@ -113,9 +113,10 @@ def task_gradients(
             )
             if all(gradient is None for gradient in gradients[: len(shared)]):
                 raise independent(task)
-            found.add(mine[task], gradients[len(shared) :])
+            add_own(found, mine[task], gradients[len(shared) :])
             fill_row(matrix[row], sizes, gradients[: len(shared)])
-    return TaskGradients(tuple(losses), shared, matrix, own=found.pairs(), unclaimed=unclaimed)
+    own = tuple(found.items())
+    return TaskGradients(tuple(losses), shared, matrix, own=own, unclaimed=unclaimed)
 
 
 def apply_gradients(
@@ -284,7 +285,7 @@ def unclaimed_parameters(
 ) -> tuple[tuple[str, nn.Parameter], ...]:
     """Parameters in the graph of the losses that nobody names, each with its first task."""
     known = {*shared, *(parameter for own in mine.values() for parameter in own)}
-    seen, found = set(), {}
+    seen, found = set(), dict[nn.Parameter, str]()
     for task, loss in losses.items():
         pending = [get_gradient_edge(loss).node]
         while pending:
@@ -350,22 +351,15 @@ def fill_row(row: Tensor, sizes: Sequence[int], gradients: Sequence[Tensor | Non
         torch.cat(parts, out=row)
 
 
-class OwnGradients:
-    """Gradients of the tasks' own parameters, added up where tasks share one."""
-
-    def __init__(self) -> None:
-        self._sums: dict[nn.Parameter, Tensor] = {}
-
-    def add(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-        """Take the gradients of one task."""
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                before = self._sums.get(parameter)
-                self._sums[parameter] = gradient if before is None else before + gradient
-
-    def pairs(self) -> tuple[tuple[nn.Parameter, Tensor], ...]:
-        """Each parameter with its gradient."""
-        return tuple(self._sums.items())
+def add_own(
+    sums: dict[nn.Parameter, Tensor],
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor | None],
+) -> None:
+    """Add the gradients of one task's own parameters to those of tasks that share them."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
 
 
 def _write(found: Sequence[tuple[nn.Parameter, Tensor]], step: TaskStep, accumulate: bool) -> None:

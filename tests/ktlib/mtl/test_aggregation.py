@@ -230,6 +230,7 @@ def test_options_by_task_keep_their_places():
     rows = matrix([1.0, 0.0], [0.0, 0.0], [0.0, 1.0])
     close(made("upgrad", pref_vector=weights)(rows), 3 * torch.tensor([5.0, 7.0]), 5e-3)
     assert made("Constant", weights=weights)(rows).tolist() == [5.0, 7.0]
+    assert made("Constant", weights=weights[:1])(rows[:1]).tolist() == [5.0, 0.0]
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-9, 1e-5])

@@ -502,6 +502,9 @@ def test_pairs_of_tasks_by_hand():
     meter = ConflictMeter(trunk, severities=(0.0, -0.6), task_pairs=True)
     with pytest.raises(ValueError, match="must be made with task_pairs=True"):
         ConflictMeter(trunk).pair_rows(0.0)
+    with pytest.raises(ValueError, match=r"tasks must be 2 names. Found \[\]"):
+        meter.count(dict.fromkeys(meter.layers, torch.eye(2)))
+    meter = ConflictMeter(trunk, severities=(0.0, -0.6), task_pairs=True)
 
     def losses(*names):
         directions = {"a": (0, 1.0), "b": (120, 2.0), "c": (90, 3.0)}
