@@ -97,8 +97,8 @@ class Agreement:
 
 
 def projection(name: str) -> str:
-    """The kind of a layer: the last part of its name, such as ``q_proj``."""
-    return name.rpartition(".")[2]
+    """The kind of a layer: its name without numbers, such as ``model.layers.self_attn.q_proj``."""
+    return ".".join(part for part in name.split(".") if not part.isdigit())
 
 
 def jaccard(
