@@ -39,8 +39,11 @@ def checked_batches(model: nn.Module, batches: Iterable[Batch]) -> list[dict[str
     found = [_checked_form(number, batch) for number, batch in enumerate(batches)]
     if not found:
         raise ValueError("batches must hold at least one batch. Found none.")
-    context, vocabulary = context_length(model), _vocabulary_size(model)
-    kind, classes = target_kind(model), _number_of_classes(model)
+    context, kind, inner = context_length(model), target_kind(model), innermost(model)
+    vocabulary = getattr(_part(model, "get_input_embeddings"), "num_embeddings", None)
+    classes = getattr(_part(inner, "get_output_embeddings"), "out_features", None)
+    if type(inner).__name__.endswith("ForTokenClassification"):
+        classes = getattr(inner.config, "num_labels", None)
     for number, batch in enumerate(found):
         _check_tokens(number, batch, context, vocabulary)
         _check_labels(number, batch, kind, classes)
@@ -84,8 +87,7 @@ def _checked_form(number: int, batch: Any) -> dict[str, Tensor]:
 
 def _check_tokens(number: int, batch: Batch, context: int | None, vocabulary: int | None) -> None:
     ids, mask = batch["input_ids"], batch.get("attention_mask")
-    whole = ids.dtype in (torch.int32, torch.int64)
-    if ids.ndim != 2 or not ids.numel() or not whole:
+    if ids.ndim != 2 or not ids.numel() or ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             "input_ids must be whole numbers of shape (batch, length), both at least 1. Found "
             f"{ids.dtype} of {tuple(ids.shape)} in batch {number}."
@@ -140,35 +142,17 @@ def context_length(model: nn.Module) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def _vocabulary_size(model: nn.Module) -> int | None:
-    embeddings = _input_embeddings(model)
-    size = getattr(embeddings, "num_embeddings", None)
-    return size if isinstance(size, int) else None
-
-
-def _number_of_classes(model: nn.Module) -> int | None:
-    """How many labels a model knows: those of its output layer, or of its configuration."""
-    inner: Any = innermost(model)
-    if type(inner).__name__.endswith("ForTokenClassification"):
-        return int(inner.config.num_labels)
+def _part(model: Any, getter: str) -> Any:
+    """A part of a model that one of its methods gives; None where it has none."""
     try:
-        size = getattr(inner.get_output_embeddings(), "out_features", None)
+        return getattr(model, getter)()
     except (AttributeError, NotImplementedError):
         return None
-    return size if isinstance(size, int) else None
-
-
-def _input_embeddings(model: Any) -> nn.Module | None:
-    try:
-        found = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        return None
-    return found if isinstance(found, nn.Module) else None
 
 
 def input_device(model: nn.Module) -> torch.device:
     """The device of the model's input embeddings, where its tokens must lie."""
-    embeddings = _input_embeddings(model) or model
+    embeddings = _part(model, "get_input_embeddings") or model
     return next(iter(embeddings.parameters())).device
 
 
