@@ -69,7 +69,9 @@ def first_order_scores(
             require_finite(value, f"batch {number}")
             gammas = [gate.score for gate in gates.values()]
             gradients = torch.autograd.grad(value, gammas, allow_unused=True)
-            rows.append([0.0 if g is None else -float(g) for g in gradients])
+            reached = [gradient.to(value.device) for gradient in gradients if gradient is not None]
+            values = iter(torch.stack(reached).tolist() if reached else [])  # one transfer for all
+            rows.append([0.0 if g is None else -next(values) for g in gradients])
         names = list(gates)
     _require_finite_scores(rows, names)
     return _ranking(model, norms, rows, base_state, "first_order", data)

@@ -168,9 +168,10 @@ def model_loss(model: nn.Module, batch: Batch, precision: PrecisionName = "auto"
         TypeError: the output has no loss.
     """
     device = input_device(model)
-    here = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    given = keep_target_logits(model, batch)  # where the batch is: a GPU would wait for it
+    here = {key: value.to(device, non_blocking=True) for key, value in given.items()}
     with autocast(device, precision):
-        loss = getattr(model(**keep_target_logits(model, here)), "loss", None)
+        loss = getattr(model(**here), "loss", None)
     if not isinstance(loss, Tensor):
         raise TypeError(
             f"model must return a loss for a batch with labels. {type(model).__name__} does not."

@@ -185,9 +185,11 @@ class SumScale(Aggregator):
     def _random_stream(self, device: torch.device) -> Iterator[None]:
         """Let torchjd, which draws from the global generators, draw from our stream."""
         seed = int(torch.randint(2**62, (), generator=self.stream))
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        devices = [] if device.type in ("cpu", "mps") else [device]  # Apple's cannot be forked
+        # torch.manual_seed seeds the GPUs as well, also for numbers that are drawn on the CPU.
+        manual_seed = (torch.default_generator if device.type == "cpu" else torch).manual_seed
+        with torch.random.fork_rng(devices=devices, device_type=device.type):
+            manual_seed(seed)
             yield
 
     def __repr__(self) -> str:
