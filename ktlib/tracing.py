@@ -33,6 +33,9 @@ _READERS: set[Any] = {
     torch.add, torch.sub, torch.mul, torch.div, torch.matmul, torch.cat, torch.stack,
 }  # fmt: skip
 
+# Their results are never views.
+_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+
 # What tracing would lose.
 _FUNCTION: Any = torch.autograd.Function
 _UNSEEN: list[tuple[Any, str]] = [
@@ -226,6 +229,8 @@ def origins(network: nn.Module, nodes: Sequence[fx.Node]) -> dict[fx.Node, set[f
     found: dict[fx.Node, set[fx.Node]] = {}
     for node in nodes:
         viewed = [value for value in node.all_input_nodes if not only_reads(network, node, value)]
+        if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), _POOLS):
+            viewed = []
         found[node] = {node}.union(*(found[value] for value in viewed))
     return found
 
