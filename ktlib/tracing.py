@@ -265,7 +265,7 @@ def differing(
         values = prefix(*inputs, *options.values())
         return [kept(tail, values) for tail in tails]  # each draws as if it were the only one
 
-    for mode in (True, False):
+    for mode in (False, True):  # training last, as it moves running statistics
         given = [
             tree_map_only(Tensor, lambda t: t.detach().clone(), as_call(example))
             for _ in range(len(views) + 1)
@@ -287,7 +287,8 @@ def differing(
             ours = [(pair[1], _gradients(*pair)) for pair in zip(views, results, strict=True)]
             torch.testing.assert_close(ours, right, rtol=0.02, atol=1e-4, equal_nan=True)
         except Exception as error:  # noqa: BLE001 - whatever fails in the parts alone is a difference
-            return f"in {where} the example gives other outputs or gradients: {error}"
+            what = " ".join(str(error).split())
+            return f"in {where} the example gives other outputs or gradients: {what}"
     return ""
 
 
