@@ -379,27 +379,51 @@ trunk_layers = searched.network.shared_layers()
 layer_kinds(trunk_layers, searched.network.shared_layers(batch_norm=False), layers)
 
 # %% [markdown]
+# ### Which tasks?
+#
+# A score adds all pairs of tasks up. The meter of this chapter has `task_pairs=True` and counts each pair by itself, too, with the inner
+# products and lengths that {prf:ref}`thm-recon` is about. With two tasks there is one pair; with more, the left panel shows who should
+# not share a network. In the right one, $0$ means that the others neither help nor hurt, and $-1$ that they undo a task's own step.
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two heat maps: a square one with a row and a column per task, and one with a row per task and a column per layer, in which most layers are near zero.", "classes": "photo"}, "figure": {"name": "fig-recon-pairs", "caption": "Which tasks conflict, in the searched part of joint training. Left: share of the steps in which two tasks conflict over all shared layers (cosine below the severity). Right: what the gradients of the other tasks add to a step of a task on each layer, as a share of its own step (mean cosine times the ratio of lengths, summed over the others). First seed, live run."}}
+from experiments.mtl.report import layer_task_table, pair_table
+
+panels = (
+    (pair_table(counts, P.severity), "conflicts (%)", {"cmap": "cividis", "vmin": 0}),
+    (layer_task_table(counts).T, "added by others", {"cmap": "RdBu", "vmin": -1, "vmax": 1}),
+)
+fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.4), width_ratios=(1, 3))
+for ax, (table, label, style) in zip(axes, panels, strict=True):
+    image = ax.imshow(table, aspect="auto", **style)
+    ax.set_yticks(range(len(table.index)), table.index, fontsize=6)
+    ax.set_xticks(range(len(table.columns)), table.columns, rotation=90, fontsize=5)
+    ax.grid(visible=False)
+    fig.colorbar(image, ax=ax, label=label)
+save_figure(fig, P.run_dir, "pairs")
+
+# %% [markdown]
 # ### Is the ranking stable?
 #
 # A search is worth its time only if it would give the same layers again. The **ranking distance** (4.20) is the mean number of
 # places that a layer moves between two rankings. For $n$ layers in random order it is about $n/3$.
 
 # %%
+from experiments.mtl.experiment import conflict_ranking
 from experiments.mtl.report import distance_table, printed_distances
 from experiments.mtl.studies import ranking_pair
 
 by_quarter = {
-    f"quarter {number}": meter.ranking(P.severity)
+    f"quarter {number}": conflict_ranking(meter, P.severity)
     for number, meter in enumerate(searched.meters, start=1)
 }
-by_quarter["all"] = searched.conflicts().ranking(P.severity)
+by_quarter["all"] = conflict_ranking(searched.conflicts(), P.severity)
 print(f"by chance: {len(names) / 3:.1f}")
 display(distance_table(by_quarter).rename_axis("this run"))
 printed_distances(thesis_table("4_6")).rename_axis("thesis")
 
 # %%
 by_method = {
-    name: runs[name, SHARED, P.seeds[0]].conflicts(P.search_quarters).ranking(P.severity)
+    name: conflict_ranking(runs[name, SHARED, P.seeds[0]].conflicts(P.search_quarters), P.severity)
     for name in ["joint", *surgery]
 }
 display(distance_table(by_method).rename_axis("this run"))
@@ -815,7 +839,9 @@ claims_table(claims).style.hide(axis="index")
 # ```python
 # meter = ConflictMeter(trunk)
 # for images, targets in batches:
-#     losses = {name: loss(head[name](trunk(images)), targets[name]) for name in tasks}
+#     optimizer.zero_grad()
+#     features = trunk(images)
+#     losses = {name: loss(head[name](features), targets[name]) for name in tasks}
 #     gradients = meter.observe(
 #         losses, task_parameters={name: head[name].parameters() for name in tasks}
 #     )
@@ -944,7 +970,7 @@ for severity in (P.severity, 0.0):
     share = pd.Series(counts.scores(severity)) / pd.Series(counts.pairs)
     print(f"S = {severity:5}: counted {share.mean():.0%} of the pairs, ", end="")
     print(f"on a layer {share.min():.0%} to {share.max():.0%}")
-strict, loose = counts.ranking(P.severity), counts.ranking(0.0)
+strict, loose = conflict_ranking(counts, P.severity), conflict_ranking(counts, 0.0)
 print(f"{ranking_distance(strict, loose):.1f} places apart on average, ", end="")
 print(f"{top_overlap(strict, loose, P.top_k):.0%} of the first {P.top_k} in common")
 

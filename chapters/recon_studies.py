@@ -398,8 +398,10 @@ save_figure(fig, P.run_dir, "count")
 # **Prediction.** The thesis: $S=0$ counts many mild conflicts, $S=-0.15$ ignores strong ones; both do worse.
 
 # %%
+from experiments.mtl.experiment import conflict_ranking
+
 counted = searched.conflicts(P.search_quarters)
-picked = {s: tuple(counted.ranking(s)[: P.top_k]) for s in P.severities_studied}
+picked = {s: tuple(conflict_ranking(counted, s)[: P.top_k]) for s in P.severities_studied}
 train_all(["joint"], [dict.fromkeys(P.seeds, layers) for layers in picked.values()])
 for s in P.severities_studied:
     for seed in P.seeds:
@@ -429,7 +431,9 @@ from itertools import combinations
 from experiments.mtl.studies import ranking_pair
 
 rankings = {
-    (method, seed): networks[method, seed, ()][0].conflicts(P.search_quarters).ranking(P.severity)
+    (method, seed): conflict_ranking(
+        networks[method, seed, ()][0].conflicts(P.search_quarters), P.severity
+    )
     for method in P.ranked_methods
     for seed in P.seeds
 }

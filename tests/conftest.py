@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from bs4 import BeautifulSoup
@@ -16,18 +17,51 @@ from filelock import FileLock
 
 from tests.paths import ROOT
 
-# The long ones first: with several workers the short ones fill the time beside them.
-FIRST = ("tests/book/", "tests/workflow/")
+if TYPE_CHECKING:
+    import torch
+
+# The long ones first: with several workers the short ones fill the time beside them. Those that
+# give PyTorch another device, which it keeps, at the end.
+ORDER = ("tests/book/", "tests/workflow/", "tests/", "tests/strict/")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--strict-device``: tests that run on ``KTLIB_TEST_DEVICE`` run on the strict device."""
+    parser.addoption("--strict-device", action="store_true", help="see tests/strict_device.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the strict device for the whole run, if asked to."""
+    if config.getoption("--strict-device"):
+        from tests import strict_device
+
+        block = strict_device.active()
+        os.environ["KTLIB_TEST_DEVICE"] = str(block.__enter__())
+        config.add_cleanup(lambda: block.__exit__(None, None, None))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first."""
+    """Long tests first, those of the strict device last."""
 
     def place(item: pytest.Item) -> int:
         path = item.path.relative_to(ROOT).as_posix()
-        return next((i for i, start in enumerate(FIRST) if path.startswith(start)), len(FIRST))
+        return max(
+            (i for i, start in enumerate(ORDER) if path.startswith(start)),
+            key=lambda i: len(ORDER[i]),
+        )
 
     items.sort(key=place)
+
+
+@pytest.fixture
+def strict() -> Iterator[torch.device]:
+    """A device that is no CPU, see :mod:`tests.strict_device`."""
+    from tests import strict_device
+
+    if reason := strict_device.missing():
+        pytest.skip(reason)
+    with strict_device.active() as device:
+        yield device
 
 
 @pytest.fixture(scope="session", autouse=True)

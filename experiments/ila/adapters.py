@@ -262,7 +262,7 @@ def _adapted(
     names = list(layer_names(model, layers))
     with torch.random.fork_rng(devices=[]), _quiet():
         # peft draws on the CPU, from the global generator.
-        torch.manual_seed(generator(seed, "adapters").initial_seed())
+        torch.default_generator.manual_seed(generator(seed, "adapters").initial_seed())
         made: PeftModel = get_peft_model(
             model, config(task_type="CAUSAL_LM", target_modules=names, **settings)
         )

@@ -367,7 +367,7 @@ class LayerExperiment(Generic[Parameters]):
 @lru_cache(maxsize=1)
 def _pristine(name: str, device: str, quantized: bool) -> PreTrainedModel:
     """The model as it was loaded, once per process. It must not be changed."""
-    model, _ = load_language_model(name, device=device, quantized=quantized)
+    model, _ = load_language_model(name, device=torch.device(device), quantized=quantized)
     return model
 
 

@@ -36,7 +36,7 @@ def load_language_model(
     name: str = PREPARED,
     *,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     quantized: bool = False,
     seed: int = 0,
     root: Path | None = None,
@@ -47,7 +47,7 @@ def load_language_model(
         name: "smollm2" (SmolLM2-135M-Instruct, prepared by ``data_prep.smollm2``), "tiny" (see
             :func:`tiny_language_model`), a folder with a model, or an id of the Hugging Face hub.
         dtype: Of the weights. Train in float32, under autocast where bfloat16 is wanted.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda" or "mps"; or any device, such as one of several GPUs.
         quantized: Keep the linear projections in 4 bits (NF4 with double quantisation, as QLoRA,
             Dettmers et al., 2023) and the rest in float32, frozen and ready for adapters of peft.
         seed: Of the weights of "tiny"; other models ignore it.
@@ -58,7 +58,7 @@ def load_language_model(
         DataError: "smollm2" is not prepared, or a file of it is altered.
         RuntimeError: there is no such folder, and the hub cannot be reached or has no such model.
     """
-    place = choose_device(device)
+    place = choose_device(device) if isinstance(device, str) else device
     if quantized:
         require_quantization(place, name)
     if name == TINY:

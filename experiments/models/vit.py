@@ -97,7 +97,7 @@ def small_vit(
         raise ValueError(f"heads must divide width={width}. Found heads={heads!r}.")
     with torch.random.fork_rng(devices=[]):
         # transformers draws on the CPU, from the global generator.
-        torch.manual_seed(generator(seed, "vit").initial_seed())
+        torch.default_generator.manual_seed(generator(seed, "vit").initial_seed())
         return _random_vit(image_size, patch_size, channels, width, 4 * width, blocks, heads)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -259,7 +260,7 @@ class MultiTaskExperiment(Generic[Parameters]):
         if not shared:  # nothing to count and nothing to combine: every task goes its own way
             return self.optimise(network, seed, lr=lr, groups=groups)
         severities = (*SEVERITIES, *self.parameters.severities)
-        meters = [ConflictMeter(shared, severities) for _ in range(QUARTERS)]
+        meters = [ConflictMeter(shared, severities, task_pairs=True) for _ in range(QUARTERS)]
         update_rule = aggregator(method, seed=seed, **self.aggregator_options(method))
 
         def backward(losses: Mapping[str, Tensor], quarter: int) -> None:
@@ -398,11 +399,23 @@ class MultiTaskExperiment(Generic[Parameters]):
         p = self.parameters
         counts = run.conflicts(p.search_quarters if quarters is None else quarters)
         ranked = run.network.shared_layers(p.batch_norm)
-        return [name for name in counts.ranking(p.severity) if name in ranked]
+        return [name for name in conflict_ranking(counts, p.severity) if name in ranked]
 
     def recon_layers(self, run: TrainedRun) -> list[str]:
         """The ``top_k`` layers of :meth:`ranking`: those that become task-specific."""
         return self.ranking(run)[: self.parameters.top_k]
+
+
+def conflict_ranking(meter: ConflictMeter, severity: float) -> list[str]:
+    """The ranking of a meter; where no conflict was counted the layers in order, with a warning."""
+    if any(meter.scores(severity).values()):
+        return meter.ranking(severity)
+    warnings.warn(
+        f"no conflict of severity {severity} was counted in {meter.observations} steps: the layers "
+        "are in the order of the network, which says nothing about them.",
+        stacklevel=2,
+    )
+    return list(meter.layers)
 
 
 def _opened(name: str, split_name: str) -> MultiTaskImages | MultiTaskFiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -180,6 +181,39 @@ def score_rows(meter: ConflictMeter, **known: Any) -> list[dict[str, Any]]:
         for severity in meter.severities
         for layer, score in meter.scores(severity).items()
     ]
+
+
+def pair_table(meter: ConflictMeter, severity: float) -> pd.DataFrame:
+    """Percent of the steps in which two tasks conflict, over all shared parameters: task x task.
+
+    Args:
+        meter: made with ``task_pairs``.
+        severity: below which a cosine is a conflict.
+    """
+    cells: dict[str, dict[str, float]] = {}
+    for row in meter.pair_rows(severity):
+        if row["layer"] is None:
+            for one, other in itertools.permutations((row["first"], row["second"])):
+                cells.setdefault(one, {})[other] = 100 * row["conflicts"] / row["pairs"]
+    return pd.DataFrame(cells).sort_index().sort_index(axis=1)
+
+
+def layer_task_table(meter: ConflictMeter) -> pd.DataFrame:
+    """What the gradients of the other tasks add to a task's own step: layer x task.
+
+    The sum over the other tasks ``i`` of mean cosine times ratio of lengths, the left side of the
+    theorem's condition: at -1 a step along the sum of all gradients does nothing for the task.
+
+    Args:
+        meter: made with ``task_pairs``.
+    """
+    table = pd.DataFrame(meter.pair_rows(meter.severities[0])).dropna(subset="layer")
+    cosine = table["cosines"] / table["pairs"]
+    added = pd.concat([
+        table.assign(task=table["second"], added=cosine * table["norm_ratio"]),
+        table.assign(task=table["first"], added=cosine / table["norm_ratio"]),
+    ])  # fmt: skip
+    return added.pivot_table("added", "layer", "task", aggfunc="sum").reindex(list(meter.layers))
 
 
 def distance_table(rankings: Mapping[str, Sequence[str]]) -> pd.DataFrame:

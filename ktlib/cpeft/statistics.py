@@ -164,12 +164,12 @@ def align_head(
         features, labels = statistics.sample(per_class, draws)
         targets = order[torch.searchsorted(columns[order], labels)]
         loss = F.cross_entropy(head(features.to(device)), targets.to(device))
-        require_finite(loss.detach(), step)
+        losses.append(loss.item())
+        require_finite(torch.tensor(losses[-1]), step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
     return losses
 
 

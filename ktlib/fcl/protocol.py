@@ -83,7 +83,8 @@ def few_shot_sessions(
     require_at_least("shots", shots, 1)
     require_at_least("base_images", 1 if base_images is None else base_images, 1)
     require_at_least("validation_images", validation_images, 0)
-    classes = labels.unique().numpy()
+    positions = labels.cpu().numpy()
+    classes = np.unique(positions)
     wanted = base_classes + sessions * ways
     if wanted > len(classes):
         raise ValueError(
@@ -92,7 +93,6 @@ def few_shot_sessions(
         )
     order = np.random.RandomState(class_seed).permutation(classes)
     draw = np.random.RandomState(seed)
-    positions = labels.numpy()
     result = []
     for number in range(1, sessions + 2):
         first = 0 if number == 1 else base_classes + (number - 2) * ways

@@ -30,7 +30,7 @@ def sam_step(optimizer: SAM, network: nn.Module, compute: Callable[[], Tensor]) 
     """
     from pytorch_optimizer.optimizer.utils import disable_running_stats, enable_running_stats
 
-    def again() -> float:
+    def again() -> Tensor:
         optimizer.zero_grad()
         disable_running_stats(network)
         try:
@@ -38,6 +38,6 @@ def sam_step(optimizer: SAM, network: nn.Module, compute: Callable[[], Tensor]) 
         finally:
             enable_running_stats(network)
         torch.autograd.backward(loss)
-        return loss.item()
+        return loss.detach()
 
     optimizer.step(again)

@@ -2,7 +2,8 @@
 
 Everything in front of that layer gives the same values for every noise draw, so it is computed once
 per batch and shared. The split is exact: prefix and tail hold the modules of the network itself, in
-the order in which its forward pass calls them.
+the order in which its forward pass calls them. Where that cannot be, with a warning, the prefix is
+the identity. The draws share the random numbers of the prefix, such as the mask of a dropout.
 """
 
 from __future__ import annotations
@@ -12,9 +13,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from ktlib.tracing import program, split_graph, trace
+from ktlib.tracing import (
+    differing,
+    first_of,
+    may_be_written,
+    program,
+    split_graph,
+    trace,
+    warn_whole,
+)
 
 
 class SplitNetwork:
@@ -23,6 +32,7 @@ class SplitNetwork:
     Attributes:
         network: the network that was split; the halves share its parameters and buffers.
         layers: names of the chosen layers.
+        shares_prefix: whether the network was split.
         prefix: the part in front of the first chosen layer.
         tail: the rest, from the first chosen layer to the embedding.
         tuned: name of each chosen parameter in ``network`` -> the parameter itself.
@@ -33,17 +43,35 @@ class SplitNetwork:
         (['2.weight'], torch.Size([5, 2]))
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Sequence[str],
+        *,
+        share_prefix: bool = True,
+        example: Any = None,
+    ) -> None:
         self.network = network
         self.layers = tuple(layers)
-        self.prefix, self.tail = _split_prefix(network, set(layers))
+        graph, reason = trace(network, (1, ())) if share_prefix else (None, "")
+        if graph is not None and example is not None:
+            probe = copy.deepcopy(network)
+            prefix, tail = _halves(probe, graph, self.layers)
+            reason = differing([probe, probe], prefix, [tail, tail], example)
+            graph = None if reason else graph
+        warn_whole(network, reason, "the whole network is computed for every noise draw", 3)
+        self.shares_prefix = graph is not None
+        self.prefix, self.tail = nn.Identity(), network
+        if graph is not None:
+            self.prefix, self.tail = _halves(network, graph, self.layers)
         self.tuned = {
             f"{layer}.weight": network.get_parameter(f"{layer}.weight") for layer in layers
         }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SplitNetwork:
         """A copy that shares nothing: the network is copied, then split in the same place."""
-        return SplitNetwork(copy.deepcopy(self.network, memo), self.layers)
+        network = copy.deepcopy(self.network, memo)
+        return SplitNetwork(network, self.layers, share_prefix=self.shares_prefix)
 
     def tail_forward(self, features: Tensor, noise: Mapping[str, Tensor] | None = None) -> Tensor:
         """Embed prefix features, with ``noise`` added to the tuned parameters of the tail.
@@ -59,6 +87,8 @@ class SplitNetwork:
         Returns:
             Embeddings ``(batch, dim)``.
         """
+        if not self.shares_prefix:
+            features = features.clone()  # a network may work in place on its input
         if noise is None:
             embedding: Tensor = self.tail(features)
             return embedding
@@ -71,7 +101,8 @@ def last_convolutions(network: nn.Module, count: int) -> list[str]:
     """Names of the last ``count`` convolutions, leaving out 1x1 ones on shortcuts.
 
     These are the layers that receive noise and are tuned later (thesis, section 3.4: the last 4
-    or 8 convolutions of ResNet18).
+    or 8 convolutions of ResNet18). A shortcut is added to a path with other convolutions; of a
+    network that cannot be traced, "downsample", "shortcut" or "skip" in the name tells it.
 
     Raises:
         ValueError: if ``count`` is below 1 or above the number of such convolutions.
@@ -80,20 +111,26 @@ def last_convolutions(network: nn.Module, count: int) -> list[str]:
         >>> last_convolutions(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), 1)
         ['2']
     """
-    names = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
-    ]
+    found = {name: part for name, part in network.named_modules() if isinstance(part, nn.Conv2d)}
+    narrow = {name for name, part in found.items() if part.kernel_size == (1, 1)}
+    graph = trace(network, (1, ()))[0] if narrow else None
+    if graph is None:
+        words = ("downsample", "shortcut", "skip")
+        shortcuts = {name for name in narrow if any(word in name.lower() for word in words)}
+    else:
+        shortcuts = narrow & _beside_others(graph, set(found), narrow)
+    names = [name for name in found if name not in shortcuts]
     if not 1 <= count <= len(names):
         raise ValueError(
-            f"count must be between 1 and {len(names)}, the number of convolutions (1x1 ones left "
-            f"out) in {type(network).__name__}. Found count={count!r}."
+            f"count must be between 1 and {len(names)}, the number of convolutions (1x1 ones on "
+            f"shortcuts left out) in {type(network).__name__}. Found count={count!r}."
         )
     return names[-count:]
 
 
-def split_network(network: nn.Module, layers: Sequence[str]) -> SplitNetwork:
+def split_network(
+    network: nn.Module, layers: Sequence[str], *, example: Any = None
+) -> SplitNetwork:
     """Split ``network`` in front of the first of ``layers``; their weights become the tuned ones.
 
     Any module that :mod:`torch.fx` can trace is split, skip connections included. One that it
@@ -102,9 +139,13 @@ def split_network(network: nn.Module, layers: Sequence[str]) -> SplitNetwork:
     Args:
         network: images ``(batch, ...)`` -> embeddings ``(batch, dim)``.
         layers: names as in ``network.named_modules()``. The weight of each (not its bias) is tuned.
+        example: some images. The split network and the whole one are then run on them, and their
+            outputs and gradients compared, in training and evaluation mode; where they differ, the
+            network is kept whole. Neither random numbers nor running statistics are used up.
 
     Raises:
-        ValueError: for an empty list, an unknown name, or a layer without a ``weight``.
+        ValueError: for an empty list, an unknown name, a layer without a ``weight`` or one that the
+            forward pass does not use, or an example that the network does not take.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
@@ -122,21 +163,48 @@ def split_network(network: nn.Module, layers: Sequence[str]) -> SplitNetwork:
             )
         if "weight" not in dict(modules[name].named_parameters(recurse=False)):
             raise ValueError(f"layers must have a weight to tune. Found {name!r} without one.")
-    return SplitNetwork(network, layers)
+    return SplitNetwork(network, layers, example=example)
 
 
-def _split_prefix(network: nn.Module, layers: set[str]) -> tuple[nn.Module, nn.Module]:
-    graph = trace(network, "the whole network is computed for every noise draw", 3)
-    if graph is None:
-        return nn.Identity(), network
+def _halves(
+    network: nn.Module, graph: fx.Graph, layers: Sequence[str]
+) -> tuple[nn.Module, nn.Module]:
     nodes = list(graph.nodes)
-    first = next(i for i, n in enumerate(nodes) if n.op == "call_module" and n.target in layers)
+    for layer in layers:
+        if first_of(nodes, [layer]) == len(nodes) - 1:
+            raise ValueError(f"layers must be used in the forward pass. Found {layer!r}, unused.")
+    first = first_of(nodes, layers)
     position = {node: i for i, node in enumerate(nodes)}
-    last_use = [max((position[user] for user in node.users), default=-1) for node in nodes]
+    # Parameters are not handed on: the tail reads them itself.
+    last_use = [
+        max((position[user] for user in node.users if node.op != "get_attr"), default=-1)
+        for node in nodes
+    ]
     # The latest point in front of the first chosen layer where one value alone is handed on: inside
     # a residual block two would cross (the branch and the skip connection).
     cut = max(i for i in range(first) if sum(last_use[j] > i >= j for j in range(first)) == 1)
-    if all(node.op == "placeholder" for node in nodes[: cut + 1]):
+    prefix, tail, (value,) = split_graph(graph, cut + 1, single=True)
+    written = may_be_written(network, value, nodes[cut + 1 :])
+    if all(node.op == "placeholder" for node in nodes[: cut + 1]) and not written:
         return nn.Identity(), network
-    prefix, tail, _ = split_graph(graph, cut + 1, single=True)
+    if written:  # each draw spoils a copy of its own
+        taken = next(iter(tail.nodes))
+        with tail.inserting_after(taken):
+            copied = tail.call_method("clone", (taken,))
+        taken.replace_all_uses_with(copied, lambda user: user is not copied)
     return program(network, prefix), program(network, tail)
+
+
+def _beside_others(graph: fx.Graph, convolutions: set[str], narrow: set[str]) -> set[str]:
+    """Convolutions that are alone on their side of an addition, other ones being on the other."""
+    passed: dict[fx.Node, set[str]] = {}
+    alone: set[str] = set()
+    for node in graph.nodes:
+        sides = [passed[value] for value in node.all_input_nodes]
+        passed[node] = set().union(*sides) | ({str(node.target)} & convolutions)
+        name = str(getattr(node.target, "__name__", node.target)).strip("_")
+        if name in ("add", "iadd") and len(sides) == 2:
+            for one, other in (sides, sides[::-1]):
+                if len(one - other) == 1 and (len(other - one) > 1 or other - one - narrow):
+                    alone |= one - other
+    return alone

@@ -20,7 +20,6 @@ from scipy import stats
 
 from ktlib.ila.layers import some_of
 from ktlib.ila.ranking import layers_in
-from ktlib.seeding import numpy_generator
 
 TOP_FRACTIONS = (0.75, 0.3)
 """What the thesis looks at, and a set small enough for chance to be low."""
@@ -59,7 +58,6 @@ class Agreement:
             have as many layers of every kind as the two sets have.
         p_value_within_kinds: as ``p_value``, for such sets: small only where the rankings agree on
             more than on which kinds are good.
-        p_value_sampled: as ``p_value``, from random permutations; ``None`` where none were drawn.
     """
 
     top_fraction: float
@@ -73,7 +71,6 @@ class Agreement:
     rank_correlation: float
     chance_within_kinds: float
     p_value_within_kinds: float
-    p_value_sampled: float | None = None
 
     def row(self, a: str, b: str) -> dict[str, Any]:
         """A row of the record table ``jaccard``; ``a`` and ``b`` say what was compared."""
@@ -97,8 +94,8 @@ class Agreement:
 
 
 def projection(name: str) -> str:
-    """The kind of a layer: the last part of its name, such as ``q_proj``."""
-    return name.rpartition(".")[2]
+    """The kind of a layer: its name without numbers, such as ``model.layers.self_attn.q_proj``."""
+    return ".".join(part for part in name.split(".") if not part.isdigit())
 
 
 def jaccard(
@@ -107,16 +104,13 @@ def jaccard(
     top_fraction: float,
     *,
     kind: Kind = projection,
-    permutations: int = 0,
-    seed: int = 0,
 ) -> Agreement:
     """Agreement of the top layers of two rankings.
 
     The null hypothesis is that one ranking is a random permutation of the layers. The number of
-    common layers is then hypergeometric, which gives the chance level and the p-value exactly; a
-    permutation test tends to them as the number of permutations grows. Where kinds of layers
-    differ in importance, rankings agree on the kinds alone, and not by chance: the second null
-    hypothesis permutes the layers of each kind among themselves.
+    common layers is then hypergeometric, which gives the chance level and the p-value exactly.
+    Where kinds of layers differ in importance, rankings agree on the kinds alone, and not by
+    chance: the second null hypothesis permutes the layers of each kind among themselves.
 
     Args:
         one: names of the layers, best first, or an object that has such ``names``; or name ->
@@ -125,15 +119,11 @@ def jaccard(
         top_fraction: share of the layers in each set; :func:`ktlib.ila.ranking.layers_in` says how
             many that is.
         kind: name of a layer -> its kind.
-        permutations: random permutations for ``p_value_sampled``; 0: none.
-        seed: of the permutations.
 
     Raises:
         ValueError: ``top_fraction`` lies outside (0, 1], the rankings are of different layers or of
             fewer than two, a layer is ranked twice, or a score is not finite.
     """
-    if permutations < 0:
-        raise ValueError(f"permutations must be at least 0. Found permutations={permutations}.")
     first, second = ranked_names(one), ranked_names(other)
     _check_same(first, second)
     size = layers_in(top_fraction, len(first))
@@ -154,7 +144,6 @@ def jaccard(
         rank_correlation=_rank_correlation(one, other, first, second),
         chance_within_kinds=_mean_index(within, size),
         p_value_within_kinds=_tail(within, common),
-        p_value_sampled=_sampled(len(first), size, common, permutations, seed),
     )
 
 
@@ -187,35 +176,6 @@ def agreement_table(
         for top_fraction in top_fractions
         for a, b in itertools.combinations(rankings, 2)
     ]
-
-
-def agreement_by_step(
-    rankings: Mapping[int, Ranking],
-    reference: Ranking,
-    top_fractions: Sequence[float] = TOP_FRACTIONS,
-    *,
-    kind: Kind = projection,
-) -> list[dict[str, Any]]:
-    """Agreement with one ranking during a training: does the ranking settle, and when?
-
-    Args:
-        rankings: step -> the ranking after it.
-        reference: the last one, or that of another seed at its end.
-        top_fractions: shares of the layers.
-        kind: as in :func:`jaccard`.
-
-    Returns:
-        Rows with the columns ``step``, ``top``, ``value``, ``chance``, ``p_value`` and more.
-
-    Raises:
-        ValueError: as :func:`jaccard`.
-    """
-    rows = []
-    for top_fraction in top_fractions:
-        for step, ranking in rankings.items():
-            row = jaccard(ranking, reference, top_fraction, kind=kind).long_row("", "")
-            rows.append({"step": step} | {n: v for n, v in row.items() if n not in {"a", "b"}})
-    return rows
 
 
 def chance_level(layers: int, top_fraction: float) -> float:
@@ -264,17 +224,6 @@ def _mean_index(pmf: Pmf, size: int) -> float:
 def _tail(pmf: Pmf, common: int) -> float:
     """Probability of at least this many."""
     return min(1.0, float(pmf[common:].sum() / pmf.sum()))
-
-
-def _sampled(layers: int, size: int, common: int, permutations: int, seed: int) -> float | None:
-    """Share of permutations with at least this many common layers, the observed one included."""
-    if permutations == 0:
-        return None
-    rng = numpy_generator(seed, "permutations")
-    reached = 0
-    for _ in range(permutations):
-        reached += int((rng.permutation(layers)[:size] < size).sum() >= common)
-    return (1 + reached) / (1 + permutations)
 
 
 def _rank_correlation(

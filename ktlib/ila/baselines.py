@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
 
 import torch
 from pydantic import JsonValue
@@ -19,8 +18,8 @@ from tqdm import tqdm
 
 from ktlib.device import PrecisionName
 from ktlib.ila.checks import Batch, Loss, batches_for, compute_loss, require_finite
-from ktlib.ila.gates import LayerGate, gated_updates, gated_weights
-from ktlib.ila.layers import active_adapter, base_weights, linear_layers, plain_lora_layers
+from ktlib.ila.gates import gates_of
+from ktlib.ila.layers import norms_of_updates, without_update
 from ktlib.ila.ranking import LayerRanking
 from ktlib.ila.search import provenance_of
 
@@ -33,6 +32,7 @@ def first_order_scores(
     precision: PrecisionName = "auto",
     loss: Loss | None = None,
     data: str = "",
+    skip_unsupported: bool = False,
 ) -> LayerRanking:
     """Minus ``<grad_i L, Dtheta_i>``, the inner product of a layer's gradient and its update.
 
@@ -47,6 +47,7 @@ def first_order_scores(
         precision: as in :func:`ktlib.device.autocast`.
         loss: as in :func:`~ktlib.ila.search.rank_layers`.
         data: a note on the batches, for the provenance.
+        skip_unsupported: as in :func:`~ktlib.ila.layers.base_weights`.
 
     Raises:
         ValueError, FloatingPointError: as :func:`~ktlib.ila.search.rank_layers`.
@@ -60,17 +61,20 @@ def first_order_scores(
         {'0': -98.0}
     """
     found = batches_for(model, batches, loss)
+    norms = norms_of_updates(model, base_state, skip_unsupported=skip_unsupported)
     rows = []
-    with _gates(model, base_state) as gates:
+    with gates_of(model, base_state, 1.0, _identity, skip_unsupported=skip_unsupported) as gates:
         for number, batch in enumerate(tqdm(found, desc="first-order scores", leave=False)):
             value = compute_loss(loss, model, batch, precision)
             require_finite(value, f"batch {number}")
             gammas = [gate.score for gate in gates.values()]
             gradients = torch.autograd.grad(value, gammas, allow_unused=True)
-            rows.append([0.0 if g is None else -float(g) for g in gradients])
+            reached = [gradient.to(value.device) for gradient in gradients if gradient is not None]
+            values = iter(torch.stack(reached).tolist() if reached else [])  # one transfer for all
+            rows.append([0.0 if g is None else -next(values) for g in gradients])
         names = list(gates)
     _require_finite_scores(rows, names)
-    return _ranking(model, names, rows, base_state, "first_order", data)
+    return _ranking(model, norms, rows, base_state, "first_order", data)
 
 
 @torch.no_grad()
@@ -82,6 +86,7 @@ def ablation_scores(
     precision: PrecisionName = "auto",
     loss: Loss | None = None,
     data: str = "",
+    skip_unsupported: bool = False,
 ) -> LayerRanking:
     """How much the loss rises when the update of one layer alone is removed.
 
@@ -103,8 +108,9 @@ def ablation_scores(
         values = (compute_loss(loss, model, batch, precision) for batch in found)
         return [require_finite(value, f"batch {n}{note}") for n, value in enumerate(values)]
 
+    norms = norms_of_updates(model, base_state, skip_unsupported=skip_unsupported)
     without: dict[str, list[float]] = {}
-    with _gates(model, base_state) as gates:
+    with gates_of(model, base_state, 1.0, _identity, skip_unsupported=skip_unsupported) as gates:
         whole = losses()
         for name, gate in tqdm(
             gates.items(), desc="ablation of layers", total=len(gates), leave=False
@@ -113,21 +119,24 @@ def ablation_scores(
             without[name] = losses(f" without {name}")
             gate.score.fill_(1.0)
     rows = [[without[n][batch] - whole[batch] for n in without] for batch in range(len(found))]
-    return _ranking(model, list(without), rows, base_state, "ablation", data)
+    return _ranking(model, norms, rows, base_state, "ablation", data)
 
 
 @torch.no_grad()
 def update_norms(
-    model: nn.Module, *, base_state: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    *,
+    base_state: Mapping[str, Tensor] | None = None,
+    skip_unsupported: bool = False,
 ) -> LayerRanking:
     """Frobenius norm of each layer's update: ``||beta B A||``, or ``||theta_t - theta_0||``.
 
-    B A is never formed: ``||B A||^2`` is the sum of all products of entries of ``B^T B`` and
-    ``A A^T``, both (rank, rank). Biases count. There are no standard errors, as there is no data.
+    Biases count. There are no standard errors, as there is no data.
 
     Args:
         model: a model with LoRA adapters; or, with ``base_state``, one fine-tuned as a whole.
         base_state: state dict before fine-tuning, for a model without adapters.
+        skip_unsupported: as in :func:`~ktlib.ila.layers.base_weights`.
 
     Raises:
         ValueError: as :func:`~ktlib.ila.search.rank_layers`.
@@ -138,44 +147,8 @@ def update_norms(
         >>> update_norms(model, base_state={"0.weight": torch.zeros(1, 2)}).scores
         {'0': 5.0}
     """
-    norms = _lora_norms(model) if base_state is None else _weight_norms(model, base_state)
-    return _ranking(model, list(norms), [list(norms.values())], base_state, "update_norm", "")
-
-
-def _lora_norms(model: nn.Module) -> dict[str, float]:
-    layers = plain_lora_layers(model)
-    adapter = active_adapter(layers)
-    norms = {}
-    for name, layer in layers.items():
-        # Convolutions: A has (rank, in, height, width), B (out, rank, 1, 1).
-        first = layer.lora_A[adapter].weight.double().flatten(1)  # (rank, in)
-        second = layer.lora_B[adapter].weight.double().flatten(1)  # (out, rank)
-        square = ((second.T @ second) * (first @ first.T)).sum()
-        bias = getattr(layer.lora_B[adapter], "bias", None)
-        if bias is not None:
-            square = square + bias.double().square().sum()
-        norms[name] = abs(float(layer.scaling[adapter])) * math.sqrt(max(0.0, float(square)))
-    return norms
-
-
-def _weight_norms(model: nn.Module, base_state: Mapping[str, Tensor]) -> dict[str, float]:
-    before, norms = base_weights(model, base_state), {}
-    for name, layer in linear_layers(model).items():
-        parts = [
-            (layer.get_parameter(key).double() - value.double()).square().sum()
-            for key, value in before[name].items()
-        ]
-        norms[name] = math.sqrt(sum(map(float, parts)))
-    return norms
-
-
-def _gates(
-    model: nn.Module, base_state: Mapping[str, Tensor] | None
-) -> AbstractContextManager[dict[str, LayerGate]]:
-    """Open gates whose scores are the gammas themselves."""
-    if base_state is None:
-        return gated_updates(model, 1.0, _identity)
-    return gated_weights(model, base_state, 1.0, _identity)
+    norms = norms_of_updates(model, base_state, skip_unsupported=skip_unsupported)
+    return _ranking(model, norms, [list(norms.values())], base_state, "update_norm", "")
 
 
 def _identity(score: Tensor) -> Tensor:
@@ -193,13 +166,14 @@ def _require_finite_scores(rows: list[list[float]], names: list[str]) -> None:
 
 def _ranking(
     model: nn.Module,
-    names: list[str],
+    norms: Mapping[str, float],
     rows: list[list[float]],
     base_state: Mapping[str, Tensor] | None,
     method: str,
     data: str,
 ) -> LayerRanking:
     """Mean over batches, and its standard error where there are at least two."""
+    names, still = list(norms), without_update(norms)
     values = torch.tensor(rows, dtype=torch.float64)
     errors = {}
     if len(rows) > 1:
@@ -211,6 +185,7 @@ def _ranking(
     return LayerRanking(
         scores=dict(zip(names, values.mean(dim=0).tolist(), strict=True)),
         standard_errors=errors,
+        without_update=still,
         settings=settings,
         provenance=provenance_of(model, names, "full" if base_state else "lora", data),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ktlib.device import PrecisionName, autocast
-from ktlib.ila.targets import IGNORED, keep_target_logits
+from ktlib.ila.targets import IGNORED, innermost, keep_target_logits, target_kind
 
 Batch = Mapping[str, Tensor]
 Loss = Callable[[Any, Any], Tensor]
@@ -23,11 +24,12 @@ def checked_batches(model: nn.Module, batches: Iterable[Batch]) -> list[dict[str
     Args:
         model: a transformers model, with or without adapters.
         batches: dicts of ``input_ids``, ``attention_mask`` and ``labels``, each
-            ``(batch, length)``; labels are -100 where there is no target.
+            ``(batch, length)``; labels are -100 where there is no target. Other models of
+            transformers than causal ones read labels in their own way, without a shift.
 
     Raises:
         ValueError: there is no batch; or one has the wrong form, no target, more tokens than the
-            model's context, or tokens that the model does not know. The batch is named.
+            model's context, or tokens or labels that it does not know. The batch is named.
         TypeError: a batch is not a dict of tensors.
     """
     if isinstance(batches, Mapping):
@@ -37,9 +39,14 @@ def checked_batches(model: nn.Module, batches: Iterable[Batch]) -> list[dict[str
     found = [_checked_form(number, batch) for number, batch in enumerate(batches)]
     if not found:
         raise ValueError("batches must hold at least one batch. Found none.")
-    context, vocabulary = context_length(model), _vocabulary_size(model)
+    context, kind, inner = context_length(model), target_kind(model), innermost(model)
+    vocabulary = getattr(_part(model, "get_input_embeddings"), "num_embeddings", None)
+    classes = getattr(_part(inner, "get_output_embeddings"), "out_features", None)
+    if type(inner).__name__.endswith("ForTokenClassification"):
+        classes = getattr(inner.config, "num_labels", None)
     for number, batch in enumerate(found):
         _check_tokens(number, batch, context, vocabulary)
+        _check_labels(number, batch, kind, classes)
     return found
 
 
@@ -72,17 +79,23 @@ def _checked_form(number: int, batch: Any) -> dict[str, Tensor]:
     for key, value in batch.items():
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"batches must be dicts of tensors. Batch {number}: {key!r} is not a tensor."
+                f"batches must be dicts of tensors. Batch {number}: {key!r} is not a tensor but "
+                f"{type(value).__name__}; a tokenizer gives them with return_tensors='pt'."
             )
     return dict(batch)
 
 
 def _check_tokens(number: int, batch: Batch, context: int | None, vocabulary: int | None) -> None:
-    ids, labels = batch["input_ids"], batch["labels"]
-    if ids.ndim != 2 or not ids.numel():
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    if ids.ndim != 2 or not ids.numel() or ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(
-            "input_ids must have shape (batch, length), both at least 1. Found "
-            f"{tuple(ids.shape)} in batch {number}."
+            "input_ids must be whole numbers of shape (batch, length), both at least 1. Found "
+            f"{ids.dtype} of {tuple(ids.shape)} in batch {number}."
+        )
+    if mask is not None and mask.ndim == 2 and mask.shape != ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids, {tuple(ids.shape)}. Found "
+            f"{tuple(mask.shape)} in batch {number}."
         )
     if context is not None and ids.shape[1] > context:
         raise ValueError(
@@ -95,12 +108,31 @@ def _check_tokens(number: int, batch: Batch, context: int | None, vocabulary: in
             f"{int(ids.min())} to {int(ids.max())} in batch {number}: is "
             "this the model's tokenizer?"
         )
-    # A causal model predicts the next token: the first label is never a target.
-    targets = labels[:, 1:] if labels.shape == ids.shape else labels
-    if not bool((targets != IGNORED).any()):
+
+
+def _check_labels(number: int, batch: Batch, kind: str, classes: int | None) -> None:
+    labels, size = batch["labels"], batch["input_ids"].shape
+    # The text that an encoder-decoder writes has a length of its own.
+    wanted = torch.Size([size[0], *labels.shape[1:2]]) if kind == "text" else size
+    if kind and (labels.shape != wanted or labels.ndim != 2 or labels.dtype != torch.int64):
+        shape = "(batch, length)" if kind == "text" else f"{tuple(size)}, that of input_ids"
         raise ValueError(
-            f"batches must have target tokens, labels other than {IGNORED} after the first token. "
+            f"labels must be torch.int64 of shape {shape}. Found {labels.dtype} of "
+            f"{tuple(labels.shape)} in batch {number}."
+        )
+    # A causal model predicts the next token: the first label is never a target.
+    targets = labels[:, 1:] if kind == "next token" else labels
+    known = targets[targets != IGNORED]
+    if not len(known):
+        after = " after the first token" if kind == "next token" else ""
+        raise ValueError(
+            f"batches must have target tokens, labels other than {IGNORED}{after}. "
             f"Found none in batch {number}: was the answer cut off?"
+        )
+    if kind and not 0 <= int(known.min()) <= int(known.max()) < (classes or math.inf):
+        raise ValueError(
+            f"labels must be {IGNORED} or lie in [0, {classes}). Found {int(known.min())} to "
+            f"{int(known.max())} in batch {number}."
         )
 
 
@@ -110,23 +142,17 @@ def context_length(model: nn.Module) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def _vocabulary_size(model: nn.Module) -> int | None:
-    embeddings = _input_embeddings(model)
-    size = getattr(embeddings, "num_embeddings", None)
-    return size if isinstance(size, int) else None
-
-
-def _input_embeddings(model: Any) -> nn.Module | None:
+def _part(model: Any, getter: str) -> Any:
+    """A part of a model that one of its methods gives; None where it has none."""
     try:
-        found = model.get_input_embeddings()
+        return getattr(model, getter)()
     except (AttributeError, NotImplementedError):
         return None
-    return found if isinstance(found, nn.Module) else None
 
 
 def input_device(model: nn.Module) -> torch.device:
     """The device of the model's input embeddings, where its tokens must lie."""
-    embeddings = _input_embeddings(model) or model
+    embeddings = _part(model, "get_input_embeddings") or model
     return next(iter(embeddings.parameters())).device
 
 
@@ -142,9 +168,10 @@ def model_loss(model: nn.Module, batch: Batch, precision: PrecisionName = "auto"
         TypeError: the output has no loss.
     """
     device = input_device(model)
-    here = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    given = keep_target_logits(model, batch)  # where the batch is: a GPU would wait for it
+    here = {key: value.to(device, non_blocking=True) for key, value in given.items()}
     with autocast(device, precision):
-        loss = getattr(model(**keep_target_logits(model, here)), "loss", None)
+        loss = getattr(model(**here), "loss", None)
     if not isinstance(loss, Tensor):
         raise TypeError(
             f"model must return a loss for a batch with labels. {type(model).__name__} does not."

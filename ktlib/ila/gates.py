@@ -18,7 +18,7 @@ plus and minus infinity are such gates. What fine-tuning changed besides the gat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -121,6 +121,8 @@ def gated_weights(
     base_state: Mapping[str, Tensor],
     initial_score: float = 4.0,
     link: Link = torch.sigmoid,
+    *,
+    skip_unsupported: bool = False,
 ) -> Iterator[dict[str, LayerGate]]:
     """As :func:`gated_updates` for a model that was fine-tuned as a whole.
 
@@ -132,6 +134,7 @@ def gated_weights(
         base_state: state dict of the same model before fine-tuning, theta_0.
         initial_score: s_0.
         link: maps a score to gamma.
+        skip_unsupported: as in :func:`~ktlib.ila.layers.base_weights`.
 
     Yields:
         Name of the layer -> its gate, in the order of the model.
@@ -147,7 +150,7 @@ def gated_weights(
         ...     model(torch.ones(1, 2)).item()  # gamma = 1/2
         3.5
     """
-    before = base_weights(model, base_state)
+    before = base_weights(model, base_state, skip_unsupported=skip_unsupported)
     with _frozen(model), ExitStack() as undo:
         gates = {}
         for name, layer in linear_layers(model).items():
@@ -159,6 +162,20 @@ def gated_weights(
             undo.callback(layer.register_forward_pre_hook(start).remove)
             undo.callback(layer.register_forward_hook(end, always_call=True).remove)
         yield gates
+
+
+def gates_of(
+    model: nn.Module,
+    base_state: Mapping[str, Tensor] | None,
+    initial_score: float,
+    link: Link = torch.sigmoid,
+    *,
+    skip_unsupported: bool = False,
+) -> AbstractContextManager[dict[str, LayerGate]]:
+    """:func:`gated_weights` with ``base_state``, else :func:`gated_updates`."""
+    if base_state is None:
+        return gated_updates(model, initial_score, link)
+    return gated_weights(model, base_state, initial_score, link, skip_unsupported=skip_unsupported)
 
 
 def _new_gate(

@@ -6,10 +6,13 @@ put before it: ``model.layers.0.self_attn.q_proj``, ``lm_head``.
 
 from __future__ import annotations
 
+import math
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ktlib.checks import require_extra
@@ -18,6 +21,8 @@ from ktlib.checks import require_extra
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # Kinds of LoraLayer whose forward pass does not call lora_A and lora_B one after the other.
 _OTHER_FORWARD = frozenset({"MultiheadAttention", "ParamWrapper"})
+# Initialisations that take a part of the base weight into B A: B A is then not the update.
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def layer_name(module_name: str) -> str:
@@ -89,14 +94,30 @@ def plain_lora_layers(model: nn.Module) -> dict[str, Any]:
     """:func:`adapted_layers`, if each computes ``base(x) + beta B A x`` through modules A and B.
 
     That holds for linear and convolutional layers, quantised ones included, but not for DoRA and
-    other variants, AdaLoRA, or adapted embeddings.
+    other variants, AdaLoRA, or adapted embeddings. ``base`` must be the original model: PiSSA,
+    OLoRA, CorDA, LoftQ and LoRA-GA change it when they initialise A and B. Biases that peft trained
+    beside (``bias="all"``) stay as they are, with a warning.
 
     Raises:
-        ValueError: adapters are merged or switched off, or a layer is of another kind; as
-            :func:`adapted_layers`.
+        ValueError: adapters are merged, switched off or changed the base weights, or a layer is of
+            another kind; as :func:`adapted_layers`.
     """
     layers = adapted_layers(model)
     adapter = active_adapter(layers)
+    configs = [item for m in model.modules() for item in getattr(m, "peft_config", {}).items()]
+    starts = {str(getattr(config, "init_lora_weights", "")) for _, config in configs}
+    changed = sorted(start for start in starts if start.lower().startswith(_CHANGE_THE_BASE))
+    if changed:
+        raise ValueError(
+            "model must have adapters that began without changing the base weights. Found "
+            f"init_lora_weights={changed}: merge_and_unload() and use rank_layers_full with the "
+            "state dict of the original model, or let save_pretrained of peft convert them."
+        )
+    if any(name == adapter and getattr(c, "bias", "none") != "none" for name, c in configs):
+        warnings.warn(
+            "the biases that were trained with the adapter keep their values: only B A is gated.",
+            stacklevel=2,
+        )
     merged = [name for name, layer in layers.items() if layer.merged]
     if merged:
         raise ValueError(
@@ -154,19 +175,42 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def left_out(model: nn.Module, base_state: Mapping[str, Tensor]) -> list[str]:
+    """Matrices outside the linear layers that fine-tuning changed, embeddings apart.
+
+    Such as the routers and the stacked experts of a mixture of experts, and convolutions.
+    """
+    known = {layer_name(name): tensor for name, tensor in base_state.items()}
+    modules = [*linear_layers(model).values()]
+    modules += [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    covered = {id(parameter) for module in modules for parameter in module.parameters()}
+    others = {
+        layer_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in covered and parameter.squeeze().ndim > 1 and "embed" not in name
+    }
+    return [n for n, p in others.items() if n not in known or not torch.equal(p, known[n].to(p))]
+
+
 def base_weights(
-    model: nn.Module, base_state: Mapping[str, Tensor]
+    model: nn.Module, base_state: Mapping[str, Tensor], *, skip_unsupported: bool = False
 ) -> dict[str, dict[str, Tensor]]:
     """Weights before fine-tuning of each linear layer, looked up in a state dict.
 
     A head tied to the embeddings may stand in ``base_state`` under either name.
+
+    Args:
+        model: the fine-tuned model.
+        base_state: state dict before fine-tuning.
+        skip_unsupported: leave out what :func:`left_out` finds, with a warning that names it.
 
     Returns:
         Name of the layer -> ``{"weight": (out, in), "bias": (out,)}``, on the device and in the
         type of the model's own; without bias where the layer has none.
 
     Raises:
-        ValueError: weights are missing or have another shape; as :func:`linear_layers`.
+        ValueError: weights are missing or have another shape, or others than those of linear layers
+            changed; as :func:`linear_layers`.
         TypeError: ``base_state`` is not a mapping.
     """
     if not isinstance(base_state, Mapping):
@@ -199,7 +243,80 @@ def base_weights(
         raise ValueError(
             f"base_state must have the shapes of the model. Others: {some_of(reshaped)}."
         )
+    others = left_out(model, base_state)
+    if others and not skip_unsupported:
+        raise ValueError(
+            "model must have changed in its linear layers alone, embeddings and vectors apart. "
+            f"Found {some_of(others)}: leave these as fine-tuned with skip_unsupported=True."
+        )
+    if others:
+        warnings.warn(f"left out, kept as fine-tuned: {some_of(others)}.", stacklevel=2)
     return weights
+
+
+def norms_of_updates(
+    model: nn.Module, base_state: Mapping[str, Tensor] | None, *, skip_unsupported: bool = False
+) -> dict[str, float]:
+    """Frobenius norm of each layer's update, ``beta B A`` or ``theta_t - theta_0``, with biases.
+
+    B A is never formed: ``||B A||^2`` is the sum of all products of entries of ``B^T B`` and
+    ``A A^T``, both (rank, rank). What is zero up to rounding counts as zero.
+
+    Raises:
+        ValueError: all are zero; as :func:`plain_lora_layers` or :func:`base_weights`.
+    """
+    norms, whose = {}, "the model, which equals base_state."
+    if base_state is not None:
+        before = base_weights(model, base_state, skip_unsupported=skip_unsupported)
+        for name, layer in linear_layers(model).items():
+            ends = [(layer.get_parameter(key), value) for key, value in before[name].items()]
+            parts = [(_wide(after) - _wide(value)).square().sum() for after, value in ends]
+            norms[name] = math.sqrt(sum(map(float, parts)))
+    else:
+        layers = plain_lora_layers(model)
+        adapter = active_adapter(layers)
+        whose = f"adapter {adapter!r}: has it been trained?"
+        norms = {name: _lora_norm(layer, adapter) for name, layer in layers.items()}
+    if not any(norms.values()):
+        raise ValueError(f"nothing to rank: the update of every layer is zero in {whose}")
+    return norms
+
+
+def _lora_norm(layer: Any, adapter: str) -> float:
+    modules = layer.lora_A[adapter], layer.lora_B[adapter]
+    if any(module.weight.ndim < 2 or not module.weight.numel() for module in modules):
+        return math.nan  # sharded over processes: unknown
+    # Convolutions: A has (rank, in, height, width), B (out, rank, 1, 1).
+    first, second = (_wide(module.weight).flatten(1) for module in modules)
+    square = float(((second.T @ second) * (first @ first.T)).sum())
+    if square <= 1e-12 * float(first.square().sum() * second.square().sum()):
+        square = 0.0  # as after init_lora_weights="orthogonal"
+    bias = getattr(modules[1], "bias", None)
+    if bias is not None:
+        square += float(_wide(bias).square().sum())
+    return abs(float(layer.scaling[adapter])) * math.sqrt(square)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In double precision, where the device has it."""
+    return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def without_update(sizes: Mapping[str, float]) -> list[str]:
+    """The layers of size 0, which a ranking puts last, with a warning that names them.
+
+    Raises:
+        ValueError: all of them are.
+    """
+    still = [name for name, size in sizes.items() if size == 0]
+    if len(still) == len(sizes):
+        raise ValueError("nothing to rank: no update of a layer reaches the loss.")
+    if still:
+        warnings.warn(
+            f"ranked last, for want of an update that reaches the loss: {some_of(still)}.",
+            stacklevel=3,
+        )
+    return still
 
 
 def some_of(names: Iterable[str], at_most: int = 5) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -44,12 +45,15 @@ class LayerRanking(BaseModel):
         {}, description="layer -> standard error of the score over batches; empty if unknown"
     )
     curve: dict[int, dict[str, Finite]] = Field({}, description="step -> scores after that step")
+    without_update: list[str] = Field([], description="layers with nothing to score: ranked last")
     losses: list[Finite] = Field([], description="loss of each step, before it")
     settings: dict[str, JsonValue] = Field({}, description="how the scores were computed")
     provenance: dict[str, JsonValue] = Field({}, description="model, data and package versions")
 
     @model_validator(mode="after")
     def _same_layers(self) -> Self:
+        if not set(self.without_update) <= self.scores.keys():
+            raise ValueError("without_update must hold layers of `scores`.")
         for where, names in (("standard_errors", self.standard_errors), *self.curve.items()):
             if names and names.keys() != self.scores.keys():
                 place = where if isinstance(where, str) else f"curve at step {where}"
@@ -59,8 +63,9 @@ class LayerRanking(BaseModel):
     @property
     def names(self) -> tuple[str, ...]:
         """The layers, the most important first."""
+        last = set(self.without_update)
         # sorted() keeps the order of the model where scores are equal.
-        return tuple(sorted(self.scores, key=lambda name: -self.scores[name]))
+        return tuple(sorted(self.scores, key=lambda name: (name in last, -self.scores[name])))
 
     def top(self, top_fraction: float) -> tuple[str, ...]:
         """The most important layers, best first: as many as :func:`layers_in` says.
@@ -108,7 +113,7 @@ class LayerRanking(BaseModel):
         import pandas as pd
 
         chosen = None if top_fraction is None else set(self.top(top_fraction))
-        places = {name: _place(name) for name in self.scores}
+        places = _places(self.scores)
         short = _short_names({projection for _, projection in places.values()})
         cells: dict[int | str, dict[str, float]] = {}
         columns: dict[str, None] = {}
@@ -230,10 +235,17 @@ def endings_of_other_modules(names: list[str], model: nn.Module) -> tuple[str, .
     return tuple(n for n in names if any(other.endswith(f".{n}") for other in modules))
 
 
-def _place(name: str) -> tuple[int | str, str]:
-    """Block and projection of a layer: ``("model.layers.3.mlp.up_proj")`` -> 3, ``mlp.up_proj``."""
-    match = re.match(r"(?:.*?\.)?(\d+)\.(.+)", name)
-    return (int(match[1]), match[2]) if match else ("outside", name)
+def _places(names: Iterable[str]) -> dict[str, tuple[int | str, str]]:
+    """Layer -> block and projection: ``"model.layers.3.mlp.up_proj"`` -> 3, ``"mlp.up_proj"``.
+
+    Where several stacks have such blocks, as encoder and decoder, the projection names its stack.
+    """
+    found = {name: re.match(r"(?:(.*?)\.)?(\d+)\.(.+)", name) for name in names}
+    one = len({match[1] for match in found.values() if match}) < 2
+    return {
+        name: (int(m[2]), m[3] if one else f"{m[1]}.{m[3]}") if m else ("outside", name)
+        for name, m in found.items()
+    }
 
 
 def _short_names(projections: set[str]) -> dict[str, str]:

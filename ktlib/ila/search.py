@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,8 +25,15 @@ from ktlib.ila.checks import (
     input_device,
     require_finite,
 )
-from ktlib.ila.gates import LayerGate, gated_updates, gated_weights
-from ktlib.ila.layers import active_adapter, adapted_layers, some_of
+from ktlib.ila.gates import LayerGate, gates_of
+from ktlib.ila.layers import (
+    active_adapter,
+    adapted_layers,
+    left_out,
+    norms_of_updates,
+    some_of,
+    without_update,
+)
 from ktlib.ila.ranking import LayerRanking, endings_of_other_modules
 from ktlib.seeding import generator
 
@@ -49,6 +57,7 @@ def rank_layers(
     snapshot_every: int | None = None,
     loss: Loss | None = None,
     data: str = "",
+    skip_unsupported: bool = False,
 ) -> LayerRanking:
     """Rank the layers that LoRA adapts by how much their updates matter for the loss.
 
@@ -56,6 +65,11 @@ def rank_layers(
     (5.5 to 5.7). A high score says that the loss would rise without the update. The model itself,
     LoRA included, is frozen, dropout is off, and at the end all of it is bit for bit as it was. It
     should be fine-tuned until its loss is stable first.
+
+    A score below ``initial_score`` says that on these batches the loss falls with less of the
+    update: it overshoots or harms. A warning says if half of the scores are such: the order among
+    them is that of the least harm. Layers whose score no gradient reached, above all those without
+    an update, keep the initial score and would outrank them: they come last, with a warning.
 
     AdamW trains the scores without the weight decay of the fine-tuning: that would pull every gamma
     towards 1/2 whether the layer matters or not, which (5.7) does not ask for.
@@ -85,10 +99,13 @@ def rank_layers(
             as a vision transformer with a head of its own; batches may then be anything. By default
             ``model(**batch).loss``.
         data: a note on the batches, for the provenance.
+        skip_unsupported: with ``base_state``, leave trained experts, routers and the like as they
+            are instead of refusing them; the provenance lists them as ``left_out``.
 
     Raises:
-        ValueError: the model has no adapters, merged ones or others than plain LoRA; a batch or
-            parameter is bad; a layer's score cannot be learned because the model never uses it.
+        ValueError: the model has no adapters, merged ones or others than plain LoRA; no layer has
+            an update; a batch or parameter is bad; a layer's score cannot be learned because the
+            model never uses it.
         FloatingPointError: a loss or gradient is not finite; step and batch are named.
         ImportError: peft is not installed.
 
@@ -104,18 +121,27 @@ def rank_layers(
     """
     found = batches_for(model, batches, loss)
     options = _Options(initial_score, lr, steps, penalty, seed, precision, snapshot_every, loss)
-    gated = (
-        gated_updates(model, initial_score)
-        if base_state is None
-        else gated_weights(model, base_state, initial_score)
-    )
-    with gated as gates:
+    norms = norms_of_updates(model, base_state, skip_unsupported=skip_unsupported)
+    with gates_of(model, base_state, initial_score, skip_unsupported=skip_unsupported) as gates:
         learned = _learn(model, gates, found, options)
+    reached = learned.pop("reached")
+    still = without_update({name: norms[name] * reached[name] for name in norms})
+    below = sum(score < learned["curve"][0][name] for name, score in learned["scores"].items())
+    if 2 * below >= len(norms) - len(still) and not penalty:
+        warnings.warn(
+            f"{below} of {len(norms)} scores are below the start, {initial_score}: on these batches"
+            " the loss falls with less of these updates, which overshoot or harm.",
+            stacklevel=2,
+        )
     tuning = "lora" if base_state is None else "full"
+    provenance = provenance_of(model, list(learned["scores"]), tuning, data)
+    if base_state is not None and skip_unsupported:
+        provenance["left_out"] = [*left_out(model, base_state)]
     return LayerRanking(
         **learned,
+        without_update=still,
         settings={"method": "ila", **options.settings(len(found), input_device(model))},
-        provenance=provenance_of(model, list(learned["scores"]), tuning, data),
+        provenance=provenance,
     )
 
 
@@ -234,8 +260,10 @@ def _learn(
             "model must use every layer in its forward pass, through the layer's own modules. It "
             f"never used {some_of(unused)}: their scores cannot be learned."
         )
-    errors = standard_errors(torch.tensor(gradients, dtype=torch.float64), order, options.lr)
+    steps = torch.tensor(gradients, dtype=torch.float64)
+    errors = standard_errors(steps, order, options.lr)
     return {
+        "reached": dict(zip(names, steps.abs().amax(dim=0).tolist(), strict=True)),
         "scores": dict(zip(names, _values(scores), strict=True)),
         "standard_errors": dict(zip(names, errors.tolist(), strict=True)) if len(errors) else {},
         "curve": curve,

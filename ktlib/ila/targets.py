@@ -35,8 +35,10 @@ def keep_target_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[st
         shape ``(batch, kept)``: the label of the token that follows each of them.
     """
     given = dict(batch)
-    inner = _innermost(model)
-    if not (_is_of_transformers(inner) and _can_skip_positions(type(inner).forward)):
+    inner = innermost(model)
+    if target_kind(model) != "next token" or not type(inner).__name__.endswith("ForCausalLM"):
+        return given
+    if not _can_skip_positions(type(inner).forward):
         return given
     following = given["labels"][:, 1:]  # (batch, length - 1)
     kept = (following != IGNORED).any(dim=0).nonzero().flatten()  # (kept,)
@@ -45,7 +47,31 @@ def keep_target_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[st
     return given | {"logits_to_keep": kept, "shift_labels": following[:, kept]}
 
 
-def _innermost(model: nn.Module) -> nn.Module:
+def target_kind(model: nn.Module) -> str:
+    """What the labels of a model of transformers are, from its class and configuration.
+
+    Returns:
+        ``"next token"`` for causal models, whose labels are shifted by one; ``"token"`` where each
+        token has a label of its own; ``"text"`` for encoder-decoders that write one; else ``""``.
+    """
+    # Where the library was never imported, no model is of it.
+    known = getattr(sys.modules.get("transformers"), "PreTrainedModel", ())
+    inner = innermost(model)
+    name = type(inner).__name__
+    if isinstance(inner, known) and name.endswith(("ForMaskedLM", "ForTokenClassification")):
+        return "token"
+    endings = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    if not isinstance(inner, known) or not name.endswith(endings):
+        return ""
+    if inner.config.is_encoder_decoder:
+        return "text"
+    # A decoder taken out of an encoder-decoder, such as BartForCausalLM, does not shift.
+    source = _source(type(inner).forward)
+    shifts = not source or "self.loss_function(" in source or "1:]" in source
+    return "next token" if shifts else "token"
+
+
+def innermost(model: nn.Module) -> nn.Module:
     """The model of transformers inside the wrappers of torch, accelerate and peft."""
     inner: Any = model
     while isinstance(getattr(inner, "module", None), nn.Module):
@@ -54,18 +80,17 @@ def _innermost(model: nn.Module) -> nn.Module:
     return found
 
 
-def _is_of_transformers(model: nn.Module) -> bool:
-    # Where the library was never imported, no model is of it.
-    known = getattr(sys.modules.get("transformers"), "PreTrainedModel", ())
-    return isinstance(model, known) and type(model).__name__.endswith("ForCausalLM")
+@lru_cache(maxsize=32)
+def _source(forward: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(forward)
+    except OSError:  # defined without a file
+        return ""
 
 
 @lru_cache(maxsize=32)
 def _can_skip_positions(forward: Callable[..., Any]) -> bool:
     """Whether a forward pass can skip positions and passes other arguments on to the usual loss."""
-    try:
-        source = inspect.getsource(forward)
-    except OSError:  # defined without a file
-        return False
     known = inspect.signature(forward).parameters
-    return "logits_to_keep" in known and "kwargs" in known and "self.loss_function(" in source
+    calls = "self.loss_function(" in _source(forward)
+    return calls and "logits_to_keep" in known and "kwargs" in known

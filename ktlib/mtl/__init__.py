@@ -6,6 +6,7 @@ the layers it finds become the tasks' own::
     meter = ConflictMeter(trunk)
     cagrad = aggregator("cagrad")                      # see aggregators()
     for images, labels in batches:
+        optimizer.zero_grad()                          # a task without labels here stays as it is
         features = trunk(images)
         losses = {task: loss(heads[task](features), labels[task]) for task in heads}
         gradients = meter.observe(
@@ -19,7 +20,8 @@ the layers it finds become the tasks' own::
 Split the trunk as it was before training: Recon trains the new network from the start. It goes
 into :func:`apply_gradients` and into a new meter as the trunk did, where only what is still shared
 counts; ``network.task_parameters(task)`` belong to ``task_parameters``, beside
-those of the head.
+those of the head. :meth:`ConflictMeter.observe` says how to go on in float16, ``task_pairs=True``
+which tasks conflict, and ``accumulate=True`` of :func:`apply_gradients` adds small batches up.
 All of it runs in one process on one device: gradients that several processes average have no pairs
 of tasks to compare any more.
 """

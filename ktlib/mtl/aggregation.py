@@ -4,6 +4,10 @@ Aggregation itself is that of ``torchjd``. Its methods differ in scale: some add
 average them. Here all are on one scale, that of the sum of losses, so that one learning rate serves
 them all: where the gradients of the tasks are orthogonal and equally long, every method that does
 not set the length itself gives their sum (CAGrad ``1 + c`` times it).
+
+A task whose gradient is 0 is left out: MGDA, CAGrad, IMTL-G and Krum would let it decide about the
+whole update. Where one task is left, the update is its gradient, and where none is, 0. ExcessMTL,
+which remembers each task, and methods with an option for each (weights, preferences) get all.
 """
 
 from __future__ import annotations
@@ -17,7 +21,13 @@ from typing import Any
 import torch
 import torchjd.aggregation
 from torch import Tensor
-from torchjd.aggregation import Aggregator, GramianWeightedAggregator, WeightedAggregator
+from torchjd.aggregation import (
+    Aggregator,
+    CAGrad,
+    GramianWeightedAggregator,
+    NashMTL,
+    WeightedAggregator,
+)
 
 from ktlib import DISTRIBUTION
 from ktlib.mtl.gradients import gramian
@@ -60,6 +70,10 @@ _SCALE_FREE = {
 }
 
 
+# Their weights do not depend on the other tasks, or they remember something of each task.
+_EVERY_TASK = {"Constant", "ExcessMTL", "Mean", "Sum"}
+
+
 class SumScale(Aggregator):
     """A torchjd aggregator on the scale of the sum of losses, with random numbers of its own.
 
@@ -71,6 +85,7 @@ class SumScale(Aggregator):
         inner: the aggregator of torchjd.
         averages: multiply by the number of tasks.
         scale_free: the weights of ``inner`` do not depend on the length of the gradients.
+        every_task: ``inner`` gets also tasks whose gradient is 0.
         factor: multiplies the result once more.
         stream: seeds the random numbers.
     """
@@ -81,6 +96,7 @@ class SumScale(Aggregator):
         *,
         averages: bool,
         scale_free: bool,
+        every_task: bool,
         factor: float,
         stream: torch.Generator,
     ) -> None:
@@ -88,6 +104,7 @@ class SumScale(Aggregator):
         self.inner = inner
         self.averages = averages
         self.scale_free = scale_free
+        self.every_task = every_task
         self.factor = factor
         self.stream = stream
 
@@ -103,11 +120,19 @@ class SumScale(Aggregator):
             if isinstance(self.inner, GramianWeightedAggregator):
                 combined: Tensor = self.weights(gramian(matrix)).to(matrix) @ matrix
                 return combined
+            rows, inner = matrix, self.inner
+            kept = [True] if self.every_task else matrix.any(dim=1).tolist()
+            if not self.every_task and sum(kept) < 2:
+                return matrix.sum(dim=0) * self.factor
+            if not all(kept):
+                rows = matrix[kept]
+                if isinstance(inner, NashMTL):  # which is for a fixed number of tasks
+                    inner = NashMTL(len(rows), inner.max_norm, 1, inner.optim_niter)
             with self._random_stream(matrix.device), warnings.catch_warnings():
                 # NashMTL says at its first step how its solver works.
                 warnings.filterwarnings("ignore", message="(?s).*not DPP", category=UserWarning)
-                whole: Tensor = self.inner(matrix)
-            return whole * self._scale(len(matrix))
+                whole: Tensor = inner(rows)
+            return whole * self._scale(len(rows))
 
     def weights(self, products: Tensor) -> Tensor:
         """The weight of every task in the update, from the inner products of their gradients.
@@ -126,6 +151,12 @@ class SumScale(Aggregator):
                 f"{self.inner} needs the gradients: their inner products are not enough."
             )
         products = products.detach().to("cpu", torch.float64)
+        kept = products.diagonal() != 0  # also where it is not a number
+        if not self.every_task and (kept.sum() < 2 or not kept.all()):
+            weights = kept.double() * self.factor
+            if kept.sum() > 1:
+                weights[kept] = self.weights(products[kept][:, kept])
+            return weights
         size = products.diagonal().sum()
         if self.scale_free and size > 0:
             products = products / size
@@ -134,6 +165,10 @@ class SumScale(Aggregator):
             weighting = self.inner.gramian_weighting
         with torch.no_grad(), self._random_stream(products.device):
             found: Tensor = weighting(products)
+        if isinstance(self.inner, CAGrad) and self.inner.c < 1 and not found.any():
+            # torchjd stops where a mixture of the gradients is nearly 0. No further than c times
+            # its length from the mean is the rule, and the mean itself keeps it.
+            found = torch.full_like(found, 1 / len(found))
         return found * self._scale(len(products))
 
     def get_extra_state(self) -> Tensor:
@@ -151,9 +186,11 @@ class SumScale(Aggregator):
     def _random_stream(self, device: torch.device) -> Iterator[None]:
         """Let torchjd, which draws from the global generators, draw from our stream."""
         seed = int(torch.randint(2**62, (), generator=self.stream))
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        devices = [] if device.type in ("cpu", "mps") else [device]  # Apple's cannot be forked
+        # torch.manual_seed seeds the GPUs as well, also for numbers that are drawn on the CPU.
+        manual_seed = (torch.default_generator if device.type == "cpu" else torch).manual_seed
+        with torch.random.fork_rng(devices=devices, device_type=device.type):
+            manual_seed(seed)
             yield
 
     def __repr__(self) -> str:
@@ -224,6 +261,7 @@ def aggregator(name: str, *, seed: int = 0, scale: float = 1.0, **options: Any) 
         inner,
         averages=class_name in _AVERAGING,
         scale_free=class_name in _SCALE_FREE,
+        every_task=class_name in _EVERY_TASK or any(isinstance(v, Tensor) for v in given.values()),
         factor=scale,
         stream=generator(seed, "aggregator"),
     )

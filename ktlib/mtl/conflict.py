@@ -7,24 +7,29 @@ on it have a cosine below ``S`` (equation 4.3), added up over the iterations of 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ktlib.mtl.gradients import (
-    OwnGradients,
     TaskGradients,
     TaskGramians,
+    add_own,
+    check_own,
     check_tasks,
     empty_rows,
     fill_row,
     gramian,
     independent,
     no_autocast,
+    not_finite,
     parameters_of,
     task_gradients,
+    unclaimed_parameters,
 )
 from ktlib.mtl.graph_segments import segment_backward_graph
 from ktlib.mtl.layers import layers_of
@@ -52,6 +57,7 @@ class ConflictMeter:
             of the cosine over all shared parameters either way.
         bins: edges of the histograms, rising from -1 to 1. A bin holds its lower edge, and the last
             one also 1: so the bins below ``S`` hold the conflicts of severity ``S``.
+        task_pairs: whether each pair of tasks is counted by itself, too: see :meth:`pair_rows`.
 
     Attributes:
         layers: names of the layers, in the order of the network.
@@ -79,6 +85,7 @@ class ConflictMeter:
         *,
         batch_norm: bool = True,
         bins: Sequence[float] = BINS,
+        task_pairs: bool = False,
     ) -> None:
         self.severities = tuple(dict.fromkeys(float(severity) for severity in severities))
         for severity in self.severities:
@@ -101,6 +108,8 @@ class ConflictMeter:
         rows = len(self.layers) + 1
         self._conflicts = torch.zeros((rows, len(self.severities)), dtype=torch.int64)
         self._histograms = torch.zeros((rows, len(self.bins) - 1), dtype=torch.int64)
+        self._between: dict[tuple[str, str], Tensor] | None = {} if task_pairs else None
+        self._own: dict[str, list[nn.Parameter]] = {}  # of all tasks that were seen
         self.observations = 0
 
     @property
@@ -114,23 +123,49 @@ class ConflictMeter:
         *,
         task_parameters: Mapping[str, Iterable[nn.Parameter]] | None = None,
         retain_graph: bool = False,
+        loss_scale: float | None = None,
     ) -> TaskGradients:
         """Count the conflicts of one iteration; the gradients are for its update.
+
+        In float16, with a ``torch.amp.GradScaler``::
+
+            scaled = {task: scaler.scale(loss) for task, loss in losses.items()}
+            gradients = meter.observe(scaled, task_parameters=own, loss_scale=scaler.get_scale())
+            apply_gradients(trunk, gradients, pcgrad)  # .grad is scaled again, for the next line
+            scaler.step(optimizer)
+            scaler.update()
+
+        Where gradients overflow, nothing is counted and ``.grad`` is NaN: the scaler skips the step
+        and lowers its factor.
 
         Args:
             losses: task -> its scalar loss; all from one forward pass of the trunk.
             task_parameters: task -> parameters of this task alone, such as those of its head.
             retain_graph: keep the graph for another backward pass.
+            loss_scale: what the losses have been multiplied by.
 
         Raises:
             ValueError: as :func:`ktlib.mtl.gradients.task_gradients`.
-            FloatingPointError: a gradient is not finite; task and layer are named, and nothing of
-                the iteration is counted.
+            FloatingPointError: a gradient is not finite and no ``loss_scale`` is given; task and
+                layer are named, and nothing of the iteration is counted.
         """
+        mine = check_tasks(losses, self._parameters, task_parameters)
         gradients = task_gradients(
-            losses, self._parameters, task_parameters=task_parameters, retain_graph=retain_graph
+            losses, self._parameters, task_parameters=mine, retain_graph=retain_graph
         )
-        self.count(self._products(gradients.tasks, self._parameters, gradients.matrix))
+        gradients = replace(gradients, absent=self._absent(mine))
+        if loss_scale is not None:
+            gradients.matrix.div_(loss_scale)
+            own = tuple((parameter, value / loss_scale) for parameter, value in gradients.own)
+            gradients = replace(gradients, own=own, loss_scale=loss_scale)
+        try:
+            products = self._products(gradients.tasks, self._parameters, gradients.matrix)
+            check_own(gradients.own, mine)
+        except FloatingPointError:
+            if loss_scale is None:
+                raise
+            return replace(gradients, loss_scale=math.nan)
+        self.count(products, gradients.tasks)
         return gradients
 
     def observe_gramians(
@@ -153,7 +188,7 @@ class ConflictMeter:
         """
         mine = check_tasks(losses, self._parameters, task_parameters)
         tasks = tuple(losses)
-        found = OwnGradients()
+        found: dict[nn.Parameter, Tensor] = {}
         products: dict[str, Tensor] = {}
         segments = segment_backward_graph(losses, self._parameters)
         # What flows into a segment: first the losses themselves, then one tensor per task.
@@ -179,7 +214,7 @@ class ConflictMeter:
                         allow_unused=True,
                     )
                     shared = gradients[: len(sizes)]
-                    found.add(private, gradients[len(sizes) : len(sizes) + len(private)])
+                    add_own(found, private, gradients[len(sizes) : len(sizes) + len(private)])
                     fill_row(rows[row], sizes, shared)
                     onward = None if last else gradients[-1]
                     if first and onward is None and all(value is None for value in shared):
@@ -189,16 +224,28 @@ class ConflictMeter:
                 for name, part in self._products(tasks, segment.parameters, rows).items():
                     products[name] = products[name] + part if name in products else part
                 del rows
-        self.count(products)
+        own = tuple(found.items())
+        check_own(own, mine)
+        self.count(products, tasks)
         shared_products = torch.stack(list(products.values())).sum(dim=0)
         counted = {name: products[name] for name in self.layers}
-        return TaskGramians(tasks, counted, shared_products, found.pairs())
+        rest = unclaimed_parameters(losses, self._parameters, mine)
+        gramians = TaskGramians(tasks, counted, shared_products, own=own, unclaimed=rest)
+        return replace(gramians, absent=self._absent(mine))
 
-    def count(self, products: Mapping[str, Tensor]) -> None:
+    def _absent(self, mine: Mapping[str, list[nn.Parameter]]) -> tuple[nn.Parameter, ...]:
+        """Own parameters of the tasks that were seen before and are not here; ``mine`` is kept."""
+        present = {parameter for own in mine.values() for parameter in own}
+        self._own |= mine
+        absent = (p for task, own in self._own.items() if task not in mine for p in own)
+        return tuple(parameter for parameter in absent if parameter not in present)
+
+    def count(self, products: Mapping[str, Tensor], tasks: Sequence[str] = ()) -> None:
         """Count the conflicts of one iteration, given the inner products of its gradients.
 
         Args:
             products: every layer of the trunk, batch norms included -> ``(T, T)`` inner products.
+            tasks: names of the T tasks, for ``task_pairs``.
         """
         total = torch.stack([products[name] for name in self._everything]).sum(dim=0)
         gramians = torch.stack([*(products[name] for name in self.layers), total])
@@ -208,7 +255,47 @@ class ConflictMeter:
         edges = torch.tensor(self.bins[1:-1], dtype=torch.float64)
         bins = torch.bucketize(cosines, edges, right=True)
         self._histograms.scatter_add_(1, bins, defined.long())
+        if self._between is not None:
+            if len(tasks) != gramians.shape[-1]:
+                raise ValueError(f"tasks must be {gramians.shape[-1]} names. Found {list(tasks)}.")
+            names = sorted(tasks)  # one order of the names in every batch
+            order = torch.tensor([list(tasks).index(name) for name in names])
+            gramians = gramians[:, order][:, :, order]
+            cosines, defined = pair_cosines(gramians)
+            first, second = torch.triu_indices(len(names), len(names), offset=1)
+            lengths = gramians.diagonal(dim1=-2, dim2=-1).log() / 2
+            ratios = lengths[:, first] - lengths[:, second]
+            values = [defined, cosines, gramians[:, first, second], ratios]
+            values += [cosines < severity for severity in self.severities]
+            counted = torch.stack([torch.where(defined, value, 0.0) for value in values], dim=-1)
+            pairs = itertools.combinations(names, 2)
+            self._add_pairs(dict(zip(pairs, counted.unbind(1), strict=True)))
         self.observations += 1
+
+    def pair_rows(self, severity: float) -> list[dict[str, Any]]:
+        """What was counted of each pair of tasks on each layer, and on all together (layer None).
+
+        Returns:
+            Rows with ``first`` and ``second`` task (by name), ``layer``, and of the iterations in
+            which both had a gradient there: their number ``pairs``; ``conflicts`` of this severity;
+            sum of the ``cosines``; mean ``inner_product``; ``norm_ratio``, the length of the first
+            gradient over that of the second, as a geometric mean.
+
+        Raises:
+            ValueError: the meter was made without ``task_pairs``, or as :meth:`scores`.
+        """
+        if self._between is None:
+            raise ValueError("the meter must be made with task_pairs=True. Found False.")
+        column, rows = 4 + self._column(severity), []
+        for (first, second), counted in self._between.items():
+            for layer, values in zip((*self.layers, None), counted.tolist(), strict=True):
+                pairs, cosines, products, ratios = values[:4]
+                if pairs:
+                    row = {"first": first, "second": second, "layer": layer, "pairs": int(pairs)}
+                    row |= {"conflicts": int(values[column]), "cosines": cosines}
+                    ratio = math.exp(ratios / pairs)
+                    rows.append(row | {"inner_product": products / pairs, "norm_ratio": ratio})
+        return rows
 
     def scores(self, severity: float) -> dict[str, int]:
         """Name of a layer -> its conflict score, in the order of the network.
@@ -224,8 +311,18 @@ class ConflictMeter:
         return int(self._conflicts[-1, self._column(severity)])
 
     def ranking(self, severity: float) -> list[str]:
-        """The layers from the highest score to the lowest; equal ones in the network's order."""
+        """The layers from the highest score to the lowest; equal ones in the network's order.
+
+        Raises:
+            ValueError: no conflict of this severity was counted on any layer.
+        """
         scores = self.scores(severity)
+        if not any(scores.values()):
+            found = [s for s in self.severities if any(self.scores(s).values())]
+            raise ValueError(
+                f"there is nothing to rank: no conflict of severity {severity} in "
+                f"{self.observations} steps. Found conflicts of severity {found or 'none'}."
+            )
         return sorted(scores, key=lambda name: -scores[name])
 
     def histogram(self, layer: str | None = None) -> list[int]:
@@ -244,13 +341,13 @@ class ConflictMeter:
         """Add the counts of another meter, such as those of another quarter of the search.
 
         Raises:
-            ValueError: it counts other layers, severities or bins.
+            ValueError: it counts other layers, severities or bins, or one counts pairs of tasks.
         """
         self._add(other.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """All counts, with layers, severities and edges of bins."""
-        return {
+        return ({} if self._between is None else {"between": dict(self._between)}) | {
             "layers": list(self.layers),
             "severities": list(self.severities),
             "bins": list(self.bins),
@@ -268,6 +365,7 @@ class ConflictMeter:
         self._check_state(state)
         self._conflicts.zero_()
         self._histograms.zero_()
+        self._between = None if self._between is None else {}
         self.observations = 0
         self._add(state)
 
@@ -275,9 +373,17 @@ class ConflictMeter:
         self._check_state(state)
         self._conflicts += state["conflicts"]
         self._histograms += state["histograms"]
+        self._add_pairs(state.get("between", {}))
         self.observations += int(state["observations"])
 
+    def _add_pairs(self, counted: Mapping[tuple[str, str], Tensor]) -> None:
+        between = {} if self._between is None else self._between
+        between.update({pair: part + between.get(pair, 0) for pair, part in counted.items()})
+
     def _check_state(self, state: Mapping[str, Any]) -> None:
+        pairs = self._between is not None
+        if pairs != ("between" in state):
+            raise ValueError(f"task_pairs of the counts must be {pairs}. Found {not pairs}.")
         for name in ("layers", "severities", "bins"):
             own, given = list(getattr(self, name)), list(state[name])
             if own != given:
@@ -303,10 +409,7 @@ class ConflictMeter:
                 continue
             for task, finite in zip(tasks, block.isfinite().all(dim=1).tolist(), strict=True):
                 if not finite:
-                    raise FloatingPointError(
-                        f"the gradient of task {task!r} is not finite on layer {name!r}: "
-                        "lower the lr, or look at the loss of this task."
-                    )
+                    raise not_finite(task, f"layer {name!r}")
             # Finite, but too long or too short for their squares in float32; or 0.
             found[index] = gramian(block.double()).cpu()
         return dict(zip(blocks, found, strict=True))

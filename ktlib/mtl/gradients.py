@@ -5,12 +5,15 @@ How the update is made of them is the matter of :mod:`ktlib.mtl.aggregation`.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from ktlib.mtl.split import SplitTrunk
 
@@ -18,39 +21,52 @@ if TYPE_CHECKING:
     from ktlib.mtl.aggregation import SumScale
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskStep:
+    """What an update needs beside the gradients on shared parameters.
+
+    Attributes:
+        own: each parameter that tasks have for themselves, with the gradient of their loss; of the
+            sum of their losses where several share it.
+        absent: own parameters of tasks that the meter knows and that have no loss this time.
+        unclaimed: other parameters that losses depend on, with the name of the first such task.
+        loss_scale: factor with which gradients are written; NaN where scaled losses overflowed.
+    """
+
+    own: tuple[tuple[nn.Parameter, Tensor], ...] = ()
+    absent: tuple[nn.Parameter, ...] = ()
+    unclaimed: tuple[tuple[str, nn.Parameter], ...] = ()
+    loss_scale: float = 1.0
+
+
 @dataclass(frozen=True)
-class TaskGradients:
+class TaskGradients(TaskStep):
     """The gradient of every task, from one forward pass.
 
     Attributes:
         tasks: names of the T tasks, in the order of the rows.
         parameters: the shared parameters, in the order of the columns.
         matrix: ``(T, n)`` gradients on the shared parameters, in float32 or wider.
-        own: each parameter that tasks have for themselves, with the gradient of their loss; of the
-            sum of their losses where several share it.
     """
 
     tasks: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
     matrix: Tensor
-    own: tuple[tuple[nn.Parameter, Tensor], ...] = ()
 
 
 @dataclass(frozen=True)
-class TaskGramians:
+class TaskGramians(TaskStep):
     """Inner products of the gradients of every task, whose gradients were not kept.
 
     Attributes:
         tasks: names of the T tasks.
         layers: name of a layer -> ``(T, T)`` inner products of its gradients, float64 on the CPU.
         shared: ``(T, T)``, the same over all shared parameters.
-        own: as in :class:`TaskGradients`.
     """
 
     tasks: tuple[str, ...]
     layers: dict[str, Tensor]
     shared: Tensor
-    own: tuple[tuple[nn.Parameter, Tensor], ...] = ()
 
 
 def task_gradients(
@@ -62,6 +78,9 @@ def task_gradients(
 ) -> TaskGradients:
     """The gradient of every task, by one backward pass per task through the shared graph.
 
+    They may be infinite or NaN: :meth:`ktlib.mtl.ConflictMeter.observe` refuses those. Sparse ones,
+    as an embedding may have, are made dense on shared parameters.
+
     Args:
         losses: task -> its scalar loss; all from one forward pass of the shared parameters.
         parameters: the shared ones. A task may leave some of them out: its gradient is 0 there.
@@ -70,7 +89,7 @@ def task_gradients(
         retain_graph: keep the graph for another backward pass.
 
     Raises:
-        ValueError: there are fewer than two tasks; a loss is not a scalar or does not depend on
+        ValueError: there are fewer than two tasks; a loss is no scalar tensor or does not depend on
             the shared parameters; a parameter is frozen, or both shared and a task's own.
 
     Example:
@@ -82,9 +101,10 @@ def task_gradients(
     """
     shared = tuple(dict.fromkeys(parameters))
     mine = check_tasks(losses, shared, task_parameters)
+    unclaimed = unclaimed_parameters(losses, shared, mine)
     sizes = [parameter.numel() for parameter in shared]
     matrix = empty_rows(len(losses), shared, shared)
-    found = OwnGradients()
+    found: dict[nn.Parameter, Tensor] = {}
     with no_autocast(shared[0].device):
         for row, (task, loss) in enumerate(losses.items()):
             keep = retain_graph or row + 1 < len(losses)
@@ -93,25 +113,32 @@ def task_gradients(
             )
             if all(gradient is None for gradient in gradients[: len(shared)]):
                 raise independent(task)
-            found.add(mine[task], gradients[len(shared) :])
+            add_own(found, mine[task], gradients[len(shared) :])
             fill_row(matrix[row], sizes, gradients[: len(shared)])
-    return TaskGradients(tuple(losses), shared, matrix, found.pairs())
+    own = tuple(found.items())
+    return TaskGradients(tuple(losses), shared, matrix, own=own, unclaimed=unclaimed)
 
 
 def apply_gradients(
     trunk: nn.Module | Mapping[str, Sequence[nn.Parameter]],
     gradients: TaskGradients,
     aggregator: Callable[[Tensor], Tensor],
+    *,
+    accumulate: bool = False,
 ) -> None:
     """Write ``.grad``: of shared parameters the aggregated one, of a task's own ones its own.
 
-    What was in these ``.grad`` is replaced, not added to.
+    What was in these ``.grad`` is replaced; that of tasks the meter knows from earlier batches and
+    that have no loss this time becomes None. Parameters that losses depend on and that are neither
+    shared nor a task's own stay as they are, with a warning: nothing trains them.
 
     Args:
         trunk: the module of the shared parameters, or its layers: name -> parameters.
         gradients: of :func:`task_gradients` or :meth:`ktlib.mtl.conflict.ConflictMeter.observe`.
         aggregator: of :func:`ktlib.mtl.aggregation.aggregator`, or any aggregator of torchjd, then
             on its own scale.
+        accumulate: add to what is in ``.grad``, for several small batches before one step, each
+            aggregated by itself. Call ``optimizer.zero_grad()`` before the first.
 
     Raises:
         ValueError: the gradients belong to other parameters than the trunk's.
@@ -125,12 +152,13 @@ def apply_gradients(
         tensor([1.5000, 2.5000])
     """
     _check_same(parameters_of(trunk), gradients.parameters)
-    combined: Tensor = aggregator(gradients.matrix)
+    # Solvers cannot take what is not finite, and a GradScaler only has to see that it is not.
+    overflow = math.isnan(gradients.loss_scale)
+    combined = gradients.matrix[0] if overflow else aggregator(gradients.matrix)
     sizes = [parameter.numel() for parameter in gradients.parameters]
-    for parameter, part in zip(gradients.parameters, combined.split(sizes), strict=True):
-        parameter.grad = part.view(parameter.shape).to(parameter.dtype)
-    for parameter, gradient in gradients.own:
-        parameter.grad = gradient
+    parts = zip(gradients.parameters, combined.split(sizes), strict=True)
+    found = [(p, part.view(p.shape).to(p.dtype)) for p, part in parts]
+    _write(found, gradients, accumulate)
 
 
 def apply_gramians(
@@ -171,10 +199,7 @@ def apply_gramians(
             [weight * loss.float() for weight, loss in zip(weights, losses.values(), strict=True)]
         ).sum()
         found = torch.autograd.grad(total, shared, allow_unused=True, materialize_grads=True)
-    for parameter, gradient in zip(shared, found, strict=True):
-        parameter.grad = gradient
-    for parameter, gradient in gramians.own:
-        parameter.grad = gradient
+    _write(list(zip(shared, found, strict=True)), gramians, accumulate=False)
 
 
 def gramian(rows: Tensor) -> Tensor:
@@ -206,6 +231,9 @@ def check_tasks(
     task_parameters: Mapping[str, Iterable[nn.Parameter]] | None,
 ) -> dict[str, list[nn.Parameter]]:
     """Check the losses; return the trained parameters that belong to one task each, as lists."""
+    for name, value in (("losses", losses), ("task_parameters", task_parameters or {})):
+        if not isinstance(value, Mapping):
+            raise _wrong(f"{name} must be a dict with the names of tasks", value)
     if len(losses) < 2:
         raise ValueError(f"losses must be of at least 2 tasks. Found {list(losses)}.")
     if not shared:
@@ -223,6 +251,11 @@ def check_tasks(
     mine: dict[str, list[nn.Parameter]] = {}
     known = set(shared)
     for task, loss in losses.items():
+        if not isinstance(loss, Tensor):
+            raise _wrong(f"the loss of task {task!r} must be a tensor with its graph", loss)
+        own = given.get(task, ())
+        if isinstance(own, (nn.Module, Tensor)):
+            raise _wrong(f"task_parameters of task {task!r} must be a list of parameters", own)
         if loss.numel() != 1:
             raise ValueError(
                 f"the loss of task {task!r} must be a scalar. Found shape {tuple(loss.shape)}."
@@ -230,15 +263,60 @@ def check_tasks(
         if not loss.requires_grad:
             raise independent(task)
         # A frozen parameter of a head has no gradient, and needs none.
-        mine[task] = [p for p in dict.fromkeys(given.get(task, ())) if p.requires_grad]
+        mine[task] = [p for p in dict.fromkeys(own) if p.requires_grad]
         if known & set(mine[task]):
             raise ValueError(f"task {task!r} has parameters of its own that are also shared.")
     return mine
 
 
+def _wrong(rule: str, found: object) -> ValueError:
+    return ValueError(f"{rule}. Found {type(found).__name__}.")
+
+
 def independent(task: str) -> ValueError:
     """The error of a loss without a path to the shared parameters."""
     return ValueError(f"the loss of task {task!r} does not depend on the shared parameters.")
+
+
+def unclaimed_parameters(
+    losses: Mapping[str, Tensor],
+    shared: Sequence[nn.Parameter],
+    mine: Mapping[str, Sequence[nn.Parameter]],
+) -> tuple[tuple[str, nn.Parameter], ...]:
+    """Parameters in the graph of the losses that nobody names, each with its first task."""
+    known = {*shared, *(parameter for own in mine.values() for parameter in own)}
+    seen, found = set(), dict[nn.Parameter, str]()
+    for task, loss in losses.items():
+        pending = [get_gradient_edge(loss).node]
+        while pending:
+            node = pending.pop()
+            if node not in seen:
+                seen.add(node)
+                leaf = getattr(node, "variable", None)  # of the nodes that end the graph
+                if isinstance(leaf, nn.Parameter) and leaf not in known:
+                    found.setdefault(leaf, task)
+                pending += [child for child, _ in node.next_functions if child is not None]
+    return tuple((task, parameter) for parameter, task in found.items())
+
+
+def check_own(
+    own: Sequence[tuple[nn.Parameter, Tensor]], mine: Mapping[str, Sequence[nn.Parameter]]
+) -> None:
+    """Raise :func:`not_finite` where a gradient of a task's own parameter is not finite."""
+    values = [(value.coalesce().values() if value.is_sparse else value) for _, value in own]
+    flags = [value.isfinite().all().to(values[0].device) for value in values]
+    if flags and not torch.stack(flags).all():  # one transfer for all
+        wrong = {p for (p, _), fine in zip(own, flags, strict=True) if not fine}
+        task, p = next((task, p) for task in mine for p in mine[task] if p in wrong)
+        raise not_finite(task, f"its own parameter of shape {tuple(p.shape)}")
+
+
+def not_finite(task: str, place: str) -> FloatingPointError:
+    """The error of a gradient that is infinite or NaN."""
+    return FloatingPointError(
+        f"the gradient of task {task!r} is not finite on {place}: lower the lr, or look at the "
+        "loss of this task; for losses times the factor of a GradScaler give loss_scale."
+    )
 
 
 def matrix_dtype(parameters: Sequence[nn.Parameter]) -> torch.dtype:
@@ -264,29 +342,41 @@ def no_autocast(device: torch.device) -> torch.autocast:
 def fill_row(row: Tensor, sizes: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
     """Copy gradients into one row, zeros where a task has none."""
     parts = [
-        row.new_zeros(size) if gradient is None else gradient.reshape(-1)
+        row.new_zeros(size)
+        if gradient is None
+        else (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
         for size, gradient in zip(sizes, gradients, strict=True)
     ]
     if parts:
         torch.cat(parts, out=row)
 
 
-class OwnGradients:
-    """Gradients of the tasks' own parameters, added up where tasks share one."""
+def add_own(
+    sums: dict[nn.Parameter, Tensor],
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor | None],
+) -> None:
+    """Add the gradients of one task's own parameters to those of tasks that share them."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
 
-    def __init__(self) -> None:
-        self._sums: dict[nn.Parameter, Tensor] = {}
 
-    def add(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-        """Take the gradients of one task."""
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                before = self._sums.get(parameter)
-                self._sums[parameter] = gradient if before is None else before + gradient
-
-    def pairs(self) -> tuple[tuple[nn.Parameter, Tensor], ...]:
-        """Each parameter with its gradient."""
-        return tuple(self._sums.items())
+def _write(found: Sequence[tuple[nn.Parameter, Tensor]], step: TaskStep, accumulate: bool) -> None:
+    """Put gradients of shared and own parameters into ``.grad``."""
+    if step.unclaimed:
+        shown = ", ".join(f"{task!r} {tuple(p.shape)}" for task, p in step.unclaimed[:4])
+        warnings.warn(
+            f"{len(step.unclaimed)} parameters are neither shared nor in task_parameters, so "
+            f"nothing trains them. Found of task (and shape) {shown}.",
+            stacklevel=3,
+        )
+    for parameter in () if accumulate else step.absent:
+        parameter.grad = None
+    for parameter, value in (*found, *step.own):
+        scaled = value if step.loss_scale == 1 else value * step.loss_scale
+        before = parameter.grad if accumulate else None
+        parameter.grad = scaled if before is None else before + scaled
 
 
 def _check_same(expected: Sequence[nn.Parameter], found: Sequence[nn.Parameter]) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
@@ -36,9 +37,21 @@ def segment_backward_graph(
 
     A cut is possible at a node that lies on every path from a loss to the parameters behind it: a
     dominator. Cuts further down leave more parameters in one segment and, in most networks, larger
-    tensors to keep: the best choice is found over all of them.
+    tensors to keep: the best choice is found over all of them. No cut is made at a tensor with a
+    hook that changes the gradient: it would run at the end of one segment and again in the next.
     """
-    chain, place = _dominators(losses, parameters)
+    hooked: set[Node] = set()
+    while True:
+        segments = _segments(*_dominators(losses, parameters, hooked), parameters)
+        found = {s.exit.node for s in segments if s.exit is not None and _has_hook(s.exit)}
+        if not found:
+            return segments
+        hooked |= found
+
+
+def _segments(
+    chain: Sequence[Node], place: Mapping[nn.Parameter, int], parameters: Sequence[nn.Parameter]
+) -> list[GraphSegment]:
     held = [0] * (len(chain) + 1)  # bytes of the parameters behind each node, before the next
     element = matrix_dtype(parameters).itemsize
     for parameter in parameters:
@@ -81,7 +94,7 @@ def segment_backward_graph(
 
 
 def _dominators(
-    losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]
+    losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], without: Collection[Node]
 ) -> tuple[list[Node], dict[nn.Parameter, int]]:
     """The longest chain of nodes at which the graph can be cut, from the losses down.
 
@@ -116,7 +129,8 @@ def _dominators(
             paths[parameter] = path[-2::-1]
     longest = max(paths.values(), key=len, default=[])
     # Where a node hands over several tensors, the gradient of one of them is not all there is.
-    chain = [node for node in longest if len(node._input_metadata) == 1]  # noqa: SLF001
+    single = [node for node in longest if len(node._input_metadata) == 1]  # noqa: SLF001
+    chain = [node for node in single if node not in without]
     kept = set(chain)
     return chain, {p: sum(node in kept for node in path) for p, path in paths.items()}
 
@@ -125,3 +139,17 @@ def _bytes(node: Node) -> int:
     """Size of the gradient that flows into a node."""
     (described,) = node._input_metadata  # noqa: SLF001 - no public way to ask for the shape
     return int(described.dtype.itemsize) * math.prod(int(length) for length in described.shape)
+
+
+def _has_hook(edge: GradientEdge) -> bool:
+    """Whether a gradient that flows into a node is not the one that is found there.
+
+    Hooks that only look see one gradient of zeros here.
+    """
+    (described,) = edge.node._input_metadata  # noqa: SLF001
+    zero = torch.zeros((), dtype=described.dtype, device=described.device).expand(described.shape)
+    try:
+        (found,) = torch.autograd.grad([edge], [edge], [zero], retain_graph=True)
+    except RuntimeError:  # such as a hook that works in place
+        return True
+    return found is not zero

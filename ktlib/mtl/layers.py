@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
-from torch import nn
+from torch import Tensor, nn
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -26,21 +26,18 @@ def layers_of(module: nn.Module, batch_norm: bool = True) -> dict[str, list[nn.P
 
     Returns:
         Name as in ``module.named_modules()`` -> trainable parameters, in the order in which the
-        network registered its layers. The name of the network itself is ``""``.
-
-    Raises:
-        ValueError: a module with parameters, or a parameter, has two names. Which of the two a
-            layer stands for would be ambiguous.
+        network registered its layers. The name of the network itself is ``""``. A module or a
+        parameter that is used in several places, as tied weights are, has the first of its names.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
         >>> list(layers_of(network)), list(layers_of(network, batch_norm=False))
         (['0', '1'], ['0'])
     """
-    _refuse_two_names(module)
-    layers = {}
+    layers, seen = {}, set[nn.Parameter]()
     for name, layer in module.named_modules():
-        own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
+        own = [p for p in layer.parameters(recurse=False) if p.requires_grad and p not in seen]
+        seen.update(own)
         if own and (batch_norm or not isinstance(layer, _BATCH_NORMS)):
             layers[name] = own
     return layers
@@ -50,11 +47,12 @@ def check_layers(module: nn.Module, layers: Iterable[str] | str) -> tuple[str, .
     """The names, in the order of the network and each once, if all are layers of ``module``.
 
     Raises:
-        ValueError: a name is unknown, or what it names has no trainable parameters of its own;
-            or as :func:`layers_of`.
+        ValueError: a name is unknown, what it names has no trainable parameters of its own, or it
+            is used under another name, too: a copy for one place would leave the other as it is.
     """
     known, modules = layers_of(module), dict(module.named_modules())
     chosen = {layers} if isinstance(layers, str) else set(layers)
+    _refuse_two_names(module, chosen)
     for name in sorted(chosen - known.keys()):
         if name in modules:
             frozen = bool(list(modules[name].parameters(recurse=False)))
@@ -68,23 +66,16 @@ def check_layers(module: nn.Module, layers: Iterable[str] | str) -> tuple[str, .
     return tuple(name for name in known if name in chosen)
 
 
-def _refuse_two_names(module: nn.Module) -> None:
-    """Modules with parameters, and parameters, must each have one name."""
-    first: dict[nn.Module, str] = {}
-    for name, part in module.named_modules(remove_duplicate=False):
-        if next(part.parameters(recurse=False), None) is None:
-            continue  # one ReLU may serve in many places
-        if part in first:
+def _refuse_two_names(module: nn.Module, chosen: Set[str]) -> None:
+    """Chosen layers, and their parameters, must each have one name."""
+    names: dict[nn.Module | nn.Parameter, list[str]] = {}
+    for every in (module.named_modules, module.named_parameters):
+        for name, part in every(remove_duplicate=False):
+            names.setdefault(part, []).append(name)
+    for part, found in names.items():
+        layers = {name.rpartition(".")[0] for name in found} if isinstance(part, Tensor) else found
+        if len(found) > 1 and chosen & set(layers):
             raise ValueError(
-                f"module must hold each layer once. Found one {type(part).__name__} under the "
-                f"names {first[part]!r} and {name!r}."
+                "layers must name layers that are used in one place. Found one "
+                f"{type(part).__name__} under the names {' and '.join(map(repr, found))}."
             )
-        first[part] = name
-    owners: dict[nn.Parameter, str] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter in owners:
-            raise ValueError(
-                "module must hold each parameter once. Found one under the names "
-                f"{owners[parameter]!r} and {name!r}."
-            )
-        owners[parameter] = name

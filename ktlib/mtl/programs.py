@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
-from ktlib.mtl.sharing import is_inside
-from ktlib.tracing import WRITERS, program, split_graph
+from ktlib.tracing import (
+    first_of,
+    is_inside,
+    may_be_written,
+    only_reads,
+    origins,
+    program,
+    split_graph,
+)
 
 _WITH_STATISTICS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
 )  # fmt: skip
-
-# Functions that leave their arguments alone and whose result is a tensor of its own.
-_READERS: set[Any] = {
-    operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul,
-    torch.add, torch.sub, torch.mul, torch.div, torch.matmul, torch.cat, torch.stack, getattr,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Programs:
     def for_one_task(self, values: Sequence[Any]) -> list[Any]:
         """The prefix's values; a copy of those that the first task could spoil for the second."""
         return [
-            tree_map_only(Tensor, torch.clone, value) if written else value
+            tree_map_only(Tensor, Tensor.clone, value) if written else value
             for value, written in zip(values, self.may_be_written, strict=True)
         ]
 
@@ -53,18 +52,29 @@ def split_at_first_task_layer(
         task_specific: names of the modules of which each task has its own; the trunk is split at
             the first use of one.
     """
-    nodes = list(graph.nodes)
-    first = first_of(nodes, task_specific)
+    first = first_of(list(graph.nodes), task_specific)
     prefix, tail, crossing = split_graph(graph, first)
-    after, some = set(nodes[first:]), next(iter(views.values()))
+    after, some = set(list(graph.nodes)[first:]), next(iter(views.values()))
     return Programs(
         program(some, prefix),
         {task: program(view, tail) for task, view in views.items()},
         [
-            not all(_only_reads(some, user, node) for user in node.users if user in after)
+            not all(only_reads(some, user, node) for user in node.users if user in after)
             for node in crossing
         ],
     )
+
+
+def writes_through_views(graph: fx.Graph, whole: nn.Module, task_specific: Collection[str]) -> str:
+    """Why copies of the values handed on would not do; empty if they do."""
+    nodes = list(graph.nodes)
+    first = first_of(nodes, task_specific)
+    crossing, of = split_graph(graph, first)[2], origins(whole, nodes[:first])
+    for node in crossing:
+        viewed = any(of[node] & of[other] for other in crossing if other is not node)
+        if viewed and may_be_written(whole, node, nodes[first:]):
+            return f"{node.name!r} may be written to, and another value be a view of it"
+    return ""
 
 
 def norms_behind(whole: nn.Module, graph: fx.Graph | None, layers: Collection[str]) -> set[str]:
@@ -96,33 +106,6 @@ def norms_behind(whole: nn.Module, graph: fx.Graph | None, layers: Collection[st
         task_specific = found
 
 
-def first_of(nodes: Sequence[fx.Node], layers: Collection[str]) -> int:
-    """Position of the first step that uses a layer's parameters; that of the output if none does.
-
-    Parameters are used by a module that is called or, in a block that owns some, read by name.
-    """
-    for i, node in enumerate(nodes):
-        target = str(node.target)
-        if node.op == "call_module" and any(is_inside(layer, target) for layer in layers):
-            return i
-        if node.op == "get_attr" and target.rpartition(".")[0] in layers:
-            return i
-    return len(nodes) - 1
-
-
 def _called(nodes: Sequence[fx.Node]) -> list[str]:
     """Names of the modules that these steps call."""
     return [str(node.target) for node in nodes if node.op == "call_module"]
-
-
-def _only_reads(view: nn.Module, user: fx.Node, value: fx.Node) -> bool:
-    """Whether a step surely leaves a value alone and returns no other view of it."""
-    if user.op == "call_module":
-        module = view.get_submodule(str(user.target))
-        known = type(module).__module__.startswith("torch.nn.modules.")
-        return known and next(module.parameters(recurse=False), None) is not None
-    if user.op != "call_function":
-        return False
-    if getattr(user.target, "__name__", "") in WRITERS:
-        return user.args[0] is not value
-    return user.target in _READERS and "out" not in user.kwargs

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ktlib.tracing import is_leaf
+from ktlib.tracing import is_inside, is_leaf
 
 
 def copy_with_own(whole: nn.Module, layers: set[str], task_specific: set[str]) -> nn.Module:
@@ -69,11 +69,6 @@ def shared_and_task_modules(
                     node.__dict__[unsaved] = node.__dict__[unsaved] | start.__dict__[unsaved]
                 mine.__dict__[kind] = node.__dict__[kind]
     return shared, own
-
-
-def is_inside(layer: str, module: str) -> bool:
-    """Whether the layer of that name is the module or a part of it."""
-    return module in ("", layer) or layer.startswith(f"{module}.")
 
 
 def _node(tree: nn.Module, name: str) -> nn.Module:

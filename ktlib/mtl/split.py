@@ -11,12 +11,18 @@ import copy
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Self
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
 
 from ktlib.mtl.layers import check_layers, layers_of
-from ktlib.mtl.programs import norms_behind, split_at_first_task_layer
+from ktlib.mtl.programs import (
+    Programs,
+    norms_behind,
+    split_at_first_task_layer,
+    writes_through_views,
+)
 from ktlib.mtl.sharing import copy_with_own, shared_and_task_modules
-from ktlib.tracing import trace
+from ktlib.tracing import Call, as_call, call_of, default_call, differing, trace, warn_whole
 
 _CONSEQUENCE = "every task computes its whole trunk"
 
@@ -28,13 +34,16 @@ def split(
     *,
     share_prefix: bool = True,
     own_statistics: bool = False,
+    example: Any = None,
 ) -> SplitTrunk:
     """Give every task a trunk of its own, in which only ``layers`` are its own.
 
     The part in front of the first of ``layers`` is computed once, skip connections included, if
     :mod:`torch.fx` can trace the trunk. Otherwise every task computes its whole trunk, with a
-    warning: results are the same, without the saving. Modules without children are never looked
-    into; of the others, ``forward`` is read once, with the attributes that it has now.
+    warning that gives the reason: results are the same, without the saving. Modules without
+    children and blocks with hooks are never looked into; of the others, ``forward`` is read once,
+    with the attributes and hooks that it has now. The tasks share the random numbers that are
+    drawn in front of the split, such as the mask of a dropout.
 
     Args:
         trunk: images ``(batch, ...)`` -> features, any network. It is copied, not changed.
@@ -45,10 +54,15 @@ def split(
             ``random`` or an attribute that changes during training.
         own_statistics: whether every task keeps running statistics of its own in the shared norms
             behind the split; see :class:`SplitTrunk`.
+        example: what the trunk takes: its input, a tuple of inputs or a mapping of keywords. The
+            split trunk and whole ones are then run on it, and their outputs and gradients compared,
+            in training and evaluation mode; where they differ, every task computes its whole trunk.
+            Nothing but time is used: neither random numbers nor running statistics.
 
     Raises:
-        ValueError: a layer is unknown or has two names (see :func:`layers_of`), or a task has no
-            name, a name with a dot, one that another task has, or one that ``nn.Module`` uses.
+        ValueError: a layer is unknown or has two names (see :func:`layers_of`), a task has no name,
+            a name with a dot, one that another task has, or one that ``nn.Module`` uses, or the
+            trunk cannot be called with the example.
 
     Example:
         >>> trunk = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -60,8 +74,9 @@ def split(
         (['0'], [(2, 8), (2,)])
     """
     return SplitTrunk(
-        trunk, layers, tasks, share_prefix=share_prefix, own_statistics=own_statistics
-    )
+        trunk, layers, tasks, share_prefix=share_prefix, own_statistics=own_statistics,
+        example=example,
+    )  # fmt: skip
 
 
 class SplitTrunk(nn.Module):
@@ -104,14 +119,22 @@ class SplitTrunk(nn.Module):
         *,
         share_prefix: bool = True,
         own_statistics: bool = False,
+        example: Any = None,
     ) -> None:
         super().__init__()
         self.tasks = _checked_tasks(tasks)
         self.layers = check_layers(trunk, layers)
         whole = copy.deepcopy(trunk)
-        graph = trace(whole, _CONSEQUENCE, 3) if self.layers and share_prefix else None
+        graph, task_specific = None, set(self.layers)
+        call = default_call(trunk) if example is None else call_of(*as_call(example))
+        if self.layers and share_prefix:
+            graph, reason = trace(whole, call)
+            if graph is not None:
+                apart = norms_behind(whole, graph, task_specific) if own_statistics else set()
+                reason = self._not_exact(whole, graph, task_specific | apart, example)
+                graph = None if reason else graph
+            warn_whole(whole, reason, _CONSEQUENCE, 3)
         self.shares_prefix = graph is not None or not self.layers
-        task_specific = set(self.layers)
         if self.layers and own_statistics:
             task_specific |= norms_behind(whole, graph, task_specific)
         self._views = {
@@ -122,29 +145,32 @@ class SplitTrunk(nn.Module):
         )
         self.training = trunk.training
         self._apart = task_specific
-        self._programs = (
-            None if graph is None else split_at_first_task_layer(graph, self._views, task_specific)
-        )
+        self._programs: dict[Call, Programs | None] = {}
+        if graph is not None:
+            self._programs[call] = split_at_first_task_layer(graph, self._views, task_specific)
 
-    def forward(self, images: Tensor) -> dict[str, Any]:
+    def forward(self, *inputs: Any, **options: Any) -> dict[str, Any]:
         """Compute every task's features.
 
         Args:
-            images: ``(batch, ...)``, as the trunk takes them.
+            *inputs: such as images ``(batch, ...)``, as the trunk takes them.
+            **options: as the trunk takes them.
 
         Returns:
             Task -> what the trunk returns.
         """
         if not self.layers:
-            return dict.fromkeys(self.tasks, self.shared(images))
-        if self._programs is None:
+            return dict.fromkeys(self.tasks, self.shared(*inputs, **options))
+        programs = self._programs_of(call_of(inputs, options)) if self.shares_prefix else None
+        if programs is None:
             # A trunk may work in place on its input: each task gets one of its own.
-            return {task: view(images.clone()) for task, view in self._views.items()}
-        values = self._programs.prefix(images)
-        return {
-            task: tail(*self._programs.for_one_task(values))
-            for task, tail in self._programs.tails.items()
-        }
+            given = [tree_map_only(Tensor, Tensor.clone, (inputs, options)) for _ in self.tasks]
+            return {
+                task: view(*inputs, **options)
+                for (task, view), (inputs, options) in zip(self._views.items(), given, strict=True)
+            }
+        values = programs.prefix(*inputs, *options.values())
+        return {task: tail(*programs.for_one_task(values)) for task, tail in programs.tails.items()}
 
     def trunk_of(self, task: str) -> nn.Module:
         """The whole trunk of one task, an object of the class of the trunk that was split.
@@ -192,11 +218,34 @@ class SplitTrunk(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        traced = self.layers and self.shares_prefix
-        graph = trace(self._views[self.tasks[0]], _CONSEQUENCE, 2) if traced else None
-        self._programs = (
-            None if graph is None else split_at_first_task_layer(graph, self._views, self._apart)
-        )
+        self._programs = {}
+
+    def _programs_of(self, call: Call) -> Programs | None:
+        """What is computed once and what per task, of a call that may be the first of its kind."""
+        if call not in self._programs:
+            some, programs = self._views[self.tasks[0]], None
+            graph, reason = trace(some, call)
+            if graph is not None:
+                reason = self._not_exact(some, graph, self._apart, None)
+                if not reason:
+                    programs = split_at_first_task_layer(graph, self._views, self._apart)
+            warn_whole(some, reason, _CONSEQUENCE, 3)
+            self._programs[call] = programs
+        return self._programs[call]
+
+    def _not_exact(self, whole: nn.Module, graph: fx.Graph, apart: set[str], example: Any) -> str:
+        """Why the tasks must compute the whole trunk; empty if they need not."""
+        reason = writes_through_views(graph, whole, apart)
+        if reason or example is None:
+            return reason
+        whole = copy.deepcopy(whole)
+        views = {task: copy_with_own(whole, set(self.layers), apart) for task in self.tasks[:2]}
+        programs = split_at_first_task_layer(graph, views, apart)
+        tails = [
+            lambda values, tail=tail: tail(*programs.for_one_task(values))
+            for tail in programs.tails.values()
+        ]
+        return differing(list(views.values()), programs.prefix, tails, example)
 
 
 def _checked_tasks(tasks: Collection[str]) -> tuple[str, ...]:

@@ -454,6 +454,7 @@ def test_a_score_falls_where_the_update_hurts_the_task(adapted, head, pool):
     assert ranking.settings["batches"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:ranked last", "ignore:.*below the start")
 def test_batches_are_all_images_of_the_task_in_random_order(adapted, head, pool):
     images, labels, tasks = pool
 
@@ -477,6 +478,7 @@ def test_batches_are_all_images_of_the_task_in_random_order(adapted, head, pool)
     assert len(longer.rows) == 5
 
 
+@pytest.mark.filterwarnings("ignore:ranked last", "ignore:.*below the start")
 def test_any_network_with_adapters_of_peft_is_ranked(adapted, head, pool):
     images, labels, tasks = pool
     asked = {"batch_size": 10, "steps": 3}

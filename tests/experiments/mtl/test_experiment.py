@@ -2,13 +2,20 @@
 
 import pytest
 import torch
+from torch import nn
 
 import data_prep as data
 from data_prep import MultiTaskImages, Task
 from experiments.mtl.comparison import train_architecture
-from experiments.mtl.experiment import QUARTERS, MultiTaskExperiment, TrainedRun
+from experiments.mtl.experiment import (
+    QUARTERS,
+    MultiTaskExperiment,
+    TrainedRun,
+    conflict_ranking,
+)
 from experiments.mtl.parameters import ARCHITECTURES, GRADIENT_METHODS, ReconParameters
 from experiments.mtl.studies import run_result
+from ktlib.mtl.conflict import ConflictMeter
 from ktlib.seeding import generator
 
 CLASSES = ("a", "b", "c")
@@ -158,6 +165,8 @@ def test_the_ranking_is_that_of_the_searched_quarters():
     assert e.recon_layers(run) == e.ranking(run)[:3]
     whole = e.with_parameters(search_quarters=4)
     assert whole.ranking(run) == run.conflicts(4).ranking(-0.1)
+    with pytest.warns(UserWarning, match="no conflict of severity -0.9 .* order of the network"):
+        assert conflict_ranking(ConflictMeter(nn.Linear(1, 1), [-0.9]), -0.9) == [""]
     without = e.with_parameters(batch_norm=False)
     assert not any("bn" in name for name in without.ranking(run))
     assert set(without.ranking(run)) < set(e.ranking(run))

@@ -16,6 +16,8 @@ from experiments.mtl.report import (
     interval_shares,
     interval_table,
     layer_kinds,
+    layer_task_table,
+    pair_table,
     printed_distances,
     reductions,
     results_table,
@@ -98,6 +100,25 @@ def test_rows_of_a_meter():
     scores = score_rows(meter, stage=1)
     assert [(row["severity"], row["score"]) for row in scores] == [(0.0, 2), (-0.1, 1)]
     assert len(histogram_rows(meter_of(0.5))) == 1  # empty bins have no row
+
+
+def test_which_tasks_conflict_by_hand():
+    """Lengths 1, 2 and 1; cosines on the first layer -1/2 (a, b), 1 (a, c), 0 (b, c)."""
+    layers = {name: [nn.Parameter(torch.ones(2))] for name in ("y", "x")}
+    meter = ConflictMeter(layers, severities=(0.0, -0.3), task_pairs=True)
+    first = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 4.0, 0.0], [1.0, 0.0, 1.0]]).double()
+    for second in (torch.eye(3).double(), torch.zeros(3, 3).double()):
+        meter.count({"y": first, "x": second}, ["a", "b", "c"])
+    shares = pair_table(meter, 0.0)
+    assert shares.loc["a", ["b", "c"]].tolist() == [100.0, 0.0]
+    assert shares.loc[["a", "c"], "b"].tolist() == [100.0, 0.0]
+    # Over all parameters -1 / sqrt(2 * 5) = -0.32, then -1 / 2.
+    assert pair_table(meter, -0.3).loc["b", "a"] == 100.0
+    added = layer_task_table(meter)
+    assert list(added.index) == ["y", "x"]
+    # For a: -1/2 * 2 of b, 1 of c. For b: -1/2 * 1/2 of a. For c: 1 of a.
+    assert added.loc["y"].tolist() == pytest.approx([0.0, -0.25, 1.0])
+    assert added.loc["x"].tolist() == pytest.approx([0.0, 0.0, 0.0])
 
 
 def test_distances_below_the_diagonal():

@@ -1,12 +1,15 @@
 import copy
+import types
+import warnings
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models import mobilenet_v2
+from torchvision.models import mobilenet_v2, resnet50
 
 from experiments.models.resnet import resnet18_features
-from ktlib.fcl import last_convolutions, split_network
+from ktlib.fcl import flatness, last_convolutions, split_network
+from tests.ktlib.mtl.trunks import EXACT, MATRIX, REFUSED
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 16, 17])
@@ -44,23 +47,59 @@ def test_cuts_a_network_of_another_library():
     assert sum(1 for _ in split.prefix.parameters()) > 100
 
 
-class Undecided(nn.Module):
-    """Cannot be traced: what it does depends on the values."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.second(self.first(x)) if x.sum() > 0 else self.second(x)
+# The same trunks as those of several tasks: exact, or whole with the reason.
+ROWS = [row for row in MATRIX if row.outcome != REFUSED and len(row.inputs) == 1 and not row.slow]
 
 
-def test_a_network_that_cannot_be_traced_is_kept_whole_with_a_warning():
-    network = Undecided()
-    with pytest.warns(UserWarning, match="Undecided cannot be traced"):
-        split = split_network(network, ["second"])
-    x = torch.randn(5, 4)
-    assert torch.equal(split.tail_forward(split.prefix(x)), network(x))
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_network_is_split_exactly_or_kept_whole_with_the_reason(row):
+    network, (x,) = row.made()
+    layers = [name for name in row.layers if name not in ("", "cell")] or ["c"]
+    state, before = torch.get_rng_state(), copy.deepcopy(network.state_dict())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        split = split_network(network, layers, example=x)
+    told = [str(w.message) for w in told if issubclass(w.category, UserWarning)]
+    assert torch.equal(state, torch.get_rng_state())
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    # No fault here: a view written across the split, as the draws share one value alone, and
+    # whatever stands behind the first of the layers where nothing is in front of it.
+    nothing = isinstance(split.prefix, nn.Identity)
+    assert split.shares_prefix == (row.outcome == EXACT) or "view" in row.says or nothing
+    for mode in (False, True):  # made in one mode, used in another
+        network.train(mode)
+        torch.manual_seed(3)
+        whole = copy.deepcopy(network)
+        expected = whole(x.clone())
+        expected.square().sum().backward()
+        network.zero_grad()
+        torch.manual_seed(3)
+        features = split.prefix(x)
+        noise = {name: torch.zeros_like(p) for name, p in split.tuned.items()}
+        found = split.tail_forward(features, noise)
+        torch.testing.assert_close(found, expected)
+        if not row.random or not mode:
+            assert torch.equal(split.tail_forward(features, noise), found)
+        found.square().sum().backward()
+        for (name, p), other in zip(network.named_parameters(), whole.parameters(), strict=True):
+            if not row.random or not mode:
+                torch.testing.assert_close(p.grad, other.grad, msg=name)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if "place" in row.name or "dropout" in row.name],
+    ids=lambda row: row.name,
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Trunk cannot be traced")
+def test_a_box_of_width_zero_is_flat(row):
+    network, (x,) = row.made()
+    split = split_network(network, ["c"])
+    found = flatness(
+        split, nn.Linear(6, 3).double(), x, torch.arange(len(x)) % 3, bound=0.0, draws=5,
+        generator=torch.Generator(),
+    )  # fmt: skip
+    assert found.indicator == 0
 
 
 class Scale(nn.Module):
@@ -112,6 +151,41 @@ def test_shortcut_convolutions_are_left_out():
     names = last_convolutions(resnet18_features(1, 4), 17)
     assert len(names) == 17
     assert not any("downsample" in name for name in names)
+
+
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.shortcut, self.two = (nn.Conv2d(2, 2, k) for k in (1, 1, 3))
+
+    def forward(self, x):
+        return self.one(x) if x.sum() > 0 else self.two(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (resnet50, 49),
+        (mobilenet_v2, 52),
+        (lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3)), 2),
+        (Untraceable, 2),
+    ],
+)
+def test_only_shortcuts_are_left_out_of_the_narrow_convolutions(make, count):
+    network = make()
+    names = last_convolutions(network, count)
+    every = [name for name, part in network.named_modules() if isinstance(part, nn.Conv2d)]
+    assert names == [n for n in every if "downsample" not in n and "shortcut" not in n]
+    with pytest.raises(ValueError, match=f"between 1 and {count}"):
+        last_convolutions(network, count + 1)
+
+
+def test_a_layer_that_is_not_used_is_refused():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network.spare = nn.Linear(2, 2)
+    network.forward = types.MethodType(lambda self, x: self[1](self[0](x)), network)
+    with pytest.raises(ValueError, match="Found 'spare', unused"):
+        split_network(network, ["spare"])
 
 
 @pytest.mark.parametrize("count", [0, 18])

@@ -114,7 +114,6 @@ def test_the_norm_of_weights(new_llama):
     scores = update_norms(tuned, base_state=base).scores
     head = tuned.lm_head.weight.detach() - base["lm_head.weight"]
     assert scores["lm_head"] == pytest.approx(float(head.norm()), rel=1e-5)
-    assert all(v == 0 for v in update_norms(tuned, base_state=tuned.state_dict()).scores.values())
 
 
 def test_scoring_changes_nothing_and_needs_finite_losses(lora_llama, batches):

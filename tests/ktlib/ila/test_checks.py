@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from ktlib.ila.checks import checked_batches, context_length, model_loss, require_finite
@@ -43,6 +44,36 @@ def test_a_batch_without_targets_is_named(llama, batches):
         checked_batches(llama, [batches[0], bad])
     labels[0, 1] = 5
     checked_batches(llama, [bad])
+
+
+def test_batches_of_a_tokenizer_work_and_its_lists_are_refused(llama, batches):
+    encoding = transformers.BatchEncoding(dict(batches[0]))
+    assert checked_batches(llama, [encoding])[0].keys() == batches[0].keys()
+    with pytest.raises(TypeError, match="Found a single one"):
+        checked_batches(llama, encoding)
+    lists = transformers.BatchEncoding({key: v.tolist() for key, v in batches[0].items()})
+    with pytest.raises(TypeError, match=r"is not a tensor but list.*return_tensors='pt'"):
+        checked_batches(llama, [lists])
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("labels", lambda t: t.float(), r"labels must be torch.int64 of shape \(2, 10\).*float32"),
+        ("labels", lambda t: t.int(), r"Found torch.int32 of \(2, 10\) in batch 1"),
+        ("labels", lambda t: t[:, 1:], r"Found torch.int64 of \(2, 9\) in batch 1"),
+        ("labels", lambda t: t[:, 0], r"Found torch.int64 of \(2,\) in batch 1"),
+        ("labels", lambda t: t[:1], r"Found torch.int64 of \(1, 10\) in batch 1"),
+        ("labels", lambda t: t.where(t >= 0, -1), r"-100 or lie in \[0, 64\). Found -1 to"),
+        ("labels", lambda t: t + 64 * (t >= 0), r"lie in \[0, 64\). Found .* in batch 1"),
+        ("labels", lambda t: torch.full_like(t, -100), "after the first token. Found none in ba"),
+        ("input_ids", lambda t: t.float(), r"whole numbers .* Found torch.float32 of \(2, 10\)"),
+        ("attention_mask", lambda t: t[:, 1:], r"shape of input_ids, \(2, 10\). Found \(2, 9\)"),
+    ],
+)
+def test_odd_tensors_are_named(llama, batches, key, change, message):
+    with pytest.raises(ValueError, match=message):
+        checked_batches(llama, [batches[0], {**batches[1], key: change(batches[1][key])}])
 
 
 def test_tokens_that_the_model_does_not_know_are_refused(llama, batches):

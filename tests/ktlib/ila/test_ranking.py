@@ -111,6 +111,7 @@ def test_files_that_are_no_rankings_are_refused(ranking, tmp_path):
         ({"extra": 1}, "extra: Extra inputs are not permitted"),
         ({"standard_errors": {"lm_head": 1.0}}, "standard_errors must have the layers"),
         ({"curve": {"1": {"lm_head": 1.0}}}, "curve at step 1 must have the layers"),
+        ({"without_update": ["else"]}, "without_update must hold layers"),
     ]:
         path.write_text(json.dumps(good | change))
         with pytest.raises(ValueError, match=f"ranking.json is not a ranking of layers.*{message}"):
@@ -148,6 +149,14 @@ def test_the_heat_map_has_blocks_and_projections(ranking):
     chosen = ranking.heat_map(top_fraction=0.5)
     assert chosen.loc[0, "q_proj"] == chosen.loc[1, "up_proj"] == 1.0
     assert chosen.loc[0, "up_proj"] == chosen.loc["outside", "lm_head"] == 0.0
+
+
+def test_the_heat_map_keeps_encoder_and_decoder_apart():
+    parts = ("encoder.block", "decoder.block")
+    names = [f"{part}.{block}.layer.0.q" for part in parts for block in (0, 1)]
+    table = random_ranking(names).heat_map()
+    assert table.notna().sum().sum() == 4
+    assert list(table.columns) == ["encoder.block.layer.0.q", "decoder.block.layer.0.q"]
 
 
 def test_projections_of_one_last_name_keep_the_whole():

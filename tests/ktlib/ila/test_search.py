@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import peft
 import pytest
@@ -9,10 +10,14 @@ import torch
 from torch import nn
 
 from ktlib.ila import search
-from ktlib.ila.baselines import ablation_scores, first_order_scores
+from ktlib.ila.baselines import ablation_scores, first_order_scores, update_norms
 from ktlib.ila.gates import gated_updates
 from ktlib.ila.layers import adapted_layers
+from ktlib.ila.ranking import LayerRanking
 from ktlib.ila.search import batch_contributions, rank_layers, rank_layers_full, standard_errors
+
+# Updates drawn at random do as much harm as good.
+pytestmark = pytest.mark.filterwarnings("ignore:.*scores are below the start")
 
 
 def weights(model):
@@ -311,6 +316,87 @@ def test_models_and_batches_that_cannot_be_ranked(llama, lora_llama, batches):
         rank_layers_full(lora_llama, llama.state_dict(), batches)
     with pytest.raises(ValueError, match="at least one batch"):
         rank_layers(lora_llama, [])
+
+
+SCORERS = {
+    "ila": lambda model, batches: rank_layers(model, batches, steps=4, lr=0.5),
+    "first order": first_order_scores,
+    "ablation": ablation_scores,
+    "norms": lambda model, batches: update_norms(model),
+}
+
+
+def without_updates(model, *layers):
+    with torch.no_grad():
+        for name, layer in adapted_layers(model).items():
+            if not layers or name in layers:
+                layer.lora_B["default"].weight.zero_()
+    return model
+
+
+@pytest.mark.parametrize("score", SCORERS.values(), ids=SCORERS)
+def test_adapters_without_any_update_are_refused(lora_llama, llama, batches, score):
+    before = weights(without_updates(lora_llama))
+    with pytest.raises(ValueError, match="nothing to rank: .* is zero in adapter 'default'"):
+        score(lora_llama, batches)
+    assert_unchanged(lora_llama, before)
+    with pytest.raises(ValueError, match="nothing to rank: .* is zero in the model, which equals"):
+        rank_layers_full(llama, llama.state_dict(), batches)
+
+
+@pytest.mark.parametrize("score", SCORERS.values(), ids=SCORERS)
+def test_layers_without_update_come_last_and_are_named(lora_llama, batches, score):
+    names = list(adapted_layers(lora_llama))
+    without_updates(lora_llama, names[0], names[5])
+    with pytest.warns(UserWarning, match=f"ranked last.*{names[0]}, {names[5]}"):
+        ranking = score(lora_llama, batches)
+    assert ranking.names[-2:] == (names[0], names[5])
+    assert ranking.without_update == [names[0], names[5]]
+    assert set(ranking.top(0.8)).isdisjoint(ranking.without_update)
+    assert LayerRanking.model_validate_json(ranking.model_dump_json()) == ranking
+    if score is SCORERS["ila"]:  # the scores themselves are those of the theory
+        assert ranking.scores[names[0]] == 4.0
+        assert min(ranking.scores.values()) < 4.0
+        assert ranking.at_step(2).names[-2:] == (names[0], names[5])
+
+
+def test_a_layer_that_no_gradient_reaches_comes_last(image_network):
+    model, data = image_network
+
+    def loss(network, batch):
+        first, last = (network.get_base_model()[place] for place in (1, 3))
+        inputs = batch[0].flatten(1)
+        return class_loss(last, (inputs[:, :8] + 0 * first(inputs), batch[1]))
+
+    with pytest.warns(UserWarning, match="ranked last.*: 1"):
+        ranking = rank_layers(model, data, loss=loss)
+    assert ranking.names == ("3", "1")
+
+
+@pytest.mark.filterwarnings("default:.*scores are below the start")
+def test_updates_that_overshoot_are_warned_about(lora_llama, batches):
+    def turned(model, batch):
+        return -model(**batch).loss
+
+    def plain(model, batch):
+        return model(**batch).loss
+
+    counts = []
+    for loss in (plain, turned):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            scores = rank_layers(lora_llama, batches[:1], loss=loss, steps=2).scores
+        below = sum(score < 4.0 for score in scores.values())
+        said = [str(one.message) for one in caught if "below the start" in str(one.message)]
+        assert bool(said) == (2 * below >= 14)
+        assert all(
+            line.startswith(f"{below} of 14 scores are below the start, 4.0") for line in said
+        )
+        counts.append(len(said))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a penalty pulls every score down on purpose
+            rank_layers(lora_llama, batches[:1], loss=loss, steps=2, penalty=1.0)
+    assert sum(counts) >= 1
 
 
 def class_loss(model, batch):

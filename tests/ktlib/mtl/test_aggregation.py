@@ -185,10 +185,69 @@ def test_update_scales_with_the_gradients(name, size):
     torch.testing.assert_close(scaled / size, whole, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["joint", "mgda", "pcgrad", "graddrop", "cagrad", "upgrad"])
-@pytest.mark.parametrize("rows", [[[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 2.0]]])
-def test_gradients_that_are_zero_make_no_nan(name, rows):
-    assert bool(made(name)(matrix(*rows)).isfinite().all())
+# These are told or remember something of each task, so they get all.
+PER_TASK = {"Constant", "ExcessMTL"}
+
+
+@pytest.mark.filterwarnings("ignore:You are solving a parameterized problem:UserWarning")
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_task_without_gradient_is_left_out(name):
+    """The update of the other tasks, wherever the row of zeros is; with 0 of all it is 0."""
+    rows, zero = spread(3, 0, 20), torch.zeros(1, 20, dtype=torch.float64, device=DEVICE)
+    told = {
+        "Constant": {"weights": torch.ones(4, dtype=torch.float64, device=DEVICE)},
+        "NashMTL": {"n_tasks": 4},
+        "Krum": {"n_byzantine": 0, "n_selected": 2},
+    }.get(name, {})
+    if name not in PER_TASK:
+        expected = made(name, **told | ({"n_tasks": 3} if name == "NashMTL" else {}))(rows)
+    for place in (0, 2, 3):
+        with_zero = torch.cat([rows[:place], zero, rows[place:]])
+        found = made(name, **told)(with_zero)
+        assert found.isfinite().all()
+        assert found.norm() > 0
+        if name not in PER_TASK:
+            torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+    assert torch.equal(made(name, **told)(torch.zeros_like(with_zero)), zero[0])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("zeros", [0, 2])
+def test_one_task_makes_a_plain_step(name, zeros):
+    told = {"NashMTL": {"n_tasks": 1 + zeros}}.get(name, {})
+    if name == "Constant":
+        told = {"weights": torch.ones(1 + zeros, dtype=torch.float64, device=DEVICE)}
+    rows = matrix(*([[0.0, 0.0]] * zeros), [3.0, -4.0])
+    if name == "ExcessMTL" and zeros:
+        assert torch.equal(made(name, **told)(rows).sign(), rows[-1].sign())
+    else:
+        assert made(name, **told)(rows).tolist() == [3.0, -4.0]
+
+
+def test_options_by_task_keep_their_places():
+    """Preferences are by row: a task without gradient keeps its own."""
+    weights = torch.tensor([5.0, 2.0, 7.0], dtype=torch.float64, device=DEVICE)
+    rows = matrix([1.0, 0.0], [0.0, 0.0], [0.0, 1.0])
+    close(made("upgrad", pref_vector=weights)(rows), 3 * torch.tensor([5.0, 7.0]), 5e-3)
+    assert made("Constant", weights=weights)(rows).tolist() == [5.0, 7.0]
+    assert made("Constant", weights=weights[:1])(rows[:1]).tolist() == [5.0, 0.0]
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-5])
+def test_cagrad_stays_within_its_distance_of_the_mean(size):
+    """|d - g_0| <= c |g_0|, so that c below 1 always moves; a nearly saturated loss is no stop."""
+    rows = torch.cat([spread(2, 0, 20), size * spread(1, 1, 20)])
+    mean = rows.mean(dim=0) if size else rows[:2].mean(dim=0)
+    found = made("cagrad", c=0.4)(rows) / (3 if size else 2)
+    assert (found - mean).norm() <= 0.4 * mean.norm() * (1 + 1e-6)
+    opposite = matrix([1.0, 0.0], [-3.0, 0.0])
+    assert made("cagrad", c=0.4)(opposite)[0] < 0
+
+
+def test_a_gradient_that_is_no_number_is_not_taken_for_zero():
+    rows = matrix([math.nan, 0.0], [1.0, 2.0])
+    assert made("joint")(rows).isnan().any()
+    assert made("pcgrad")(rows).isnan().any()
 
 
 @pytest.mark.parametrize("name", ["pcgrad", "graddrop", "GradVac", "Random"])

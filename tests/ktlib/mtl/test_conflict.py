@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ktlib.mtl.aggregation import aggregator
 from ktlib.mtl.conflict import BINS, SEVERITIES, ConflictMeter, pair_cosines
+from ktlib.mtl.gradients import apply_gradients
 from ktlib.mtl.layers import layers_of
 
 DEVICE = torch.device(os.environ.get("KTLIB_TEST_DEVICE", "cpu"))
@@ -228,10 +230,16 @@ def test_edges_belong_to_the_bin_above_them():
 
 def test_ranking_breaks_ties_by_the_order_of_the_network():
     trunk = Vectors()
-    meter = ConflictMeter({"late": [trunk.second.weight], "early": [trunk.first.weight]}, [0.0])
-    assert meter.ranking(0.0) == ["late", "early"]
-    meter.observe({"a": trunk([1.0, 0.0], [1.0, 0.0]), "b": trunk([-1.0, 0.0], [3.0, 0.0])})
+    layers = {"late": [trunk.second.weight], "early": [trunk.first.weight]}
+    meter = ConflictMeter(layers, [0.0, -0.2, -0.9])
+    with pytest.raises(ValueError, match="nothing to rank: no conflict of severity 0.0 in 0 steps"):
+        meter.ranking(0.0)
+    meter.observe({"a": trunk([1.0, 0.0], [1.0, 0.0]), "b": trunk([-1.0, 1.0], [3.0, 0.0])})
     assert meter.ranking(0.0) == ["early", "late"]
+    with pytest.raises(ValueError, match=r"of severity -0.9 in 1 steps. .* severity \[0.0, -0.2\]"):
+        meter.ranking(-0.9)  # cos 135 degrees
+    meter.observe({"a": trunk([1.0, 0.0], [1.0, 0.0]), "b": trunk([1.0, 0.0], [-3.0, 0.0])})
+    assert meter.ranking(0.0) == ["late", "early"]
 
 
 def test_quarters_add_up_to_the_whole_search():
@@ -369,12 +377,183 @@ def test_losses_that_cannot_be_searched_are_refused(search):
         getattr(meter, search)({"task0": losses["task0"]})
     with pytest.raises(ValueError, match=r"task_parameters must name tasks .* Found \['other'\]"):
         getattr(meter, search)(losses, task_parameters={"other": apart.parameters()})
+    for wrong, message in [
+        (list(losses.values()), "losses must be a dict with the names of tasks. Found list"),
+        (torch.stack(list(losses.values())), "losses must be a dict .* Found Tensor"),
+        (losses | {"task1": 0.5}, "loss of task 'task1' must be a tensor with .* Found float"),
+        (losses | {"task1": [losses["task1"]]}, "loss of task 'task1' must be .* Found list"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            getattr(meter, search)(wrong)
+    for wrong, message in [
+        (heads["task0"].parameters(), "task_parameters must be a dict .* Found generator"),
+        (heads, "task_parameters of task 'task0' must be a list of parameters. Found Linear"),
+        ({"task1": heads["task1"].bias}, "of task 'task1' must be a list .* Found Parameter"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            getattr(meter, search)(losses, task_parameters=wrong)
     with pytest.raises(ValueError, match="task 'task0' has parameters of its own that are also"):
         getattr(meter, search)(losses, task_parameters={"task0": [trunk[0].weight]})
     trunk[0].weight.requires_grad_(False)
     with pytest.raises(ValueError, match="must require gradients. Found 1 of 8 frozen"):
         getattr(meter, search)(losses)
     assert meter.observations == 0
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gradients_of_a_head_that_are_not_finite_name_the_task(search, bad):
+    trunk, heads = network(), heads_of(3)
+    meter, losses = ConflictMeter(trunk), losses_of(trunk, heads, 0)
+    losses["task1"] = losses["task1"] + bad * heads["task1"].bias.sum()
+    with pytest.raises(FloatingPointError, match=r"task 'task1' .* own parameter of shape \(3,\)"):
+        getattr(meter, search)(losses, task_parameters=own_of(heads))
+    assert meter.observations == 0
+    assert not any(map(sum, counts(meter)["histograms"]))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_sparse_gradients_count_as_dense_ones(search):
+    """Of an embedding in the trunk, and of one in a head, whose gradient stays sparse."""
+    words, found = torch.arange(12, device=DEVICE).view(4, 3) % 7, []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        trunk = nn.Sequential(nn.Embedding(9, 2, sparse=sparse), nn.Flatten(), nn.Linear(6, 5))
+        trunk.to(DEVICE)
+        heads = {t: nn.Linear(5, 1).to(DEVICE) for t in "ab"}
+        extra = nn.Embedding(9, 2, sparse=sparse).to(DEVICE)
+        meter, features = ConflictMeter(trunk), trunk(words)
+        losses = {
+            t: (head(features) - i).square().mean() for i, (t, head) in enumerate(heads.items())
+        }
+        losses["b"] = losses["b"] + extra(words).square().sum()
+        result = getattr(meter, search)(losses, task_parameters={"b": extra.parameters()})
+        found.append([counts(meter), getattr(result, "matrix", 0), result.own[0][1].to_dense()])
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[0][1:], found[1][1:])
+
+
+def test_a_tied_weight_counts_under_its_first_name():
+    """As by hand: the gradient of the weight is the sum over both of its places."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).to(DEVICE, torch.float64)
+    trunk[2].weight = trunk[0].weight
+    x = torch.randn(4, 3, dtype=torch.float64, device=DEVICE)
+    losses = {"a": trunk(x).sum(), "b": trunk(x).square().mean()}
+    rows = [
+        torch.autograd.grad(v, list(trunk.parameters()), retain_graph=True) for v in losses.values()
+    ]
+    first = [torch.cat([row[0].flatten(), row[1]]) for row in rows]
+    for search in SEARCHES:
+        meter = ConflictMeter(trunk, bins=(-1.0, 0.0, 0.5, 1.0))
+        getattr(meter, search)(losses, retain_graph=True)
+        assert meter.layers == ("0", "2")
+        for layer, pair in (("0", first), ("2", [row[2] for row in rows])):
+            cosine = F.cosine_similarity(*pair, dim=0)
+            expected = [int(low <= cosine < high) for low, high in ((-1, 0), (0, 0.5), (0.5, 1))]
+            assert meter.histogram(layer) == expected
+
+
+def scaled_steps(scale, steps):
+    """A head and a trunk in float32, trained with losses times a scale; the meter and the scale."""
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(4, 4).to(DEVICE), {t: nn.Linear(4, 2).to(DEVICE) for t in "ab"}
+    x = torch.randn(16, 4).to(DEVICE)
+    parameters = [p for module in (trunk, *heads.values()) for p in module.parameters()]
+    optimizer, meter = torch.optim.SGD(parameters, lr=1e-3), ConflictMeter(trunk)
+    scaler = torch.amp.GradScaler(DEVICE.type, init_scale=scale or 1.0, enabled=scale is not None)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        features = trunk(x)
+        losses = {
+            t: 64 * (h(features) - i).square().mean() for i, (t, h) in enumerate(heads.items())
+        }
+        losses = {task: scaler.scale(loss) for task, loss in losses.items()}
+        given = {} if scale is None else {"loss_scale": scaler.get_scale()}
+        own = {t: h.parameters() for t, h in heads.items()}
+        gradients = meter.observe(losses, task_parameters=own, **given)
+        # FairGrad's update does not grow with the gradients: they must come without the scale.
+        apply_gradients(trunk, gradients, aggregator("fairgrad"))
+        scaler.step(optimizer)
+        scaler.update()
+    return parameters, meter, scaler.get_scale()
+
+
+def test_scaled_losses_count_and_train_as_plain_ones():
+    plain, scaled = scaled_steps(None, 3), scaled_steps(2.0**12, 3)
+    torch.testing.assert_close(scaled[0], plain[0])
+    assert counts(scaled[1]) == counts(plain[1])
+
+
+def test_a_scaler_backs_off_where_scaled_gradients_overflow():
+    """Losses of 64 times 2**127 are not finite in float32; some factors later they are."""
+    start = scaled_steps(None, 0)[0]
+    skipped, meter, scale = scaled_steps(2.0**127, 1)
+    torch.testing.assert_close(skipped, start, rtol=0, atol=0)
+    assert (meter.observations, scale) == (0, 2.0**126)
+    _, meter, scale = scaled_steps(2.0**127, 12)
+    assert 0 < meter.observations < 12
+    assert scale == 2.0 ** (127 - (12 - meter.observations))
+
+
+def test_pairs_of_tasks_by_hand():
+    """Cosines of 120 degrees (a, b), 90 (a, c), -30 (b, c) on the first layer, lengths 1, 2, 3."""
+    trunk = Vectors()
+    meter = ConflictMeter(trunk, severities=(0.0, -0.6), task_pairs=True)
+    with pytest.raises(ValueError, match="must be made with task_pairs=True"):
+        ConflictMeter(trunk).pair_rows(0.0)
+    with pytest.raises(ValueError, match=r"tasks must be 2 names. Found \[\]"):
+        meter.count(dict.fromkeys(meter.layers, torch.eye(2)))
+    meter = ConflictMeter(trunk, severities=(0.0, -0.6), task_pairs=True)
+
+    def losses(*names):
+        directions = {"a": (0, 1.0), "b": (120, 2.0), "c": (90, 3.0)}
+        none = [0.0, 0.0]
+        return {
+            n: trunk(direction(*directions[n]), none if n == "c" else [1.0, 0.0]) for n in names
+        }
+
+    meter.observe(losses("a", "b", "c"))
+    meter.observe(losses("b", "a"))  # another order, and a task is absent
+    rows = {(row["first"], row["second"], row["layer"]): row for row in meter.pair_rows(0.0)}
+    assert set(rows) == {
+        ("a", "b", "first"), ("a", "b", "second"), ("a", "b", None), ("a", "c", "first"),
+        ("a", "c", None), ("b", "c", "first"), ("b", "c", None),
+    }  # fmt: skip
+    first = rows["a", "b", "first"]
+    assert (first["pairs"], first["conflicts"]) == (2, 2)
+    assert first["cosines"] == pytest.approx(-1.0)  # twice cos 120
+    assert first["inner_product"] == pytest.approx(-1.0)  # 1 * 2 * cos 120
+    assert first["norm_ratio"] == pytest.approx(0.5)
+    assert rows["a", "b", None]["inner_product"] == pytest.approx(0.0)
+    assert rows["a", "b", "second"]["cosines"] == pytest.approx(2.0)
+    assert rows["b", "c", "first"]["cosines"] == pytest.approx(math.cos(math.radians(30)))
+    assert rows["b", "c", None]["norm_ratio"] == pytest.approx(math.sqrt(5) / 3)
+    assert all(row["conflicts"] == 0 for row in meter.pair_rows(-0.6))
+    for layer in meter.layers:  # the sums over pairs are what is counted anyway
+        mine = [row for row in rows.values() if row["layer"] == layer]
+        assert sum(row["pairs"] for row in mine) == meter.pairs[layer]
+        assert sum(row["conflicts"] for row in mine) == meter.scores(0.0)[layer]
+
+
+def test_pairs_of_tasks_add_up_and_are_saved(tmp_path):
+    trunk, heads = network(), heads_of(3)
+    meters = [ConflictMeter(trunk, task_pairs=True) for _ in range(3)]
+    for seed in range(4):
+        meters[0].observe(losses_of(trunk, heads, seed))
+        meters[1 + seed // 2].observe_gramians(losses_of(trunk, heads, seed))
+    torch.save(meters[1].state_dict(), tmp_path / "search.pt")
+    loaded = ConflictMeter(trunk, task_pairs=True)
+    for _ in range(2):
+        loaded.load_state_dict(torch.load(tmp_path / "search.pt", weights_only=True))
+    loaded.merge(meters[2])
+    for ours, theirs in zip(loaded.pair_rows(-0.1), meters[0].pair_rows(-0.1), strict=True):
+        assert [*ours.values()][:5] == [*theirs.values()][:5]
+        assert [*ours.values()][5:] == pytest.approx([*theirs.values()][5:], rel=1e-9)
+    with pytest.raises(ValueError, match="task_pairs of the counts must be False. Found True"):
+        ConflictMeter(trunk).merge(loaded)
+    with pytest.raises(ValueError, match="task_pairs of the counts must be True. Found False"):
+        loaded.load_state_dict(ConflictMeter(trunk).state_dict())
 
 
 def test_frozen_layers_of_a_network_are_left_out():
@@ -404,8 +583,6 @@ def test_what_was_not_counted_is_refused():
     shared = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="each parameter in one layer"):
         ConflictMeter({"a": [shared.weight], "b": [shared.weight]})
-    with pytest.raises(ValueError, match="one Linear under the names '0' and '1'"):
-        ConflictMeter(nn.Sequential(shared, shared))
 
 
 def test_cosines_of_pairs_by_hand():

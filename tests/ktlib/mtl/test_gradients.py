@@ -145,6 +145,61 @@ def test_gradients_replace_those_of_the_step_before():
     torch.testing.assert_close(moved, [0.1 * gradient for gradient in first])
 
 
+def test_small_batches_add_up():
+    """As backward() on each adds up; own parameters of a task that one batch lacks are kept."""
+    trunk, heads, losses, own = model()
+    for tasks in ("abc", "ab"):
+        torch.stack([loss / 2 for t, loss in losses().items() if t in tasks]).sum().backward()
+    expected, meter = all_gradients(trunk, heads), ConflictMeter(trunk)
+    for tasks in ("abc", "ab"):
+        part = {t: loss / 2 for t, loss in losses().items() if t in tasks}
+        gradients = meter.observe(part, task_parameters={t: own[t] for t in tasks})
+        apply_gradients(trunk, gradients, aggregator("joint"), accumulate=True)
+    torch.testing.assert_close(all_gradients(trunk, heads), expected)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("search", ["observe", "observe_gramians"])
+def test_the_head_of_an_absent_task_does_not_move(kind, search):
+    """Without zero_grad: the meter knows whose gradients are those of an earlier batch."""
+    trunk, heads, losses, own = model()
+    heads["b"].bias = heads["c"].bias  # of an absent and of a present task
+    own = {task: list(head.parameters()) for task, head in heads.items()}
+    optimizer = kind([*trunk.parameters(), *{p for ps in own.values() for p in ps}], lr=0.1)
+    meter = ConflictMeter(trunk)
+    for tasks in ("abc", "ab"):
+        before = heads["c"].weight.clone(), heads["c"].bias.clone(), heads["a"].weight.clone()
+        found = {task: loss for task, loss in losses().items() if task in tasks}
+        mine = {task: own[task] for task in tasks}
+        step = getattr(meter, search)(found, task_parameters=mine, retain_graph=True)
+        if search == "observe":
+            apply_gradients(trunk, step, aggregator("pcgrad"))
+        else:
+            apply_gramians(trunk, found, step, aggregator("pcgrad"))
+        optimizer.step()
+    after = heads["c"].weight, heads["c"].bias, heads["a"].weight
+    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, False, False]
+
+
+def test_parameters_that_nothing_would_train_are_told():
+    trunk, _, losses, own = model()
+    raw = torch.ones((), device=DEVICE, requires_grad=True)  # an input may want a gradient
+    for given, message in [
+        (None, r"6 parameters are neither .* \(and shape\) 'a' .*, 'b' \(1, 5\)"),
+        ({"a": own["a"], "b": own["b"][:1]}, r"3 parameters .* 'b' \(1,\)"),
+        ({**own, "c": []}, r"2 parameters .* 'c' \(1, 5\)"),  # as a used-up generator
+    ]:
+        found = {task: raw * loss for task, loss in losses().items()}
+        meter = ConflictMeter(trunk)
+        gramians = meter.observe_gramians(found, task_parameters=given, retain_graph=True)
+        with pytest.warns(UserWarning, match=message):
+            apply_gramians(trunk, found, gramians, aggregator("joint"))
+        found = {task: raw * loss for task, loss in losses().items()}
+        gradients = meter.observe(found, task_parameters=given)  # counting alone needs no heads
+        with pytest.warns(UserWarning, match=message):
+            apply_gradients(trunk, gradients, aggregator("joint"))
+
+
 def test_gradients_have_the_dtype_of_their_parameters():
     trunk, _, losses, own = model(torch.bfloat16)
     gradients = task_gradients(losses(), trunk.parameters(), task_parameters=own)

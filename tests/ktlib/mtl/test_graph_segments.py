@@ -67,7 +67,32 @@ class Scaled(nn.Module):
         return self.two(self.one(x).tanh() * self.scale).tanh()
 
 
-@pytest.mark.parametrize("kind", [SkipsOverAll, UsesOneTwice, Splits, Scaled])
+class Hooked(nn.Module):
+    """A hook on the one tensor between two wide parts, where a segment would end."""
+
+    def __init__(self, hook=lambda gradient: -0.5 * gradient):
+        super().__init__()
+        self.hook = hook
+        for name in ("one", "two"):
+            wide = nn.Sequential(nn.Linear(4, 90), nn.Tanh(), nn.Linear(90, 4), nn.Tanh())
+            self.add_module(name, wide)
+
+    def forward(self, x):
+        middle = self.one(x)
+        middle.register_hook(self.hook)
+        return self.two(middle)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        SkipsOverAll, UsesOneTwice, Splits, Scaled, Hooked,
+        lambda: Hooked(lambda gradient: None),  # only looks
+        lambda: Hooked(lambda gradient: gradient.clamp(-1e-3, 1e-3)),
+        lambda: Hooked(lambda gradient: (gradient.mul_(2), None)[1]),  # in place
+        lambda: Hooked(lambda gradient: gradient / gradient.norm()),
+    ],
+)  # fmt: skip
 def test_gramians_are_exact_in_other_graphs(kind):
     torch.manual_seed(0)
     trunk = kind().to(DEVICE, torch.float64)

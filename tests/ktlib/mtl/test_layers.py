@@ -82,18 +82,29 @@ def test_a_network_without_layers():
         check_layers(nn.ReLU(), ["a"])
 
 
-def test_a_module_used_twice_is_refused_with_both_names():
-    layer = nn.Linear(2, 2)
-    network = nn.ModuleDict({"first": layer, "second": nn.Sequential(layer)})
+@pytest.mark.parametrize("chosen", ["first", "second.0"])
+def test_a_module_used_twice_counts_once_and_is_no_choice(chosen):
+    layer, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    network = nn.ModuleDict({"first": layer, "second": nn.Sequential(layer), "other": other})
+    assert layers_of(network) == {"first": list(layer.parameters()), "other": [*other.parameters()]}
+    assert check_layers(network, ["other"]) == ("other",)
     with pytest.raises(ValueError, match="one Linear under the names 'first' and 'second.0'"):
-        layers_of(network)
+        check_layers(network, [chosen, "other"])
 
 
-def test_a_parameter_used_twice_is_refused_with_both_names():
-    network = nn.ModuleDict({"first": nn.Linear(2, 2), "second": nn.Linear(2, 2)})
-    network["second"].weight = network["first"].weight
-    with pytest.raises(ValueError, match="one under the names 'first.weight' and 'second.weight'"):
-        layers_of(network)
+@pytest.mark.parametrize("chosen", ["first", "second"])
+def test_a_tied_parameter_counts_under_its_first_name_and_is_no_choice(chosen):
+    """As the embedding and the output layer of a language model."""
+    first, second, other = nn.Embedding(5, 2), nn.Linear(2, 5), nn.Linear(5, 2)
+    second.weight = first.weight
+    network = nn.ModuleDict({"first": first, "second": second, "other": other})
+    layers = layers_of(network)
+    assert list(layers) == ["first", "second", "other"]
+    assert [*map(id, layers["first"])] == [id(first.weight)]
+    assert [*map(id, layers["second"])] == [id(second.bias)]
+    assert check_layers(network, ["other"]) == ("other",)
+    with pytest.raises(ValueError, match="under the names 'first.weight' and 'second.weight'"):
+        check_layers(network, [chosen])
 
 
 def test_a_module_without_parameters_may_be_used_twice():
