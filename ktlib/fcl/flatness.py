@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ktlib.checks import require_at_least
+from ktlib.checks import as_labels, images_for, require_at_least, widened
 from ktlib.fcl.evaluation import evaluating
-from ktlib.fcl.noise import draw_noise
+from ktlib.fcl.noise import draw_noise, warn_if_lost
 from ktlib.fcl.split import SplitNetwork
 
 
@@ -67,6 +67,7 @@ def flatness(
 
     Raises:
         ValueError: if ``draws < 1``, ``bound`` is negative, or there are no images.
+        FloatingPointError: a loss is NaN, for images or weights that are not finite.
 
     Example:
         >>> from ktlib.fcl import split_network
@@ -78,9 +79,12 @@ def flatness(
         (0.0, torch.Size([5]))
     """
     require_at_least("draws", draws, 1)
+    warn_if_lost(split.tuned, bound)
     noise = (draw_noise(split.tuned, bound, generator) for _ in range(draws))
     shifts = itertools.chain([None], noise)
     found = losses_around(split, classifier, images, labels, shifts, batch_size=batch_size)
+    if bool(found.isnan().any()):
+        raise FloatingPointError("the loss is NaN: images and weights must be finite numbers.")
     minimum, losses = found[0], found[1:]
     return Flatness(
         indicator=float((losses - minimum).square().mean()),
@@ -121,14 +125,14 @@ def losses_around(
         ValueError: if there are no images.
     """
     require_at_least("number of images", len(images), 1)
-    with evaluating(split.network):
-        features = [split.prefix(batch) for batch in images.split(batch_size)]
-        targets = labels.split(batch_size)
+    with evaluating(split.network), images_for(split.network, images) as given:
+        features = [split.prefix(batch) for batch in given.split(batch_size)]
+        targets = as_labels(labels, given.device).split(batch_size)
 
         def mean_loss(shift: Mapping[str, Tensor] | None) -> Tensor:
             total = sum(
                 F.cross_entropy(
-                    classifier(split.tail_forward(x, shift)), y, reduction="sum"
+                    widened(classifier(split.tail_forward(x, shift))), y, reduction="sum"
                 ).double()
                 for x, y in zip(features, targets, strict=True)
             )

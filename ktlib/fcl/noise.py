@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ktlib.checks import require_bound
+from ktlib.checks import HALF, require_at_least, require_bound
+from ktlib.fcl.region import edge
 
 RELEASED_SHAPES = (0.3, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
 """Shape values of the Beta law among which the authors' released code chooses, per layer."""
@@ -69,7 +71,24 @@ def draw_noise(
         else:
             values.uniform_(-bound, bound, generator=generator)
         noise[name] = values.to(parameter)
+        if parameter.dtype in HALF:  # whose rounding may lead out of the box
+            limit = float(edge(torch.zeros(()), bound, parameter.dtype))
+            noise[name].clamp_(-limit, limit)
     return noise
+
+
+def warn_if_lost(tuned: Mapping[str, Tensor], bound: float) -> None:
+    """Warn of half-precision weights between whose neighbours the noise does not reach."""
+    for name, weight in tuned.items():
+        if weight.dtype in HALF and bound:
+            gap = torch.finfo(weight.dtype).eps * float(weight.detach().float().abs().mean())
+            if gap > bound:
+                warnings.warn(
+                    f"bound={bound!r} is below the rounding of {weight.dtype}, {gap:.2g} at "
+                    f"{name!r}: most of the noise is lost. Compute in float32.",
+                    stacklevel=3,
+                )
+                return
 
 
 def level_probabilities(levels: int, a: float, b: float) -> list[float]:
@@ -95,13 +114,14 @@ def noise_variance(bound: float, levels: int = 0) -> float:
         levels: as in :func:`draw_noise`; the levels are taken as equally likely.
 
     Raises:
-        ValueError: for a negative or non-finite bound.
+        ValueError: for a negative or non-finite bound, or ``levels`` equal to 1 or negative.
 
     Example:
         >>> noise_variance(1.0, levels=5)
         0.5
     """
     require_bound("bound", bound)
+    require_at_least("levels", levels if levels else 2, 2)
     if levels:
         return bound**2 * (levels + 1) / (3 * (levels - 1))
     return bound**2 / 3

@@ -7,13 +7,13 @@ the order in which its forward pass calls them.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ktlib.fcl.region import ModelParameters
 from ktlib.tracing import program, split_graph, trace
 
 
@@ -25,7 +25,8 @@ class SplitNetwork:
         layers: names of the chosen layers.
         prefix: the part in front of the first chosen layer.
         tail: the rest, from the first chosen layer to the embedding.
-        tuned: name of each chosen parameter in ``network`` -> the parameter itself.
+        tuned: name of each chosen parameter in ``network`` -> the parameter, looked up when it is
+            asked for; a ValueError if the network no longer has it.
 
     Example:
         >>> split = SplitNetwork(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), ["2"])
@@ -37,13 +38,18 @@ class SplitNetwork:
         self.network = network
         self.layers = tuple(layers)
         self.prefix, self.tail = _split_prefix(network, set(layers))
-        self.tuned = {
-            f"{layer}.weight": network.get_parameter(f"{layer}.weight") for layer in layers
-        }
+        self.tuned = ModelParameters(self, [f"{layer}.weight" for layer in layers])
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SplitNetwork:
-        """A copy that shares nothing: the network is copied, then split in the same place."""
-        return SplitNetwork(copy.deepcopy(self.network, memo), self.layers)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and pickles: the network is copied, then split in the same place."""
+        return SplitNetwork, (self.network, self.layers)
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """A parameter of the network, which must be the one that the tail computes with."""
+        found = self.network.get_parameter(target)
+        if found is not self.tail.get_parameter(target):
+            raise AttributeError("its layer was exchanged")
+        return found
 
     def tail_forward(self, features: Tensor, noise: Mapping[str, Tensor] | None = None) -> Tensor:
         """Embed prefix features, with ``noise`` added to the tuned parameters of the tail.

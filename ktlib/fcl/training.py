@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ktlib.checks import require_at_least, require_positive
+from ktlib.checks import as_labels, require_at_least, require_positive
 from ktlib.fcl.sam import sam_step
 
 if TYPE_CHECKING:
@@ -38,12 +38,15 @@ def random_crop(
     """
     batch = len(images)
     if flip:
-        mirrored = torch.rand(batch, generator=generator).to(images.device) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        mirrored = torch.rand(batch, generator=generator, device=generator.device) < 0.5
+        mirrored = mirrored.to(images.device)[:, None, None, None]
+        images = torch.where(mirrored, images.flip(-1), images)
     if padding == 0:
         return images
     padded = nn.functional.pad(images, [padding] * 4)
-    shift = torch.randint(2 * padding + 1, (2, batch), generator=generator).to(images.device)
+    shift = torch.randint(
+        2 * padding + 1, (2, batch), generator=generator, device=generator.device
+    ).to(images.device)
     steps = [torch.arange(size, device=images.device) for size in images.shape]
     rows = (shift[0][:, None] + steps[2])[:, None, :, None]
     columns = (shift[1][:, None] + steps[3])[:, None, None, :]
@@ -57,7 +60,7 @@ class BaseTraining:
     Attributes:
         epochs: passes over the images.
         batch_size: images per step; a last batch of one image is left out, as batch norm cannot
-            use it.
+            use it, unless all are of one.
         lr: first learning rate of the cosine schedule.
         momentum: of :class:`torch.optim.SGD`.
         weight_decay: of :class:`torch.optim.SGD`.
@@ -122,15 +125,16 @@ def train_base(
         network: embedding network; left in ``eval`` mode.
         classifier: linear layer on its embeddings.
         images: ``(n, channels, height, width)``.
-        labels: ``(n,)`` integers.
+        labels: ``(n,)`` integers, which the loss gets as int64.
         loss: batch of images and labels -> scalar to minimise over both modules' parameters.
         settings: schedule, augmentation and optimiser.
-        generator: draws the batches, shifts and flips.
+        generator: draws the batches, shifts and flips, on its device.
 
     Returns:
         Mean loss of each epoch; with SAM the loss before the step uphill.
 
     Raises:
+        ValueError: there are no images, or not one label for each.
         FloatingPointError: as soon as the loss is no longer finite, naming epoch and value.
 
     Example:
@@ -141,6 +145,11 @@ def train_base(
         >>> len(train_base(network, classifier, images, labels, loss, settings, generator=rng))
         2
     """
+    images, labels = torch.as_tensor(images), as_labels(labels)
+    require_at_least("number of images", len(images), 1)
+    if len(labels) != len(images):
+        raise ValueError(f"labels must be {len(images)}, one for each image. Found {len(labels)}.")
+    alone = 1 in (len(images), settings.batch_size)  # batches of one image are not left out
     optimizer, sam = _optimizers(network, classifier, settings)
     steps = settings.epochs * -(-len(images) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -148,23 +157,26 @@ def train_base(
     network.train()
     for epoch in range(settings.epochs):
         losses = []
-        for index in torch.randperm(len(images), generator=generator).split(settings.batch_size):
-            if len(index) > 1 or len(images) == 1:
+        order = torch.randperm(len(images), generator=generator, device=generator.device)
+        for index in order.to(images.device).split(settings.batch_size):
+            if len(index) > 1 or alone:
                 batch = random_crop(images[index], settings.padding, generator, settings.flip)
-                value = loss(batch, labels[index])
+                targets = labels[index.to(labels.device)]
+                value = loss(batch, targets)
                 optimizer.zero_grad()
                 value.backward()
                 if sam is None:
                     optimizer.step()
                 else:
-                    sam_step(sam, network, partial(loss, batch, labels[index]))
+                    sam_step(sam, network, partial(loss, batch, targets))
                 losses.append(value.detach())
             schedule.step()
         history.append(float(torch.stack(losses).mean()))
         if not math.isfinite(history[-1]):
+            finite = bool(torch.isfinite(images).all())
+            cause = f"lower lr={settings.lr!r}" if finite else "not all images are finite numbers"
             raise FloatingPointError(
-                f"the loss is {history[-1]} in epoch {epoch + 1} of {settings.epochs}: "
-                f"lower lr={settings.lr!r}."
+                f"the loss is {history[-1]} in epoch {epoch + 1} of {settings.epochs}: {cause}."
             )
     network.eval()
     return history
