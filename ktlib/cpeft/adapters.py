@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ktlib.checks import require_at_least, require_extra
-from ktlib.cpeft.heads import feature_dim
+from ktlib.cpeft.encoders import feature_dim, frozen_copy
 from ktlib.ila.layers import some_of
 from ktlib.seeding import generator
 
@@ -30,7 +29,8 @@ class LoraBackbone(nn.Module):
     adapters are peft's. The network stays in ``eval`` mode: it has no dropout in training either.
 
     Args:
-        backbone: any module with linear layers; it is copied.
+        backbone: any module with linear layers; it is copied, in float32 if it has half precision,
+            and without :func:`torch.compile`.
         layers: full names of linear layers, or last words that stand for many. ``"query"``,
             ``"key"`` and ``"value"`` also stand for ``q_proj``, ``k_proj`` and ``v_proj``.
         rank: of ``B A``.
@@ -68,6 +68,7 @@ class LoraBackbone(nn.Module):
         super().__init__()
         peft = require_extra("peft", "lora")
         require_at_least("rank", rank, 1)
+        backbone = frozen_copy(backbone)
         self.layers = _layer_names(backbone, layers)
         self.rank, self.scale = rank, scale
         config = peft.LoraConfig(
@@ -77,13 +78,13 @@ class LoraBackbone(nn.Module):
             target_modules="|".join(map(re.escape, self.layers)),
         )
         with torch.random.fork_rng(devices=[]):  # peft draws A, which start() draws anew
-            self.backbone: nn.Module = peft.inject_adapter_in_model(config, copy.deepcopy(backbone))
+            self.backbone: nn.Module = peft.inject_adapter_in_model(config, backbone)
         self.eval()
         self.start(seed)
 
     @property
     def dim(self) -> int:
-        """Number of features, see :func:`~ktlib.cpeft.heads.feature_dim`."""
+        """Number of features, see :func:`~ktlib.cpeft.encoders.feature_dim`."""
         return feature_dim(self.backbone)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -91,18 +91,3 @@ class JoinedHead(nn.Module):
             raise ValueError(f"number must lie in 1 to {len(self.heads)}, the tasks so far. "
                              f"Found number={number!r}.")  # fmt: skip
         return cast("nn.Linear", self.heads[number - 1])
-
-
-def feature_dim(backbone: nn.Module) -> int:
-    """Number of features of an encoder: its attribute ``dim``.
-
-    Raises:
-        ValueError: it has no such attribute.
-    """
-    dim = getattr(backbone, "dim", None)
-    if not isinstance(dim, int):
-        raise ValueError(  # noqa: TRY004 - most often there is none at all
-            "backbone must give its number of features in the attribute `dim`. "
-            f"{type(backbone).__name__} has dim={dim!r}."
-        )
-    return dim

@@ -157,6 +157,7 @@ class InfLora(LoraLearner):
             FloatingPointError: the loss is no longer finite.
         """
         threshold = threshold_for(task.number, self.tasks, *self.thresholds)
+        labels = task.labels_from(labels, self.classes)
         down = self._design(self._moments(images, task.train))
         self.backbone.start(self.training.seed, down=down)
         self._train_new_head(task, images, labels)  # B of every layer, and the head

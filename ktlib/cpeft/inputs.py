@@ -16,8 +16,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ktlib.checks import ImagePool, require_at_least
+from ktlib.checks import ImagePool, images_for, require_at_least
 from ktlib.cpeft.adapters import LoraBackbone
+from ktlib.fcl.evaluation import evaluating
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,7 @@ def input_moments(
     Raises:
         ValueError: no layers, no rows, a batch size below 1, a name that is no linear layer, or a
             layer that the network did not use.
+        FloatingPointError: inputs that are not finite, as those of a NaN among the images.
     """
     require_at_least("batch_size", batch_size, 1)
     if not layers:
@@ -110,13 +112,17 @@ def input_moments(
         moment = InputMoment.of(inputs)
         sums[name] = sums[name].merged(moment) if name in sums else moment
 
-    device = next(network.parameters()).device
-    with _hooked(network, layers, note), _evaluating(network), torch.no_grad():
+    with _hooked(network, layers, note), evaluating(network), torch.no_grad():
         for batch in rows.split(batch_size):
-            network(images[batch].to(device))
+            with images_for(network, images[batch]) as given:
+                network(given)
     unused = [name for name in layers if name not in sums]
     if unused:
         raise ValueError(f"layers must be used by the network. These were not: {unused}.")
+    broken = [name for name in layers if not bool(sums[name].matrix.isfinite().all())]
+    if broken:
+        raise FloatingPointError(f"the inputs of layer {broken[0]!r} are not finite: images and "
+                                 "weights must be.")  # fmt: skip
     return {name: sums[name] for name in layers}
 
 
@@ -152,14 +158,3 @@ def _hooked(
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ktlib.checks import ImagePool, require_at_least, require_positive
-from ktlib.cpeft.heads import JoinedHead, feature_dim
+from ktlib.cpeft.encoders import device_of, encode, feature_dim
+from ktlib.cpeft.heads import JoinedHead
 from ktlib.cpeft.mixing import (
     Adapters,
     log_mixture,
@@ -191,7 +192,7 @@ class L2C:
                 no covariance can be estimated.
             FloatingPointError: a loss is no longer finite.
         """
-        labels = labels.cpu()
+        labels = task.labels_from(labels, self.classes)
         if self.settings.aligned or self.settings.expert_classes == "seen":
             _require_covariances(task, labels)
         weights = self._weights_of_old(images, task.train) if self._experts else None
@@ -405,7 +406,7 @@ class L2C:
     # Both --------------------------------------------------------------------------------------
 
     def _new_head(self) -> JoinedHead:
-        return JoinedHead(self.dim).to(next(self._network.parameters()).device)
+        return JoinedHead(self.dim).to(device_of(self._network))
 
     def _training_features(self, images: ImagePool, rows: Tensor) -> Tensor:
         """``(m, dim)`` with the adapters as they are, batch by batch."""
@@ -414,8 +415,7 @@ class L2C:
     @torch.no_grad()
     def _features(self, adapters: Adapters, images: Tensor) -> Tensor:
         self._network.load_adapters(adapters)
-        features: Tensor = self._network(images.to(next(self._network.parameters()).device))
-        return features
+        return encode(self._network, images)
 
     def _train(
         self,

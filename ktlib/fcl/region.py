@@ -170,10 +170,12 @@ class FlatRegion:
             like = parameter.device, parameter.dtype
             if name in self._box and (self._box[name][0].device, self._box[name][0].dtype) == like:
                 continue
-            lower, upper = (edge(center, side * self.bound, parameter.dtype) for side in (-1.0, 1.0))
+            lower, upper = (
+                edge(center, side * self.bound, parameter.dtype) for side in (-1.0, 1.0)
+            )
             if parameter.dtype != center.dtype and bool((lower > upper).any()):
-                raise ValueError(f"bound must leave a number of {parameter.dtype} in the box around"
-                                 f" {name!r}, of {center.dtype}. Found {self.bound!r}.")  # fmt: skip
+                raise ValueError(f"bound must leave a number of {parameter.dtype} in the box "
+                                 f"around {name!r}. Found {self.bound!r}.")  # fmt: skip
             self._box[name] = lower, upper
         return found
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ktlib.checks import as_labels, require_at_least, require_positive
+from ktlib.checks import require_at_least, require_positive
 from ktlib.fcl.sam import sam_step
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def train_base(
         network: embedding network; left in ``eval`` mode.
         classifier: linear layer on its embeddings.
         images: ``(n, channels, height, width)``.
-        labels: ``(n,)`` integers, which the loss gets as int64.
+        labels: ``(n, ...)`` whatever the loss needs of each image; it gets integers as int64.
         loss: batch of images and labels -> scalar to minimise over both modules' parameters.
         settings: schedule, augmentation and optimiser.
         generator: draws the batches, shifts and flips, on its device.
@@ -145,7 +145,8 @@ def train_base(
         >>> len(train_base(network, classifier, images, labels, loss, settings, generator=rng))
         2
     """
-    images, labels = torch.as_tensor(images), as_labels(labels)
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    labels = labels if labels.is_floating_point() else labels.long()
     require_at_least("number of images", len(images), 1)
     if len(labels) != len(images):
         raise ValueError(f"labels must be {len(images)}, one for each image. Found {len(labels)}.")
