@@ -72,18 +72,14 @@ def as_labels(labels: Any, device: Any = None, *, name: str = "labels") -> Tenso
     """Class numbers or positions ``(n,)`` as int64, from a tensor, an array or a list."""
     found = torch.as_tensor(labels, device=device)
     if found.ndim != 1 or (len(found) and (found.is_floating_point() or found.is_complex())):
-        raise ValueError(f"{name} must be (n,) integers. Found shape {tuple(found.shape)} of "
-                         f"{found.dtype}.")  # fmt: skip
+        kind = f"shape {tuple(found.shape)} of {found.dtype}"
+        raise ValueError(f"{name} must be (n,) integers. Found {kind}.")
     return found.long()
 
 
 @contextmanager
 def images_for(network: nn.Module, images: Any) -> Iterator[Tensor]:
-    """Images on a network's device and, if they are no integers, in its precision.
-
-    Raises:
-        ValueError: inside the block, integers met a layer that does not take them.
-    """
+    """Images on a network's device and in its precision; a ValueError for integers it refuses."""
     given = torch.as_tensor(images)
     first = next((p for p in network.parameters() if p.is_floating_point()), None)
     if first is not None:
@@ -93,8 +89,8 @@ def images_for(network: nn.Module, images: Any) -> Iterator[Tensor]:
     except RuntimeError as error:
         if given.is_floating_point() or "type" not in str(error):
             raise
-        raise ValueError(f"images must be floating-point numbers for this network, such as "
-                         f"images / 255. Found {given.dtype}.") from error  # fmt: skip
+        message = "images must be floating-point numbers for this network, such as images / 255. "
+        raise ValueError(f"{message}Found {given.dtype}.") from error
 
 
 def widened(values: Tensor) -> Tensor:

@@ -11,11 +11,7 @@ from ktlib.checks import HALF, images_for, widened
 
 
 def feature_dim(backbone: nn.Module) -> int:
-    """Number of features of an encoder: its attribute ``dim``.
-
-    Raises:
-        ValueError: it has no such attribute.
-    """
+    """Number of features of an encoder: its attribute ``dim``, or a ValueError without one."""
     dim = getattr(backbone, "dim", None)
     if not isinstance(dim, int):
         raise ValueError(  # noqa: TRY004 - most often there is none at all

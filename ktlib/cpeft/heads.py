@@ -50,13 +50,10 @@ class JoinedHead(nn.Module):
             ValueError: no classes, or a class that already has a column.
         """
         classes = classes.to(self.classes)
-        if not len(classes) or len(torch.cat([self.classes, classes]).unique()) < (
-            len(self.classes) + len(classes)
-        ):
-            raise ValueError(
-                f"classes must be new, each once. Found {classes.tolist()}; already known: "
-                f"{self.classes.tolist()}."
-            )
+        columns = torch.cat([self.classes, classes])
+        if not len(classes) or len(columns.unique()) < len(columns):
+            raise ValueError(f"classes must be new, each once. Found {classes.tolist()}; already "
+                             f"known: {self.classes.tolist()}.")  # fmt: skip
         number = len(self.heads) + 1
         stream, bound = generator(seed, "head", number), 1 / math.sqrt(self.dim)
         head = skip_init(nn.Linear, self.dim, len(classes))
@@ -65,7 +62,7 @@ class JoinedHead(nn.Module):
                 parameter.uniform_(-bound, bound, generator=stream)
         self.heads.append(head.to(self.classes.device))
         self.task_of = torch.cat([self.task_of, torch.full_like(classes, number)])
-        self.classes = torch.cat([self.classes, classes])
+        self.classes = columns
         return number
 
     def forward(self, features: Tensor) -> Tensor:
@@ -73,11 +70,7 @@ class JoinedHead(nn.Module):
         return torch.cat([head(features) for head in self.heads], dim=1)
 
     def of_task(self, number: int, features: Tensor) -> Tensor:
-        """``(n, classes of the task)`` scores from features ``(n, dim)``.
-
-        Raises:
-            ValueError: ``number`` is not that of a task learned so far.
-        """
+        """``(n, classes of the task)`` scores from features ``(n, dim)``, as :meth:`head`."""
         scores: Tensor = self.head(number)(features)
         return scores
 

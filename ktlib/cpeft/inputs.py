@@ -9,7 +9,7 @@ by the number of tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -40,11 +40,7 @@ class InputMoment:
 
     @classmethod
     def of(cls, inputs: Tensor) -> InputMoment:
-        """The moment of inputs ``(..., d)``, which are turned to float64 first.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """The moment of inputs ``(..., d)``, at least one; they are turned to float64 first."""
         flat = inputs.detach().reshape(-1, inputs.shape[-1])  # (tokens, d)
         if not len(flat):
             raise ValueError(f"inputs must hold at least one token. Found {tuple(inputs.shape)}.")
@@ -58,16 +54,10 @@ class InputMoment:
         return float(self.matrix.trace())
 
     def merged(self, other: InputMoment) -> InputMoment:
-        """The moment of the inputs of both.
-
-        Raises:
-            ValueError: they are not of the same input size.
-        """
+        """The moment of the inputs of both, which must be of the same size."""
         if self.matrix.shape != other.matrix.shape:
-            raise ValueError(
-                "moments must be of the same input size to be merged. Found "
-                f"{len(self.matrix)} and {len(other.matrix)}."
-            )
+            raise ValueError("moments must be of the same input size to be merged. Found "
+                             f"{len(self.matrix)} and {len(other.matrix)}.")  # fmt: skip
         tokens = self.tokens + other.tokens
         # Rounding differs with the order, as in every sum; it does not grow with the batches.
         moved = (other.matrix - self.matrix) * (other.tokens / tokens)
@@ -75,12 +65,8 @@ class InputMoment:
 
 
 def input_moments(
-    network: nn.Module,
-    layers: Sequence[str],
-    images: ImagePool,
-    rows: Tensor,
-    batch_size: int,
-) -> dict[str, InputMoment]:
+    network: nn.Module, layers: Sequence[str], images: ImagePool, rows: Tensor, batch_size: int,
+) -> dict[str, InputMoment]:  # fmt: skip
     """The second moment of the inputs of layers, over all tokens of some images.
 
     The network computes in evaluation mode and without gradients; its mode is put back.
@@ -127,11 +113,7 @@ def input_moments(
 
 
 def linear_layer(network: nn.Module, name: str) -> nn.Linear:
-    """A linear layer by its name; in a network with adapters the layer beneath them.
-
-    Raises:
-        ValueError: there is no linear layer of this name; the message lists all linear layers.
-    """
+    """A linear layer by its name, or a ValueError; in a network with adapters the one beneath."""
     if isinstance(network, LoraBackbone):
         return network.linear(name)
     linear = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
@@ -145,16 +127,11 @@ def _hooked(
     network: nn.Module, layers: Sequence[str], note: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
     """Call ``note`` with the input of each layer, whenever the layer is called."""
-    modules = {name: linear_layer(network, name) for name in layers}
-    handles = []
-    try:
-        for name, module in modules.items():
+    with ExitStack() as stack:
+        for name, module in [(name, linear_layer(network, name)) for name in layers]:
 
             def hook(_: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
                 note(name, cast("Tensor", given[0]))
 
-            handles.append(module.register_forward_pre_hook(hook))
+            stack.enter_context(module.register_forward_pre_hook(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -43,22 +43,18 @@ class ClassTask:
             object.__setattr__(self, name, as_labels(getattr(self, name), "cpu", name=name))
 
     def labels_from(self, labels: Tensor, known: Tensor) -> Tensor:
-        """The labels, on the CPU, if the task can be learned with them after ``known`` classes.
-
-        Raises:
-            ValueError: no classes, one that is known or named twice, one without images, or an
-                image of another class.
-        """
+        """The labels, on the CPU; a ValueError if it cannot be learned after ``known`` classes."""
         labels, classes = as_labels(labels, "cpu"), self.classes.tolist()
         again = sorted(set(classes) & set(known.tolist()))
+        odd = sorted(set(labels[self.train].tolist()) ^ set(classes))
         if not classes or again or len(set(classes)) < len(classes):
-            raise ValueError(f"task {self.number}: classes must be new, each once. Found {classes},"
-                             f" of which {again} are known.")  # fmt: skip
-        if set(labels[self.train].tolist()) != set(classes):
-            odd = sorted(set(labels[self.train].tolist()) ^ set(classes))
-            raise ValueError(f"task {self.number}: train must be of images of each of its classes, "
-                             f"and of no others. Found too few or too many of {odd}.")  # fmt: skip
-        return labels
+            text = f"classes must be new, each once. Found {classes}, of which {again} are known."
+        elif odd:
+            text = ("train must be images of each of its classes, and of no others. Found too few "
+                    f"or too many of {odd}.")  # fmt: skip
+        else:
+            return labels
+        raise ValueError(f"task {self.number}: {text}")
 
 
 class ContinualLearner(Protocol):
@@ -92,15 +88,9 @@ class ContinualLearner(Protocol):
 
 
 def class_tasks(
-    labels: Tensor,
-    *,
-    classes: Sequence[int],
-    tasks: int,
-    images: int | None = None,
-    class_seed: int = 0,
-    seed: int = 0,
-    validation_images: int = 0,
-) -> list[ClassTask]:
+    labels: Tensor, *, classes: Sequence[int], tasks: int, images: int | None = None,
+    class_seed: int = 0, seed: int = 0, validation_images: int = 0,
+) -> list[ClassTask]:  # fmt: skip
     """Split classes into tasks of equal size and draw the images of each.
 
     Classes are put in a random order by ``class_seed``, images are drawn by ``seed``, both with
@@ -155,8 +145,7 @@ def predict(learner: ContinualLearner, images: Tensor) -> Tensor:
         ``(n,)`` class numbers.
 
     Raises:
-        ValueError: no class has been learned.
-        FloatingPointError: a score is NaN.
+        ValueError: no class has been learned (FloatingPointError: a score is NaN).
 
     Example:
         >>> from ktlib.cpeft import NearestMean
@@ -184,16 +173,10 @@ def predict_with_task_id(learner: ContinualLearner, images: Tensor, classes: Ten
 
 
 def learn_tasks(
-    learner: ContinualLearner,
-    tasks: Sequence[ClassTask],
-    images: ImagePool,
-    labels: Tensor,
-    test_images: ImagePool,
-    test_labels: Tensor,
-    *,
-    batch_size: int = 500,
+    learner: ContinualLearner, tasks: Sequence[ClassTask], images: ImagePool, labels: Tensor,
+    test_images: ImagePool, test_labels: Tensor, *, batch_size: int = 500,
     observe: Callable[[int, ContinualLearner], None] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]]:  # fmt: skip
     """Learn all tasks, testing on every task so far after each of them.
 
     Args:
@@ -242,13 +225,9 @@ def learn_tasks(
 
 
 def _accuracies(
-    learner: ContinualLearner,
-    classes: Tensor,
-    images: ImagePool,
-    labels: Tensor,
-    rows: Tensor,
+    learner: ContinualLearner, classes: Tensor, images: ImagePool, labels: Tensor, rows: Tensor,
     batch_size: int,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     parts = [_scores(learner, images[part]).cpu() for part in rows.split(batch_size)]
     scores = torch.cat(parts)  # (m, k)
     known, wanted = learner.classes.cpu(), labels[rows]  # (k,), (m,)

@@ -107,30 +107,19 @@ class LoraLearner:
         self, task: int, head: nn.Module, classes: Tensor, rows: Tensor, images: ImagePool,
         labels: Tensor,
     ) -> None:  # fmt: skip
+        trained = [*self.backbone.trained(), *head.parameters()]
         self.losses[task] = train_task(
-            self.backbone,
-            head,
-            [*self.backbone.trained(), *head.parameters()],
-            images,
-            positions_of(labels, classes),
-            rows,
-            self.training,
-            rng=generator(self.training.seed, "batches", task),
-        )
+            self.backbone, head, trained, images, positions_of(labels, classes), rows,
+            self.training, rng=generator(self.training.seed, "batches", task),
+        )  # fmt: skip
 
 
 def train_task(
-    backbone: nn.Module,
-    head_scores: Callable[[Tensor], Tensor],
-    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
-    images: ImagePool,
-    labels: Tensor,
-    rows: Tensor,
-    training: LoraTraining,
-    *,
-    rng: torch.Generator,
+    backbone: nn.Module, head_scores: Callable[[Tensor], Tensor],
+    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], images: ImagePool,
+    labels: Tensor, rows: Tensor, training: LoraTraining, *, rng: torch.Generator,
     loss_extra: LossExtra | None = None,
-) -> list[float]:
+) -> list[float]:  # fmt: skip
     """Minimise the cross-entropy with Adam and a cosine schedule down to 0.
 
     The network is in ``eval`` mode all the time, so that there is no dropout and batch norm keeps
@@ -182,10 +171,9 @@ def train_task(
             total += loss.detach() * len(part)
         history.append(float(total) / len(rows))
         if not torch.isfinite(total):
-            raise FloatingPointError(
-                f"the loss is {history[-1]} in epoch {epoch} of {training.epochs}: "
-                f"{_broken_images(images, rows) or f'lower lr={training.lr!r}'}."
-            )
+            cause = _broken_images(images, rows) or f"lower lr={training.lr!r}"
+            when = f"epoch {epoch} of {training.epochs}"
+            raise FloatingPointError(f"the loss is {history[-1]} in {when}: {cause}.")
     return history
 
 

@@ -86,17 +86,10 @@ PRINTED = F2MVariant()
 
 
 def f2m_loss(
-    split: SplitNetwork,
-    classifier: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    bound: float,
-    draws: int,
-    prototype_weight: float,
-    generator: torch.Generator,
+    split: SplitNetwork, classifier: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, *,
+    bound: float, draws: int, prototype_weight: float, generator: torch.Generator,
     variant: F2MVariant = PRINTED,
-) -> F2MLoss:
+) -> F2MLoss:  # fmt: skip
     """Loss of the base session: equations (3.5) and (3.6) on one batch.
 
     For each of M noise draws the tuned weights are moved to ``phi + eps_j``; the loss there is the
@@ -164,17 +157,10 @@ def f2m_loss(
 
 
 def learn_session(
-    split: SplitNetwork,
-    region: FlatRegion | None,
-    images: Tensor,
-    labels: Tensor,
-    base_prototypes: Tensor,
-    base_classes: Tensor,
-    *,
-    epochs: int,
-    lr: float,
+    split: SplitNetwork, region: FlatRegion | None, images: Tensor, labels: Tensor,
+    base_prototypes: Tensor, base_classes: Tensor, *, epochs: int, lr: float,
     penalty: Callable[[], Tensor] | None = None,
-) -> list[float]:
+) -> list[float]:  # fmt: skip
     """One few-shot session: equation (3.7), then clamping, for a few full-batch steps.
 
     Only the tuned weights move, and batch norm runs with its stored statistics. The prototypes of

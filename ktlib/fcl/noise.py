@@ -17,12 +17,9 @@ RELEASED_SHAPES = (0.3, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
 
 
 def draw_noise(
-    tuned: Mapping[str, Tensor],
-    bound: float,
-    generator: torch.Generator,
-    levels: int = 0,
+    tuned: Mapping[str, Tensor], bound: float, generator: torch.Generator, levels: int = 0,
     shapes: Sequence[float] = (),
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """One draw ``eps``, each entry inside ``[-bound, bound]`` (thesis, section 3.3).
 
     The thesis does not name the law. The two it could be are offered, and the one of the authors'
@@ -53,10 +50,8 @@ def draw_noise(
     if levels < 0 or levels == 1:
         raise ValueError(f"levels must be 0 (uniform) or at least 2. Found levels={levels!r}.")
     if shapes and (levels == 0 or min(shapes) <= 0):
-        raise ValueError(
-            "shapes must be above 0 and come with levels >= 2. "
-            f"Found shapes={tuple(shapes)!r}, levels={levels!r}."
-        )
+        raise ValueError("shapes must be above 0 and come with levels >= 2. Found "
+                         f"shapes={tuple(shapes)!r}, levels={levels!r}.")  # fmt: skip
     noise = {}
     for name, parameter in tuned.items():
         values = torch.empty(parameter.shape, device=generator.device)
@@ -79,16 +74,11 @@ def draw_noise(
 
 def warn_if_lost(tuned: Mapping[str, Tensor], bound: float) -> None:
     """Warn of half-precision weights between whose neighbours the noise does not reach."""
-    for name, weight in tuned.items():
-        if weight.dtype in HALF and bound:
-            gap = torch.finfo(weight.dtype).eps * float(weight.detach().float().abs().mean())
-            if gap > bound:
-                warnings.warn(
-                    f"bound={bound!r} is below the rounding of {weight.dtype}, {gap:.2g} at "
-                    f"{name!r}: most of the noise is lost. Compute in float32.",
-                    stacklevel=3,
-                )
-                return
+    for weight in (each.detach() for each in tuned.values() if bound and each.dtype in HALF):
+        gap = torch.finfo(weight.dtype).eps * float(weight.float().abs().mean())
+        if gap > bound:
+            text = f"bound={bound!r} is below the rounding of {weight.dtype} weights, {gap:.2g}: "
+            warnings.warn(f"{text}noise is lost. Compute in float32.", stacklevel=3)
 
 
 def level_probabilities(levels: int, a: float, b: float) -> list[float]:
@@ -121,7 +111,7 @@ def noise_variance(bound: float, levels: int = 0) -> float:
         0.5
     """
     require_bound("bound", bound)
-    require_at_least("levels", levels if levels else 2, 2)
     if levels:
+        require_at_least("levels", levels, 2)
         return bound**2 * (levels + 1) / (3 * (levels - 1))
     return bound**2 / 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,35 +12,25 @@ from torch import Tensor, nn
 from ktlib.checks import require_bound
 
 
-class Owner(Protocol):
-    """What has parameters with names, such as a module."""
-
-    def get_parameter(self, target: str) -> nn.Parameter:
-        """The parameter of this name, or an AttributeError."""
-
-
 class ModelParameters(Mapping[str, nn.Parameter]):
-    """Name -> parameter, looked up in the model whenever it is asked for.
+    """Name -> parameter, looked up in the model (its ``get_parameter``) whenever it is asked for.
 
-    So it is the model's own one, also after an assigning ``load_state_dict``, a copy or a pickle.
-
-    Raises:
-        ValueError: when asked for a parameter that the model has no more.
+    So it is the model's own one, also after an assigning ``load_state_dict``, a copy or a pickle;
+    a ValueError if the model has it no more.
     """
 
-    def __init__(self, model: Owner, names: Sequence[str]) -> None:
+    def __init__(self, model: Any, names: Sequence[str]) -> None:
         self.model, self.names = model, tuple(names)
 
     def __getitem__(self, name: str) -> nn.Parameter:
         if name not in self.names:
             raise KeyError(name)
         try:
-            return self.model.get_parameter(name)
+            found: nn.Parameter = self.model.get_parameter(name)
         except AttributeError as error:
-            raise ValueError(
-                f"{name!r} is no longer a parameter of the model, which was changed since its "
-                f"parameters were named ({error}): split it, or make the region, anew."
-            ) from None
+            raise ValueError(f"{name!r} is no longer a parameter of the model ({error}): split it, "
+                             "or make the region, anew.") from None  # fmt: skip
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -86,13 +76,9 @@ class FlatRegion:
     """
 
     def __init__(
-        self,
-        parameters: Mapping[str, Tensor] | nn.Module,
-        bound: float,
-        center: Mapping[str, Tensor] | None = None,
-        *,
-        grid_step: float = 0.0,
-    ) -> None:
+        self, parameters: Mapping[str, Tensor] | nn.Module, bound: float,
+        center: Mapping[str, Tensor] | None = None, *, grid_step: float = 0.0,
+    ) -> None:  # fmt: skip
         if isinstance(parameters, nn.Module):
             parameters = ModelParameters(parameters, [n for n, _ in parameters.named_parameters()])
         if not parameters:
@@ -107,20 +93,13 @@ class FlatRegion:
         return {"bound": self.bound, "grid_step": self.grid_step, "center": center}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the box of :meth:`state_dict`; the parameters stay as they are.
-
-        Raises:
-            ValueError: as when a region is made.
-        """
+        """Take over the box of :meth:`state_dict`, checked; the parameters stay as they are."""
         require_bound("bound", state["bound"])
         require_bound("grid_step", state["grid_step"])
         _require_fitting(self._parameters, state["center"])
         self.bound: float = state["bound"]
         self.grid_step: float = state["grid_step"]
-        self.center = {
-            name: state["center"][name].detach().clone().to(p.device)
-            for name, p in self._parameters.items()
-        }
+        self.center = {name: state["center"][name].detach().clone() for name in self._parameters}
         self._box: dict[str, tuple[Tensor, Tensor]] = {}
         self._now()
 
@@ -146,18 +125,13 @@ class FlatRegion:
         return float(torch.tensor(shifts, dtype=torch.float64).max())  # Python's max() skips NaN
 
     def require_inside(self, model: nn.Module) -> None:
-        """Refuse a model that has other parameters than those of the region.
-
-        Raises:
-            ValueError: a parameter of the region is none of the model's.
-        """
+        """Refuse, with a ValueError, a model that the region's parameters are not of."""
         own = set(map(id, model.parameters()))
         foreign = [name for name, parameter in self._now().items() if id(parameter) not in own]
         if foreign:
-            raise ValueError(
-                f"the region must hold parameters of the network itself. {foreign[0]!r} is of "
-                "another one, such as a copy: FlatRegion(split.tuned, bound, center=region.center)."
-            )
+            raise ValueError(f"region must be of the network itself. {foreign[0]!r} is of another "
+                             "one, such as a copy: give FlatRegion `center=region.center`."
+                             )  # fmt: skip
 
     def _now(self) -> dict[str, Tensor]:
         """The parameters as they are now, for which the box is put right."""
@@ -167,12 +141,11 @@ class FlatRegion:
             if parameter.shape != center.shape:
                 raise ValueError(f"{name!r} must keep its shape {tuple(center.shape)}. "
                                  f"Found {tuple(parameter.shape)}.")  # fmt: skip
-            like = parameter.device, parameter.dtype
-            if name in self._box and (self._box[name][0].device, self._box[name][0].dtype) == like:
+            dtype, bound = parameter.dtype, float(self.bound)
+            box = self._box.get(name, (None, None))[0]
+            if box is not None and (box.device, box.dtype) == (parameter.device, dtype):
                 continue
-            lower, upper = (
-                edge(center, side * self.bound, parameter.dtype) for side in (-1.0, 1.0)
-            )
+            lower, upper = edge(center, -bound, dtype), edge(center, bound, dtype)
             if parameter.dtype != center.dtype and bool((lower > upper).any()):
                 raise ValueError(f"bound must leave a number of {parameter.dtype} in the box "
                                  f"around {name!r}. Found {self.bound!r}.")  # fmt: skip
@@ -182,16 +155,14 @@ class FlatRegion:
 
 def _require_fitting(parameters: Mapping[str, Tensor], center: Mapping[str, Tensor]) -> None:
     if parameters.keys() != center.keys():
-        raise ValueError(
-            f"center must name the parameters {sorted(parameters)}. Found {sorted(center)}."
-        )
+        names = sorted(parameters)
+        raise ValueError(f"center must name the parameters {names}. Found {sorted(center)}.")
     for name, parameter in parameters.items():
-        if center[name].shape != parameter.shape:
-            raise ValueError(
-                f"center must have the shape of the parameters. {name!r} has "
-                f"{tuple(parameter.shape)}. Found {tuple(center[name].shape)}: "
-                "is it from another architecture?"
-            )
+        shapes = tuple(parameter.shape), tuple(center[name].shape)
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"center must have the shape of the parameters. {name!r} has "
+                             f"{shapes[0]}. Found {shapes[1]}: is it from another architecture?"
+                             )  # fmt: skip
         if not (parameter.is_floating_point() and center[name].is_floating_point()):
             raise ValueError(f"parameters must be floating-point numbers. {name!r} is not.")
         if not bool(torch.isfinite(center[name]).all()):

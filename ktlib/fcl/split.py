@@ -25,8 +25,7 @@ class SplitNetwork:
         layers: names of the chosen layers.
         prefix: the part in front of the first chosen layer.
         tail: the rest, from the first chosen layer to the embedding.
-        tuned: name of each chosen parameter in ``network`` -> the parameter, looked up when it is
-            asked for; a ValueError if the network no longer has it.
+        tuned: name of each chosen parameter -> the parameter that ``network`` has now.
 
     Example:
         >>> split = SplitNetwork(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), ["2"])

@@ -37,16 +37,14 @@ def random_crop(
         torch.Size([2, 1, 8, 8])
     """
     batch = len(images)
+    drawn: dict[str, Any] = {"generator": generator, "device": generator.device}
     if flip:
-        mirrored = torch.rand(batch, generator=generator, device=generator.device) < 0.5
-        mirrored = mirrored.to(images.device)[:, None, None, None]
+        mirrored = torch.rand(batch, 1, 1, 1, **drawn).to(images.device) < 0.5
         images = torch.where(mirrored, images.flip(-1), images)
     if padding == 0:
         return images
     padded = nn.functional.pad(images, [padding] * 4)
-    shift = torch.randint(
-        2 * padding + 1, (2, batch), generator=generator, device=generator.device
-    ).to(images.device)
+    shift = torch.randint(2 * padding + 1, (2, batch), **drawn).to(images.device)
     steps = [torch.arange(size, device=images.device) for size in images.shape]
     rows = (shift[0][:, None] + steps[2])[:, None, :, None]
     columns = (shift[1][:, None] + steps[3])[:, None, None, :]
@@ -103,15 +101,9 @@ class BaseTraining:
 
 
 def train_base(
-    network: nn.Module,
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    settings: BaseTraining,
-    *,
-    generator: torch.Generator,
-) -> list[float]:
+    network: nn.Module, classifier: nn.Module, images: Tensor, labels: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor], settings: BaseTraining, *, generator: torch.Generator,
+) -> list[float]:  # fmt: skip
     """Minimise ``loss(images, labels)`` by SGD with a cosine schedule down to 0.
 
     With ``settings.sam_radius``, by sharpness-aware minimisation instead: Foret et al., ICLR 2021,
@@ -176,9 +168,8 @@ def train_base(
         if not math.isfinite(history[-1]):
             finite = bool(torch.isfinite(images).all())
             cause = f"lower lr={settings.lr!r}" if finite else "not all images are finite numbers"
-            raise FloatingPointError(
-                f"the loss is {history[-1]} in epoch {epoch + 1} of {settings.epochs}: {cause}."
-            )
+            raise FloatingPointError(f"the loss is {history[-1]} in epoch {epoch + 1} of "
+                                     f"{settings.epochs}: {cause}.")  # fmt: skip
     network.eval()
     return history
 
