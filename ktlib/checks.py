@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ktlib import DISTRIBUTION
 
@@ -56,11 +58,44 @@ def require_extra(module: str, extra: str) -> Any:
         raise ImportError(f"needs {package}: pip install '{DISTRIBUTION}[{extra}]'") from error
 
 
+HALF = (torch.float16, torch.bfloat16)
+
+
 class ImagePool(Protocol):
     """Images of which some can be asked for by their numbers: a tensor, or what makes one."""
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         """``(len(rows), ...)``."""
+
+
+def as_labels(labels: Any, device: Any = None, *, name: str = "labels") -> Tensor:
+    """Class numbers or positions ``(n,)`` as int64, from a tensor, an array or a list."""
+    found = torch.as_tensor(labels, device=device)
+    if found.ndim != 1 or (len(found) and (found.is_floating_point() or found.is_complex())):
+        kind = f"shape {tuple(found.shape)} of {found.dtype}"
+        raise ValueError(f"{name} must be (n,) integers. Found {kind}.")
+    return found.long()
+
+
+@contextmanager
+def images_for(network: nn.Module, images: Any) -> Iterator[Tensor]:
+    """Images on a network's device and in its precision; a ValueError for integers it refuses."""
+    given = torch.as_tensor(images)
+    first = next((p for p in network.parameters() if p.is_floating_point()), None)
+    if first is not None:
+        given = given.to(first.device, first.dtype if given.is_floating_point() else None)
+    try:
+        yield given
+    except RuntimeError as error:
+        if given.is_floating_point() or "type" not in str(error):
+            raise
+        message = "images must be floating-point numbers for this network, such as images / 255. "
+        raise ValueError(f"{message}Found {given.dtype}.") from error
+
+
+def widened(values: Tensor) -> Tensor:
+    """Half-precision values in float32, for sums over many and for distances; others as given."""
+    return values.float() if values.dtype in HALF else values
 
 
 def percent(correct: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ktlib.checks import require_at_least, require_extra
-from ktlib.cpeft.heads import feature_dim
+from ktlib.cpeft.encoders import feature_dim, frozen_copy
 from ktlib.ila.layers import some_of
 from ktlib.seeding import generator
 
@@ -30,7 +29,7 @@ class LoraBackbone(nn.Module):
     adapters are peft's. The network stays in ``eval`` mode: it has no dropout in training either.
 
     Args:
-        backbone: any module with linear layers; it is copied.
+        backbone: any module with linear layers; copied, uncompiled and at least in float32.
         layers: full names of linear layers, or last words that stand for many. ``"query"``,
             ``"key"`` and ``"value"`` also stand for ``q_proj``, ``k_proj`` and ``v_proj``.
         rank: of ``B A``.
@@ -57,17 +56,13 @@ class LoraBackbone(nn.Module):
     """
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        *,
-        layers: Sequence[str],
-        rank: int,
-        scale: float = 1.0,
+        self, backbone: nn.Module, *, layers: Sequence[str], rank: int, scale: float = 1.0,
         seed: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         peft = require_extra("peft", "lora")
         require_at_least("rank", rank, 1)
+        backbone = frozen_copy(backbone)
         self.layers = _layer_names(backbone, layers)
         self.rank, self.scale = rank, scale
         config = peft.LoraConfig(
@@ -77,13 +72,13 @@ class LoraBackbone(nn.Module):
             target_modules="|".join(map(re.escape, self.layers)),
         )
         with torch.random.fork_rng(devices=[]):  # peft draws A, which start() draws anew
-            self.backbone: nn.Module = peft.inject_adapter_in_model(config, copy.deepcopy(backbone))
+            self.backbone: nn.Module = peft.inject_adapter_in_model(config, backbone)
         self.eval()
         self.start(seed)
 
     @property
     def dim(self) -> int:
-        """Number of features, see :func:`~ktlib.cpeft.heads.feature_dim`."""
+        """Number of features, see :func:`~ktlib.cpeft.encoders.feature_dim`."""
         return feature_dim(self.backbone)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -155,8 +150,7 @@ class LoraBackbone(nn.Module):
     def load_adapters(self, values: Mapping[str, Tensor]) -> None:
         """Load what :meth:`adapters` returned; which parameters are trained stays the same.
 
-        Raises:
-            ValueError: other names or shapes, or a value that is not finite.
+        A ValueError for other names or shapes, or a value that is not finite.
         """
         own = self._named()
         _require_like("values", values, own)
@@ -184,10 +178,9 @@ def _layer_names(backbone: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
     fitting = {word: [name for name in linear if _fits(name, word)] for word in wanted}
     unknown = [word for word, names in fitting.items() if not names]
     if unknown:
-        raise ValueError(
-            f"layers must be names of linear layers of the backbone, or last words of them: "
-            f"{', '.join(linear) or 'it has none'}. Found {unknown}."
-        )
+        raise ValueError("layers must be names of linear layers of the backbone, or last words of "
+                         f"them: {', '.join(linear) or 'it has none'}. Found "
+                         f"{unknown}.")  # fmt: skip
     found = {name for names in fitting.values() for name in names}
     _require_adaptable(backbone, found)
     return tuple(name for name in linear if name in found)

@@ -6,12 +6,11 @@ All are :class:`~ktlib.cpeft.tasks.ContinualLearner`; those with adapters take a
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from ktlib.checks import ImagePool, require_at_least
+from ktlib.cpeft.encoders import device_of, encode, frozen_copy
 from ktlib.cpeft.heads import JoinedHead
 from ktlib.cpeft.tasks import ClassTask
 from ktlib.cpeft.training import LoraLearner, LoraTraining, features_of
@@ -52,16 +51,12 @@ class LoraOracle(LoraLearner):
         experts: for each task its adapters, as :meth:`LoraBackbone.adapters` gives them.
 
     Example:
-        >>> from ktlib.cpeft import LoraOracle, LoraTraining, class_tasks
+        >>> from ktlib.cpeft import LoraOracle, LoraTraining
         >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8))
         >>> encoder.dim = 8
-        >>> images, labels = torch.rand(12, 1, 4, 4), torch.arange(12) % 4
         >>> training = LoraTraining(layers=["1"], rank=2, epochs=1, batch_size=4, lr=0.01, seed=0)
-        >>> oracle = LoraOracle(encoder, training)
-        >>> for task in class_tasks(labels, classes=range(4), tasks=2):
-        ...     oracle.learn(task, images, labels)
-        >>> len(oracle.experts), oracle.scores(images).shape
-        (2, torch.Size([12, 4]))
+        >>> LoraOracle(encoder, training).experts
+        []
     """
 
     def __init__(self, backbone: nn.Module, training: LoraTraining) -> None:
@@ -77,11 +72,10 @@ class LoraOracle(LoraLearner):
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
         """``(n, k)`` log-probabilities of each expert for its own classes, side by side."""
-        images = images.to(self.device)
         parts = []
         for number, expert in enumerate(self.experts, start=1):
             self.backbone.load_adapters(expert)
-            logits = self.head.of_task(number, self.backbone(images))  # (n, classes of the task)
+            logits = self.head.of_task(number, encode(self.backbone, images))  # (n, its classes)
             parts.append(logits.log_softmax(dim=1))
         return torch.cat(parts, dim=1)
 
@@ -93,16 +87,12 @@ class JointLora(LoraLearner):
     earlier tasks: give it the same images and labels every time.
 
     Example:
-        >>> from ktlib.cpeft import JointLora, LoraTraining, class_tasks
+        >>> from ktlib.cpeft import JointLora, LoraTraining
         >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8))
         >>> encoder.dim = 8
-        >>> images, labels = torch.rand(12, 1, 4, 4), torch.arange(12) % 4
         >>> training = LoraTraining(layers=["1"], rank=2, epochs=1, batch_size=4, lr=0.01, seed=0)
-        >>> learner = JointLora(encoder, training)
-        >>> for task in class_tasks(labels, classes=range(4), tasks=2):
-        ...     learner.learn(task, images, labels)
-        >>> learner.head.task_of
-        tensor([1, 1, 2, 2])
+        >>> JointLora(encoder, training).classes
+        tensor([], dtype=torch.int64)
     """
 
     def __init__(self, backbone: nn.Module, training: LoraTraining) -> None:
@@ -111,6 +101,7 @@ class JointLora(LoraLearner):
 
     def learn(self, task: ClassTask, images: ImagePool, labels: Tensor) -> None:
         """Train on this task and all before it, from the pre-trained backbone."""
+        labels = task.labels_from(labels, self.classes)
         self._tasks.append(task)
         self.backbone.start(self.training.seed)
         self.head = JoinedHead(self.backbone.dim).to(self.device)
@@ -124,15 +115,13 @@ class NearestMean:
     """Frozen features, and the class whose mean feature is nearest: no training at all.
 
     Args:
-        backbone: images -> features ``(n, dim)``; copied.
+        backbone: images -> features ``(n, dim)``; copied as in a
+            :class:`~ktlib.cpeft.adapters.LoraBackbone`.
         batch_size: images at a time while the means are computed.
 
     Attributes:
         classes: ``(k,)`` classes learned so far, in the order of the columns of :meth:`scores`.
         means: ``(k, dim)`` mean feature of each.
-
-    Raises:
-        ValueError: ``batch_size`` below 1.
 
     Example:
         >>> from ktlib.cpeft import NearestMean, class_tasks, predict
@@ -147,22 +136,20 @@ class NearestMean:
 
     def __init__(self, backbone: nn.Module, *, batch_size: int = 500) -> None:
         require_at_least("batch_size", batch_size, 1)
-        self.backbone = copy.deepcopy(backbone).eval().requires_grad_(False)
-        self.device = next(backbone.parameters()).device
-        self.batch_size = batch_size
+        self.backbone, self.batch_size = frozen_copy(backbone), batch_size
+        self.device = device_of(self.backbone)
         self.classes = torch.empty(0, dtype=torch.int64, device=self.device)
         self.means = torch.empty(0, 0, device=self.device)
 
     def learn(self, task: ClassTask, images: ImagePool, labels: Tensor) -> None:
         """Store the mean features of the classes of the task."""
+        labels = task.labels_from(labels, self.classes)
         features = features_of(self.backbone, images, task.train, self.batch_size)  # (m, dim)
-        own = labels[task.train].to(self.device)
-        classes = task.classes.to(self.device)
-        means = class_means(features, own, classes)  # (classes of the task, dim)
+        means = class_means(features, labels[task.train], task.classes)  # (classes, dim)
         self.means = torch.cat([self.means, means]) if len(self.means) else means
-        self.classes = torch.cat([self.classes, classes])
+        self.classes = torch.cat([self.classes, task.classes.to(self.device)])
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
         """``(n, k)`` negative Euclidean distances to the means."""
-        return -torch.cdist(self.backbone(images.to(self.device)), self.means)
+        return -torch.cdist(encode(self.backbone, images), self.means)

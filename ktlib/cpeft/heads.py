@@ -50,13 +50,10 @@ class JoinedHead(nn.Module):
             ValueError: no classes, or a class that already has a column.
         """
         classes = classes.to(self.classes)
-        if not len(classes) or len(torch.cat([self.classes, classes]).unique()) < (
-            len(self.classes) + len(classes)
-        ):
-            raise ValueError(
-                f"classes must be new, each once. Found {classes.tolist()}; already known: "
-                f"{self.classes.tolist()}."
-            )
+        columns = torch.cat([self.classes, classes])
+        if not len(classes) or len(columns.unique()) < len(columns):
+            raise ValueError(f"classes must be new, each once. Found {classes.tolist()}; already "
+                             f"known: {self.classes.tolist()}.")  # fmt: skip
         number = len(self.heads) + 1
         stream, bound = generator(seed, "head", number), 1 / math.sqrt(self.dim)
         head = skip_init(nn.Linear, self.dim, len(classes))
@@ -65,7 +62,7 @@ class JoinedHead(nn.Module):
                 parameter.uniform_(-bound, bound, generator=stream)
         self.heads.append(head.to(self.classes.device))
         self.task_of = torch.cat([self.task_of, torch.full_like(classes, number)])
-        self.classes = torch.cat([self.classes, classes])
+        self.classes = columns
         return number
 
     def forward(self, features: Tensor) -> Tensor:
@@ -73,11 +70,7 @@ class JoinedHead(nn.Module):
         return torch.cat([head(features) for head in self.heads], dim=1)
 
     def of_task(self, number: int, features: Tensor) -> Tensor:
-        """``(n, classes of the task)`` scores from features ``(n, dim)``.
-
-        Raises:
-            ValueError: ``number`` is not that of a task learned so far.
-        """
+        """``(n, classes of the task)`` scores from features ``(n, dim)``, as :meth:`head`."""
         scores: Tensor = self.head(number)(features)
         return scores
 
@@ -91,18 +84,3 @@ class JoinedHead(nn.Module):
             raise ValueError(f"number must lie in 1 to {len(self.heads)}, the tasks so far. "
                              f"Found number={number!r}.")  # fmt: skip
         return cast("nn.Linear", self.heads[number - 1])
-
-
-def feature_dim(backbone: nn.Module) -> int:
-    """Number of features of an encoder: its attribute ``dim``.
-
-    Raises:
-        ValueError: it has no such attribute.
-    """
-    dim = getattr(backbone, "dim", None)
-    if not isinstance(dim, int):
-        raise ValueError(  # noqa: TRY004 - most often there is none at all
-            "backbone must give its number of features in the attribute `dim`. "
-            f"{type(backbone).__name__} has dim={dim!r}."
-        )
-    return dim

@@ -53,17 +53,15 @@ def design_down(
     if rank < 1:
         raise ValueError(f"rank must be at least 1. Found rank={rank}.")
     if rank > memory.free_rank:
-        raise ValueError(
-            f"{layer}: rank must be at most {memory.free_rank}, what the old tasks leave free of "
-            f"{memory.size} dimensions. Found rank={rank}."
-        )
+        raise ValueError(f"{layer}: rank must be at most {memory.free_rank}, what the old tasks "
+                         f"leave free of {memory.size} dimensions. Found "
+                         f"rank={rank}.")  # fmt: skip
     values, vectors = _projected(moment, memory)  # (k,), (d, k)
     reached = len(values)
     if rank > reached:
-        raise ValueError(
-            f"{layer}: rank must be at most {reached}, the rank of the new task's inputs in the "
-            f"{memory.free_rank} dimensions that are free. Found rank={rank}."
-        )
+        raise ValueError(f"{layer}: rank must be at most {reached}, the rank of the new task's "
+                         f"inputs in the {memory.free_rank} dimensions that are free. Found "
+                         f"rank={rank}.")  # fmt: skip
     return vectors[:, :rank].T / math.sqrt(3)  # (rank, d)
 
 
@@ -126,16 +124,10 @@ class InfLora(LoraLearner):
     """
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        training: LoraTraining,
-        *,
-        tasks: int,
-        first_threshold: float = 0.95,
-        last_threshold: float = 1.0,
-        energy: EnergyName = "activations",
-        on_full: OnFull = "error",
-    ) -> None:
+        self, backbone: nn.Module, training: LoraTraining, *, tasks: int,
+        first_threshold: float = 0.95, last_threshold: float = 1.0,
+        energy: EnergyName = "activations", on_full: OnFull = "error",
+    ) -> None:  # fmt: skip
         threshold_for(1, tasks, first_threshold, last_threshold)  # checks the three
         if on_full not in get_args(OnFull):
             raise ValueError(f"on_full must be one of {get_args(OnFull)}. Found {on_full!r}.")
@@ -157,6 +149,7 @@ class InfLora(LoraLearner):
             FloatingPointError: the loss is no longer finite.
         """
         threshold = threshold_for(task.number, self.tasks, *self.thresholds)
+        labels = task.labels_from(labels, self.classes)
         down = self._design(self._moments(images, task.train))
         self.backbone.start(self.training.seed, down=down)
         self._train_new_head(task, images, labels)  # B of every layer, and the head
@@ -164,9 +157,8 @@ class InfLora(LoraLearner):
         self._remember(self._moments(images, task.train), task.number, threshold, down)
 
     def _moments(self, images: ImagePool, rows: Tensor) -> dict[str, InputMoment]:
-        return input_moments(
-            self.backbone, self.backbone.layers, images, rows, self.training.batch_size
-        )
+        size = self.training.batch_size
+        return input_moments(self.backbone, self.backbone.layers, images, rows, size)
 
     def _remember(
         self, moments: dict[str, InputMoment], task: int, threshold: float, down: dict[str, Tensor]

@@ -9,15 +9,16 @@ by the number of tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ktlib.checks import ImagePool, require_at_least
+from ktlib.checks import ImagePool, images_for, require_at_least
 from ktlib.cpeft.adapters import LoraBackbone
+from ktlib.fcl.evaluation import evaluating
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +40,7 @@ class InputMoment:
 
     @classmethod
     def of(cls, inputs: Tensor) -> InputMoment:
-        """The moment of inputs ``(..., d)``, which are turned to float64 first.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """The moment of inputs ``(..., d)``, at least one; they are turned to float64 first."""
         flat = inputs.detach().reshape(-1, inputs.shape[-1])  # (tokens, d)
         if not len(flat):
             raise ValueError(f"inputs must hold at least one token. Found {tuple(inputs.shape)}.")
@@ -57,16 +54,10 @@ class InputMoment:
         return float(self.matrix.trace())
 
     def merged(self, other: InputMoment) -> InputMoment:
-        """The moment of the inputs of both.
-
-        Raises:
-            ValueError: they are not of the same input size.
-        """
+        """The moment of the inputs of both, which must be of the same size."""
         if self.matrix.shape != other.matrix.shape:
-            raise ValueError(
-                "moments must be of the same input size to be merged. Found "
-                f"{len(self.matrix)} and {len(other.matrix)}."
-            )
+            raise ValueError("moments must be of the same input size to be merged. Found "
+                             f"{len(self.matrix)} and {len(other.matrix)}.")  # fmt: skip
         tokens = self.tokens + other.tokens
         # Rounding differs with the order, as in every sum; it does not grow with the batches.
         moved = (other.matrix - self.matrix) * (other.tokens / tokens)
@@ -74,12 +65,8 @@ class InputMoment:
 
 
 def input_moments(
-    network: nn.Module,
-    layers: Sequence[str],
-    images: ImagePool,
-    rows: Tensor,
-    batch_size: int,
-) -> dict[str, InputMoment]:
+    network: nn.Module, layers: Sequence[str], images: ImagePool, rows: Tensor, batch_size: int,
+) -> dict[str, InputMoment]:  # fmt: skip
     """The second moment of the inputs of layers, over all tokens of some images.
 
     The network computes in evaluation mode and without gradients; its mode is put back.
@@ -98,6 +85,7 @@ def input_moments(
     Raises:
         ValueError: no layers, no rows, a batch size below 1, a name that is no linear layer, or a
             layer that the network did not use.
+        FloatingPointError: inputs that are not finite, as those of a NaN among the images.
     """
     require_at_least("batch_size", batch_size, 1)
     if not layers:
@@ -110,22 +98,22 @@ def input_moments(
         moment = InputMoment.of(inputs)
         sums[name] = sums[name].merged(moment) if name in sums else moment
 
-    device = next(network.parameters()).device
-    with _hooked(network, layers, note), _evaluating(network), torch.no_grad():
+    with _hooked(network, layers, note), evaluating(network), torch.no_grad():
         for batch in rows.split(batch_size):
-            network(images[batch].to(device))
+            with images_for(network, images[batch]) as given:
+                network(given)
     unused = [name for name in layers if name not in sums]
     if unused:
         raise ValueError(f"layers must be used by the network. These were not: {unused}.")
+    broken = [name for name in layers if not bool(sums[name].matrix.isfinite().all())]
+    if broken:
+        raise FloatingPointError(f"the inputs of layer {broken[0]!r} are not finite: images and "
+                                 "weights must be.")  # fmt: skip
     return {name: sums[name] for name in layers}
 
 
 def linear_layer(network: nn.Module, name: str) -> nn.Linear:
-    """A linear layer by its name; in a network with adapters the layer beneath them.
-
-    Raises:
-        ValueError: there is no linear layer of this name; the message lists all linear layers.
-    """
+    """A linear layer by its name, or a ValueError; in a network with adapters the one beneath."""
     if isinstance(network, LoraBackbone):
         return network.linear(name)
     linear = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
@@ -139,27 +127,11 @@ def _hooked(
     network: nn.Module, layers: Sequence[str], note: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
     """Call ``note`` with the input of each layer, whenever the layer is called."""
-    modules = {name: linear_layer(network, name) for name in layers}
-    handles = []
-    try:
-        for name, module in modules.items():
+    with ExitStack() as stack:
+        for name, module in [(name, linear_layer(network, name)) for name in layers]:
 
             def hook(_: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
                 note(name, cast("Tensor", given[0]))
 
-            handles.append(module.register_forward_pre_hook(hook))
+            stack.enter_context(module.register_forward_pre_hook(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

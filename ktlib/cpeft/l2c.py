@@ -18,7 +18,7 @@ alignment (``aligned``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ktlib.checks import ImagePool, require_at_least, require_positive
-from ktlib.cpeft.heads import JoinedHead, feature_dim
+from ktlib.cpeft.encoders import device_of, encode, feature_dim
+from ktlib.cpeft.heads import JoinedHead
 from ktlib.cpeft.mixing import (
     Adapters,
     log_mixture,
@@ -37,7 +38,7 @@ from ktlib.cpeft.mixing import (
 )
 from ktlib.cpeft.statistics import ClassStatistics, align_head
 from ktlib.cpeft.tasks import ClassTask
-from ktlib.cpeft.training import LoraTraining, features_of, train_task
+from ktlib.cpeft.training import LoraTraining, LossExtra, features_of, train_task
 from ktlib.fcl.protocol import positions_of
 from ktlib.seeding import generator
 
@@ -98,15 +99,12 @@ class L2CSettings:
             raise ValueError(f"top_k must be an integer of at least 1, or None. Found {k!r}.")
         require_temperature(self.temperature)
         if self.expert_classes not in get_args(ExpertClasses):
-            raise ValueError(
-                f"expert_classes must be one of {get_args(ExpertClasses)}. "
-                f"Found {self.expert_classes!r}."
-            )
+            raise ValueError(f"expert_classes must be one of {get_args(ExpertClasses)}. "
+                             f"Found {self.expert_classes!r}.")  # fmt: skip
         if self.consistency and self.expert_classes == "own":
-            raise ValueError(
-                "consistency must be 0 with expert_classes='own', where no other expert knows the "
-                f"new classes. Found {self.consistency!r}."
-            )
+            raise ValueError("consistency must be 0 with expert_classes='own', where no other "
+                             f"expert knows the new classes. Found {self.consistency!r}."
+                             )  # fmt: skip
 
 
 class L2C:
@@ -159,10 +157,9 @@ class L2C:
         self._network = training.adapted(backbone)
         smallest = min(min(self._network.linear(n).weight.shape) for n in self._network.layers)
         if settings.start_from_old and training.rank > smallest:
-            raise ValueError(
-                f"rank must be at most {smallest}, the size of the smallest adapted layer, with "
-                f"start_from_old=True. Found rank={training.rank}."
-            )
+            raise ValueError(f"rank must be at most {smallest}, the size of the smallest adapted "
+                             f"layer, with start_from_old=True. Found rank={training.rank}."
+                             )  # fmt: skip
         self._selector: Adapters = self._network.adapters()
         self._selector_head = self._new_head()
         self._selector_statistics = ClassStatistics(self.dim)
@@ -191,16 +188,13 @@ class L2C:
                 no covariance can be estimated.
             FloatingPointError: a loss is no longer finite.
         """
-        labels = labels.cpu()
+        labels = task.labels_from(labels, self.classes)
         if self.settings.aligned or self.settings.expert_classes == "seen":
             _require_covariances(task, labels)
         weights = self._weights_of_old(images, task.train) if self._experts else None
         self._learn_selector(task, images, labels)
-        old = [
-            self._update_old_expert(number, task, images, labels)
-            for number in range(1, len(self._experts) + 1)
-            if self.settings.expert_classes == "seen"
-        ]
+        seen = len(self._experts) if self.settings.expert_classes == "seen" else 0
+        old = [self._update_old_expert(i, task, images, labels) for i in range(1, seen + 1)]
         self._learn_expert(task, images, labels, weights, old)
 
     @torch.no_grad()
@@ -214,14 +208,9 @@ class L2C:
             ``(n, tasks)`` the selector's largest logit among the classes of each task, and
             ``(n, tasks, classes)`` the logarithm of the experts' probabilities, minus infinity for
             classes that an expert does not know.
-
-        Raises:
-            ValueError: no task has been learned yet.
         """
         task_logits = self._task_logits(self._features(self._selector, images))  # (n, tasks)
-        experts = [
-            self._log_probabilities(number + 1, images) for number in range(len(self._heads))
-        ]
+        experts = [self._log_probabilities(i + 1, images) for i in range(len(self._heads))]
         return task_logits, torch.stack(experts, dim=1)  # (n, tasks, classes)
 
     def scores(self, images: Tensor) -> Tensor:
@@ -261,9 +250,8 @@ class L2C:
             ValueError: ``task`` has not been learned.
         """
         if not 1 <= task <= len(self._experts):
-            raise ValueError(
-                f"task must lie in 1 to {len(self._experts)}, the tasks so far. Found {task!r}."
-            )
+            tasks = len(self._experts)
+            raise ValueError(f"task must lie in 1 to {tasks}, the tasks so far. Found {task!r}.")
         head = self._heads[task - 1]
         with torch.no_grad():
             features = self._features(self._experts[task - 1], images)  # (n, dim)
@@ -276,17 +264,12 @@ class L2C:
         head, network = self._selector_head, self._network
         number = head.add(task.classes, self.training.seed)
         network.load_adapters(self._selector)
+        slow = {"params": network.trained(), "lr": self.settings.selector_lr}
+        fast = {"params": list(head.head(number).parameters()), "lr": self.training.lr}
         self.selector_losses[number] = self._train(
-            lambda features: head.of_task(number, features),
-            [
-                {"params": network.trained(), "lr": self.settings.selector_lr},
-                {"params": list(head.head(number).parameters()), "lr": self.training.lr},
-            ],
-            task,
-            images,
-            labels,
+            head.head(number), [slow, fast], task, images, labels,
             generator(self.training.seed, "selector", number),
-        )
+        )  # fmt: skip
         self._selector = network.adapters()
         if self.settings.aligned:
             features = self._training_features(images, task.train)
@@ -318,11 +301,7 @@ class L2C:
     def _update_old_expert(
         self, number: int, task: ClassTask, images: ImagePool, labels: Tensor
     ) -> Tensor:
-        """Let an older expert learn the classes of a new task from their statistics.
-
-        Returns:
-            ``(m, k)`` the logarithm of its probabilities of the new classes on the new images.
-        """
+        """Let an older expert learn new classes; ``(m, k)`` its log-probabilities of them."""
         self._network.load_adapters(self._experts[number - 1])
         features = self._training_features(images, task.train)  # (m, dim)
         head, statistics = self._heads[number - 1], self._statistics[number - 1]
@@ -334,13 +313,9 @@ class L2C:
         return known[:, -len(task.classes) :]
 
     def _learn_expert(
-        self,
-        task: ClassTask,
-        images: ImagePool,
-        labels: Tensor,
-        weights: Tensor | None,
+        self, task: ClassTask, images: ImagePool, labels: Tensor, weights: Tensor | None,
         old: Sequence[Tensor],
-    ) -> None:
+    ) -> None:  # fmt: skip
         number, network = len(self._experts) + 1, self._network
         seed = self.training.seed
         extra = self._consistency_term(images, task, len(labels), old)
@@ -350,14 +325,9 @@ class L2C:
             self.start_weights[number] = weights.tolist()
         head = self._new_head()
         head.add(task.classes, _seed(seed, "expert head", number))
+        both = {"params": [*network.trained(), *head.parameters()], "lr": self.training.lr}
         self.expert_losses[number] = self._train(
-            head,
-            [{"params": [*network.trained(), *head.parameters()], "lr": self.training.lr}],
-            task,
-            images,
-            labels,
-            generator(seed, "expert", number),
-            extra,
+            head, [both], task, images, labels, generator(seed, "expert", number), extra
         )
         self._experts.append(network.adapters())
         self._heads.append(head)
@@ -368,11 +338,8 @@ class L2C:
 
     def _consistency_term(
         self, images: ImagePool, task: ClassTask, count: int, old: Sequence[Tensor]
-    ) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """The term of the loss of a batch, of ``count`` images.
-
-        ``old`` holds what :meth:`_update_old_expert` returns, one tensor for each old expert.
-        """
+    ) -> LossExtra | None:
+        """The term of the loss of a batch, of ``count`` images in all."""
         consistency = self.settings.consistency
         if not (consistency and old):
             return None
@@ -405,7 +372,7 @@ class L2C:
     # Both --------------------------------------------------------------------------------------
 
     def _new_head(self) -> JoinedHead:
-        return JoinedHead(self.dim).to(next(self._network.parameters()).device)
+        return JoinedHead(self.dim).to(device_of(self._network))
 
     def _training_features(self, images: ImagePool, rows: Tensor) -> Tensor:
         """``(m, dim)`` with the adapters as they are, batch by batch."""
@@ -414,40 +381,22 @@ class L2C:
     @torch.no_grad()
     def _features(self, adapters: Adapters, images: Tensor) -> Tensor:
         self._network.load_adapters(adapters)
-        features: Tensor = self._network(images.to(next(self._network.parameters()).device))
-        return features
+        return encode(self._network, images)
 
     def _train(
-        self,
-        head_scores: Callable[[Tensor], Tensor],
-        groups: list[dict[str, Any]],
-        task: ClassTask,
-        images: ImagePool,
-        labels: Tensor,
-        rng: torch.Generator,
-        loss_extra: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> list[float]:
+        self, head: nn.Module, groups: list[dict[str, Any]], task: ClassTask, images: ImagePool,
+        labels: Tensor, rng: torch.Generator, loss_extra: LossExtra | None = None,
+    ) -> list[float]:  # fmt: skip
+        targets = positions_of(labels, task.classes)
         return train_task(
-            self._network,
-            head_scores,
-            groups,
-            images,
-            positions_of(labels, task.classes.cpu()),
-            task.train,
-            self.training,
-            rng=rng,
+            self._network, head, groups, images, targets, task.train, self.training, rng=rng,
             loss_extra=loss_extra,
-        )
+        )  # fmt: skip
 
     def _align(self, head: JoinedHead, statistics: ClassStatistics, who: str, number: int) -> None:
-        align_head(
-            head,
-            statistics,
-            steps=self.settings.align_steps,
-            lr=self.settings.align_lr,
-            per_class=self.settings.align_per_class,
-            seed=_seed(self.training.seed, who, number),
-        )
+        s, seed = self.settings, _seed(self.training.seed, who, number)
+        align_head(head, statistics, steps=s.align_steps, lr=s.align_lr,
+                   per_class=s.align_per_class, seed=seed)  # fmt: skip
 
 
 def _seed(seed: int, who: str, number: int) -> int:
@@ -459,7 +408,5 @@ def _require_covariances(task: ClassTask, labels: Tensor) -> None:
     own = labels[task.train]
     few = [label for label in task.classes.tolist() if int((own == label).sum()) < 2]
     if few:
-        raise ValueError(
-            f"task {task.number} must have at least two training images of each class. Found fewer "
-            f"of the classes {few}."
-        )
+        raise ValueError(f"task {task.number} must have at least two training images of each "
+                         f"class. Found fewer of the classes {few}.")  # fmt: skip

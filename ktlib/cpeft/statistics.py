@@ -64,14 +64,11 @@ class ClassStatistics:
                 already, or one with fewer than two images.
         """
         if features.ndim != 2 or features.shape[1] != self.dim:
-            raise ValueError(
-                f"features must be (n, {self.dim}). Found shape {tuple(features.shape)}."
-            )
+            raise ValueError(f"features must be (n, {self.dim}). Found shape "
+                             f"{tuple(features.shape)}.")  # fmt: skip
         if labels.shape != features.shape[:1]:
-            raise ValueError(
-                f"labels must be ({len(features)},), one for each feature. "
-                f"Found {tuple(labels.shape)}."
-            )
+            raise ValueError(f"labels must be ({len(features)},), one for each feature. Found "
+                             f"{tuple(labels.shape)}.")  # fmt: skip
         if not bool(torch.isfinite(features).all()):
             raise ValueError("features must be finite numbers.")
         values, numbers = features.detach().cpu().double(), labels.cpu()
@@ -80,10 +77,8 @@ class ClassStatistics:
         if known:
             raise ValueError(f"labels must be of new classes. Found {known} again.")
         if bool((counts < 2).any()):
-            raise ValueError(
-                "a class must have at least two images for a covariance. Found one of "
-                f"{classes[counts < 2].tolist()}."
-            )
+            raise ValueError("a class must have at least two images for a covariance. Found one "
+                             f"of {classes[counts < 2].tolist()}.")  # fmt: skip
         fits = [_gaussian(values[numbers == label]) for label in classes]
         self.classes = torch.cat([self.classes, classes])
         means, roots = (torch.stack(part).float() for part in zip(*fits, strict=True))
@@ -114,14 +109,9 @@ class ClassStatistics:
 
 
 def align_head(
-    head: JoinedHead,
-    statistics: ClassStatistics,
-    *,
-    steps: int,
-    lr: float,
-    per_class: int,
+    head: JoinedHead, statistics: ClassStatistics, *, steps: int, lr: float, per_class: int,
     seed: int,
-) -> list[float]:
+) -> list[float]:  # fmt: skip
     """Retrain a joined head, in place, on pseudo-features of all its classes.
 
     Every step draws new ones, the same number of each class, and descends on the cross-entropy over
@@ -147,10 +137,8 @@ def align_head(
     require_at_least("per_class", per_class, 1)
     columns = head.classes.cpu()
     if not torch.equal(columns.sort().values, statistics.classes.sort().values):
-        raise ValueError(
-            "head and statistics must have the same classes. Found "
-            f"{columns.tolist()} and {statistics.classes.tolist()}."
-        )
+        raise ValueError("head and statistics must have the same classes. Found "
+                         f"{columns.tolist()} and {statistics.classes.tolist()}.")  # fmt: skip
     if not steps:
         return []
     parameters = list(head.parameters())

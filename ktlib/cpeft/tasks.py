@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ktlib.checks import ImagePool, percent, require_at_least
+from ktlib.checks import ImagePool, as_labels, percent, require_at_least
 from ktlib.fcl.protocol import draw_images, positions_of
 
 
 @dataclass(frozen=True)
 class ClassTask:
-    """Classes and images of one task.
+    """Classes and images of one task, which may be given as lists or arrays, too.
 
     Attributes:
         number: from 1.
@@ -36,6 +37,24 @@ class ClassTask:
     classes: Tensor
     train: Tensor
     validation: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "train", "validation"):
+            object.__setattr__(self, name, as_labels(getattr(self, name), "cpu", name=name))
+
+    def labels_from(self, labels: Tensor, known: Tensor) -> Tensor:
+        """The labels, on the CPU; a ValueError if it cannot be learned after ``known`` classes."""
+        labels, classes = as_labels(labels, "cpu"), self.classes.tolist()
+        again = sorted(set(classes) & set(known.tolist()))
+        odd = sorted(set(labels[self.train].tolist()) ^ set(classes))
+        if not classes or again or len(set(classes)) < len(classes):
+            text = f"classes must be new, each once. Found {classes}, of which {again} are known."
+        elif odd:
+            text = ("train must be images of each of its classes, and of no others. Found too few "
+                    f"or too many of {odd}.")  # fmt: skip
+        else:
+            return labels
+        raise ValueError(f"task {self.number}: {text}")
 
 
 class ContinualLearner(Protocol):
@@ -69,15 +88,9 @@ class ContinualLearner(Protocol):
 
 
 def class_tasks(
-    labels: Tensor,
-    *,
-    classes: Sequence[int],
-    tasks: int,
-    images: int | None = None,
-    class_seed: int = 0,
-    seed: int = 0,
-    validation_images: int = 0,
-) -> list[ClassTask]:
+    labels: Tensor, *, classes: Sequence[int], tasks: int, images: int | None = None,
+    class_seed: int = 0, seed: int = 0, validation_images: int = 0,
+) -> list[ClassTask]:  # fmt: skip
     """Split classes into tasks of equal size and draw the images of each.
 
     Classes are put in a random order by ``class_seed``, images are drawn by ``seed``, both with
@@ -105,14 +118,15 @@ def class_tasks(
     """
     require_at_least("images", 1 if images is None else images, 1)
     require_at_least("validation_images", validation_images, 0)
+    classes = [operator.index(label) for label in classes]
     if len(set(classes)) < len(classes):
-        raise ValueError(f"classes must be different ones. Found classes={list(classes)}.")
+        raise ValueError(f"classes must be different ones. Found classes={classes}.")
     if not 1 <= tasks <= len(classes):
         raise ValueError(f"tasks must lie in 1 to {len(classes)}, the number of classes. "
                          f"Found tasks={tasks!r}.")  # fmt: skip
     order = np.random.RandomState(class_seed).permutation(np.asarray(classes, dtype=np.int64))
     draw = np.random.RandomState(seed)
-    numbers = labels.cpu().numpy()
+    numbers = as_labels(labels, "cpu").numpy()
     result = []
     for number, own in enumerate(np.array_split(order, tasks), start=1):
         rows = draw_images(numbers, own, draw, validation_images, images=images)
@@ -130,6 +144,9 @@ def predict(learner: ContinualLearner, images: Tensor) -> Tensor:
     Returns:
         ``(n,)`` class numbers.
 
+    Raises:
+        ValueError: no class has been learned (FloatingPointError: a score is NaN).
+
     Example:
         >>> from ktlib.cpeft import NearestMean
         >>> images, labels = torch.eye(4).reshape(4, 1, 2, 2), torch.arange(4)
@@ -138,7 +155,7 @@ def predict(learner: ContinualLearner, images: Tensor) -> Tensor:
         >>> predict(learner, images[[3, 1]])
         tensor([3, 1])
     """
-    return _best(learner.scores(images), learner.classes)
+    return _best(_scores(learner, images), learner.classes)
 
 
 def predict_with_task_id(learner: ContinualLearner, images: Tensor, classes: Tensor) -> Tensor:
@@ -152,20 +169,14 @@ def predict_with_task_id(learner: ContinualLearner, images: Tensor, classes: Ten
     Raises:
         ValueError: a class has not been learned.
     """
-    return _best_within(learner.scores(images), learner.classes, classes)
+    return _best_within(_scores(learner, images), learner.classes, as_labels(classes))
 
 
 def learn_tasks(
-    learner: ContinualLearner,
-    tasks: Sequence[ClassTask],
-    images: ImagePool,
-    labels: Tensor,
-    test_images: ImagePool,
-    test_labels: Tensor,
-    *,
-    batch_size: int = 500,
+    learner: ContinualLearner, tasks: Sequence[ClassTask], images: ImagePool, labels: Tensor,
+    test_images: ImagePool, test_labels: Tensor, *, batch_size: int = 500,
     observe: Callable[[int, ContinualLearner], None] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]]:  # fmt: skip
     """Learn all tasks, testing on every task so far after each of them.
 
     Args:
@@ -185,7 +196,7 @@ def learn_tasks(
 
     Raises:
         ValueError: a class belongs to two tasks, or a task has no test images.
-        FloatingPointError: a loss is no longer finite; the message names the task.
+        FloatingPointError: a loss is no longer finite, or a score NaN; the message names the task.
 
     Example:
         >>> from ktlib.cpeft import NearestMean
@@ -197,38 +208,44 @@ def learn_tasks(
         [(1, 1, 100.0), (2, 1, 100.0), (2, 2, 100.0)]
     """
     require_at_least("batch_size", batch_size, 1)
+    labels, test_labels = as_labels(labels), as_labels(test_labels, "cpu")
     tested = _test_rows(tasks, test_labels)
     rows: list[dict[str, Any]] = []
     for last, task in enumerate(tasks):
         try:
             learner.learn(task, images, labels)
+            for past, own in zip(tasks[: last + 1], tested, strict=False):
+                row = _accuracies(learner, past.classes, test_images, test_labels, own, batch_size)
+                rows.append({"after": task.number, "task": past.number, **row})
         except FloatingPointError as error:
             raise FloatingPointError(f"task {task.number}: {error}") from None
-        for past, own in zip(tasks[: last + 1], tested, strict=False):
-            row = _accuracies(learner, past.classes, test_images, test_labels, own, batch_size)
-            rows.append({"after": task.number, "task": past.number, **row})
         if observe is not None:
             observe(task.number, learner)
     return rows
 
 
 def _accuracies(
-    learner: ContinualLearner,
-    classes: Tensor,
-    images: ImagePool,
-    labels: Tensor,
-    rows: Tensor,
+    learner: ContinualLearner, classes: Tensor, images: ImagePool, labels: Tensor, rows: Tensor,
     batch_size: int,
-) -> dict[str, float]:
-    parts = [learner.scores(images[part]).cpu() for part in rows.split(batch_size)]
+) -> dict[str, float]:  # fmt: skip
+    parts = [_scores(learner, images[part]).cpu() for part in rows.split(batch_size)]
     scores = torch.cat(parts)  # (m, k)
-    known, wanted = learner.classes.cpu(), labels[rows].cpu()  # (k,), (m,)
+    known, wanted = learner.classes.cpu(), labels[rows]  # (k,), (m,)
     best = _best(scores, known)  # (m,)
     return {
         "accuracy": percent(best == wanted),
         "task_il_accuracy": percent(_best_within(scores, known, classes) == wanted),
         "routing_error": percent(~torch.isin(best, classes)),
     }
+
+
+def _scores(learner: ContinualLearner, images: Tensor) -> Tensor:
+    if not len(learner.classes):
+        raise ValueError("learner must have learned at least one task. Found none.")
+    scores = learner.scores(images)
+    if bool(scores.isnan().any()):
+        raise FloatingPointError("a score is NaN: images and weights must be finite numbers.")
+    return scores
 
 
 def _best(scores: Tensor, classes: Tensor) -> Tensor:
@@ -253,7 +270,7 @@ def _test_rows(tasks: Sequence[ClassTask], labels: Tensor) -> list[Tensor]:
                 raise ValueError("a class must belong to one task only. Found class "
                                  f"{label} in tasks {first[label]} and {task.number}.")  # fmt: skip
             first[label] = task.number
-        found.append(torch.isin(labels.cpu(), task.classes).nonzero()[:, 0])
+        found.append(torch.isin(labels, task.classes).nonzero()[:, 0])
         if not len(found[-1]):
             raise ValueError(f"task {task.number} must have test images. Found none of its "
                              f"classes {task.classes.tolist()}.")  # fmt: skip

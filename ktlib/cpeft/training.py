@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ktlib.checks import ImagePool, require_at_least, require_positive
 from ktlib.cpeft.adapters import LoraBackbone
+from ktlib.cpeft.encoders import device_of, encode
 from ktlib.cpeft.heads import JoinedHead
 from ktlib.cpeft.tasks import ClassTask
 from ktlib.fcl.protocol import positions_of
@@ -82,7 +83,7 @@ class LoraLearner:
 
     def __init__(self, backbone: nn.Module, training: LoraTraining) -> None:
         self.training, self.backbone = training, training.adapted(backbone)
-        self.device = next(backbone.parameters()).device
+        self.device = device_of(self.backbone)
         self.head = JoinedHead(self.backbone.dim).to(self.device)
         self.losses: dict[int, list[float]] = {}
 
@@ -94,10 +95,11 @@ class LoraLearner:
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
         """``(n, k)`` logits: the heads of all tasks side by side."""
-        return self.head(self.backbone(images.to(self.device)))  # type: ignore[no-any-return]
+        return self.head(encode(self.backbone, images))  # type: ignore[no-any-return]
 
     def _train_new_head(self, task: ClassTask, images: ImagePool, labels: Tensor) -> None:
         """Train the adapters and a new head on the classes of the task."""
+        labels = task.labels_from(labels, self.classes)
         head = self.head.head(self.head.add(task.classes, self.training.seed))
         self._train(task.number, head, task.classes, task.train, images, labels)
 
@@ -105,30 +107,19 @@ class LoraLearner:
         self, task: int, head: nn.Module, classes: Tensor, rows: Tensor, images: ImagePool,
         labels: Tensor,
     ) -> None:  # fmt: skip
+        trained = [*self.backbone.trained(), *head.parameters()]
         self.losses[task] = train_task(
-            self.backbone,
-            head,
-            [*self.backbone.trained(), *head.parameters()],
-            images,
-            positions_of(labels, classes),
-            rows,
-            self.training,
-            rng=generator(self.training.seed, "batches", task),
-        )
+            self.backbone, head, trained, images, positions_of(labels, classes), rows,
+            self.training, rng=generator(self.training.seed, "batches", task),
+        )  # fmt: skip
 
 
 def train_task(
-    backbone: nn.Module,
-    head_scores: Callable[[Tensor], Tensor],
-    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
-    images: ImagePool,
-    labels: Tensor,
-    rows: Tensor,
-    training: LoraTraining,
-    *,
-    rng: torch.Generator,
+    backbone: nn.Module, head_scores: Callable[[Tensor], Tensor],
+    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], images: ImagePool,
+    labels: Tensor, rows: Tensor, training: LoraTraining, *, rng: torch.Generator,
     loss_extra: LossExtra | None = None,
-) -> list[float]:
+) -> list[float]:  # fmt: skip
     """Minimise the cross-entropy with Adam and a cosine schedule down to 0.
 
     The network is in ``eval`` mode all the time, so that there is no dropout and batch norm keeps
@@ -159,7 +150,7 @@ def train_task(
     least = int(labels[rows].min())
     if least < 0:
         raise ValueError(f"labels must be columns of the scores, from 0. Found {least}.")
-    device = next(backbone.parameters()).device
+    device = device_of(backbone)
     optimizer = torch.optim.Adam(parameters, lr=training.lr)
     steps = training.epochs * -(-len(rows) // training.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -169,7 +160,7 @@ def train_task(
         total = torch.zeros((), device=device)
         for part in torch.randperm(len(rows), generator=rng).split(training.batch_size):
             batch = rows[part]  # (b,)
-            scores = head_scores(backbone(images[batch].to(device)))  # (b, k)
+            scores = head_scores(encode(backbone, images[batch]))  # (b, k)
             loss = F.cross_entropy(scores, labels[batch].to(device))
             if loss_extra is not None:
                 loss = loss + loss_extra(batch, scores)
@@ -180,11 +171,17 @@ def train_task(
             total += loss.detach() * len(part)
         history.append(float(total) / len(rows))
         if not torch.isfinite(total):
-            raise FloatingPointError(
-                f"the loss is {history[-1]} in epoch {epoch} of {training.epochs}: "
-                f"lower lr={training.lr!r}."
-            )
+            cause = _broken_images(images, rows) or f"lower lr={training.lr!r}"
+            when = f"epoch {epoch} of {training.epochs}"
+            raise FloatingPointError(f"the loss is {history[-1]} in {when}: {cause}.")
     return history
+
+
+def _broken_images(images: ImagePool, rows: Tensor) -> str:
+    """Which of the images are not finite, in words; empty if all are."""
+    pixels = ((int(row), torch.as_tensor(images[row[None]])) for row in rows)
+    broken = [row for row, values in pixels if not bool(torch.isfinite(values).all())]
+    return f"images {broken[:5]} are not finite numbers" if broken else ""
 
 
 @torch.no_grad()
@@ -198,6 +195,12 @@ def features_of(
         images: ``(n, channels, height, width)``.
         rows: ``(m,)`` positions.
         batch_size: images at a time.
+
+    Raises:
+        FloatingPointError: features that are not finite.
     """
-    device = next(backbone.parameters()).device
-    return torch.cat([backbone(images[part].to(device)) for part in rows.split(batch_size)])
+    found = torch.cat([encode(backbone, images[part]) for part in rows.split(batch_size)])
+    if not bool(torch.isfinite(found).all()):
+        cause = _broken_images(images, rows) or "the weights of the encoder must be"
+        raise FloatingPointError(f"not all features are finite numbers: {cause}.")
+    return found

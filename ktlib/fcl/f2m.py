@@ -13,8 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ktlib.checks import require_at_least, require_bound, require_finite, require_positive
-from ktlib.fcl.noise import draw_noise
+from ktlib.checks import (
+    as_labels,
+    images_for,
+    require_at_least,
+    require_bound,
+    require_finite,
+    require_positive,
+    widened,
+)
+from ktlib.fcl.noise import draw_noise, warn_if_lost
 from ktlib.fcl.prototypes import class_means, few_shot_loss
 from ktlib.fcl.region import FlatRegion
 from ktlib.fcl.split import SplitNetwork
@@ -78,17 +86,10 @@ PRINTED = F2MVariant()
 
 
 def f2m_loss(
-    split: SplitNetwork,
-    classifier: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    bound: float,
-    draws: int,
-    prototype_weight: float,
-    generator: torch.Generator,
+    split: SplitNetwork, classifier: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, *,
+    bound: float, draws: int, prototype_weight: float, generator: torch.Generator,
     variant: F2MVariant = PRINTED,
-) -> F2MLoss:
+) -> F2MLoss:  # fmt: skip
     """Loss of the base session: equations (3.5) and (3.6) on one batch.
 
     For each of M noise draws the tuned weights are moved to ``phi + eps_j``; the loss there is the
@@ -131,16 +132,19 @@ def f2m_loss(
     spread, levels, shapes = variant.spread_weight, variant.noise_levels, variant.noise_shapes
     if spread and draws < 2:
         raise ValueError(f"spread_weight={spread!r} needs draws >= 2. Found draws={draws}.")
-    features = split.prefix(images)
-    still = class_means(split.tail_forward(features), labels) if prototype_weight else None
+    warn_if_lost(split.tuned, bound)
     losses, shifts = [], []
-    for _ in range(draws):
-        noise = draw_noise(split.tuned, bound, generator, levels, shapes)
-        embeddings = split.tail_forward(features, noise)  # (batch, dim)
-        losses.append(F.cross_entropy(classifier(embeddings), labels))
-        if still is not None:
-            moved = class_means(embeddings, labels)  # (classes in the batch, dim)
-            shifts.append((still - moved).square().sum(dim=1).mean())
+    with images_for(split.network, images) as given:
+        labels = as_labels(labels, given.device)
+        features = split.prefix(given)
+        still = class_means(split.tail_forward(features), labels) if prototype_weight else None
+        for _ in range(draws):
+            noise = draw_noise(split.tuned, bound, generator, levels, shapes)
+            embeddings = split.tail_forward(features, noise)  # (batch, dim)
+            losses.append(F.cross_entropy(widened(classifier(embeddings)), labels))
+            if still is not None:
+                moved = class_means(embeddings, labels)  # (classes in the batch, dim)
+                shifts.append((still - moved).square().sum(dim=1).mean())
     cross_entropy = torch.stack(losses)
     total = cross_entropy.mean()
     shift = torch.stack(shifts) if shifts else torch.zeros_like(cross_entropy)
@@ -153,17 +157,10 @@ def f2m_loss(
 
 
 def learn_session(
-    split: SplitNetwork,
-    region: FlatRegion | None,
-    images: Tensor,
-    labels: Tensor,
-    base_prototypes: Tensor,
-    base_classes: Tensor,
-    *,
-    epochs: int,
-    lr: float,
+    split: SplitNetwork, region: FlatRegion | None, images: Tensor, labels: Tensor,
+    base_prototypes: Tensor, base_classes: Tensor, *, epochs: int, lr: float,
     penalty: Callable[[], Tensor] | None = None,
-) -> list[float]:
+) -> list[float]:  # fmt: skip
     """One few-shot session: equation (3.7), then clamping, for a few full-batch steps.
 
     Only the tuned weights move, and batch norm runs with its stored statistics. The prototypes of
@@ -172,8 +169,8 @@ def learn_session(
 
     Args:
         split: the network; its mode is left at ``eval``.
-        region: the box around the base minimum, in which each step ends; ``None`` leaves clamping
-            (PC) out.
+        region: the box around the base minimum, in which each step ends, of parameters of this
+            network; ``None`` leaves clamping (PC) out.
         images: ``(n, ...)`` shots of this session and saved exemplars of earlier new classes.
         labels: ``(n,)`` class numbers, none of them a base class.
         base_prototypes: ``(base, dim)``, saved after the base session.
@@ -187,7 +184,9 @@ def learn_session(
         The loss before each step, penalty included.
 
     Raises:
-        ValueError: if ``epochs < 1``, ``lr <= 0``, or a base class is among ``labels``.
+        ValueError: if ``epochs < 1``, ``lr <= 0``, there are no images, a base class is among
+            ``labels`` or has no prototype, a tuned weight is frozen, or the region is of another
+            network.
         FloatingPointError: at the first loss that is not finite, naming the step.
 
     Example:
@@ -202,30 +201,44 @@ def learn_session(
     """
     require_at_least("epochs", epochs, 1)
     require_positive("lr", lr)
-    if bool(torch.isin(labels, base_classes).any()):
-        raise ValueError(
-            "labels must hold new classes only: base data is not kept after session 1. "
-            f"Found base classes {labels[torch.isin(labels, base_classes)].unique().tolist()}."
-        )
+    require_at_least("number of images", len(images), 1)
+    tuned = dict(split.tuned)
+    frozen = [name for name, parameter in tuned.items() if not parameter.requires_grad]
+    if frozen:
+        raise ValueError(f"tuned weights must need gradients. Frozen are {frozen}.")
+    if region is not None:
+        region.require_inside(split.network)
     split.network.eval()
+    where = next(iter(tuned.values())).device
+    labels = as_labels(labels, where)
+    base_classes = as_labels(base_classes, where, name="base_classes")
+    if len(base_classes) != len(base_prototypes):
+        raise ValueError(f"base_classes must be {len(base_prototypes)}, one for each of the "
+                         f"base_prototypes. Found {len(base_classes)}.")  # fmt: skip
+    known = labels[torch.isin(labels, base_classes)].unique().tolist()
+    if known:
+        raise ValueError("labels must hold new classes only: base data is not kept after session "
+                         f"1. Found base classes {known}.")  # fmt: skip
     new_classes = labels.unique()
     targets = len(base_classes) + torch.searchsorted(new_classes, labels)
-    with torch.no_grad():
-        features = split.prefix(images)
-    optimizer = torch.optim.SGD(split.tuned.values(), lr=lr)
+    optimizer = torch.optim.SGD(tuned.values(), lr=lr)
     losses = []
-    for step in range(1, epochs + 1):
-        embeddings = split.tail_forward(features)
-        new_prototypes = class_means(embeddings, labels, new_classes)
-        loss = few_shot_loss(embeddings, targets, torch.cat([base_prototypes, new_prototypes]))
-        if penalty is not None:
-            loss = loss + penalty()
-        gradients = torch.autograd.grad(require_finite(loss, step), list(split.tuned.values()))
-        for parameter, gradient in zip(split.tuned.values(), gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        optimizer.zero_grad()
-        if region is not None:
-            region.clamp_()
-        losses.append(loss.item())
+    with images_for(split.network, images) as given:
+        with torch.no_grad():
+            features = split.prefix(given)
+        for step in range(1, epochs + 1):
+            embeddings = widened(split.tail_forward(features))  # (n, dim)
+            new_prototypes = class_means(embeddings, labels, new_classes)
+            prototypes = torch.cat([base_prototypes.to(new_prototypes), new_prototypes])
+            loss = few_shot_loss(embeddings, targets, prototypes)
+            if penalty is not None:
+                loss = loss + penalty()
+            gradients = torch.autograd.grad(require_finite(loss, step), list(tuned.values()))
+            for parameter, gradient in zip(tuned.values(), gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            optimizer.zero_grad()
+            if region is not None:
+                region.clamp_()
+            losses.append(loss.item())
     return losses

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ktlib.checks import require_at_least
+from ktlib.checks import as_labels, images_for, require_at_least, widened
 from ktlib.fcl.evaluation import evaluating
-from ktlib.fcl.noise import draw_noise
+from ktlib.fcl.noise import draw_noise, warn_if_lost
 from ktlib.fcl.split import SplitNetwork
 
 
@@ -39,16 +39,9 @@ class Flatness:
 
 
 def flatness(
-    split: SplitNetwork,
-    classifier: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    bound: float,
-    generator: torch.Generator,
-    draws: int = 1000,
-    batch_size: int = 512,
-) -> Flatness:
+    split: SplitNetwork, classifier: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, *,
+    bound: float, generator: torch.Generator, draws: int = 1000, batch_size: int = 512,
+) -> Flatness:  # fmt: skip
     """Flatness indicator and variance of the cross-entropy around the present parameters.
 
     The noise is uniform. The features in front of the first tuned layer are computed once and kept
@@ -67,6 +60,7 @@ def flatness(
 
     Raises:
         ValueError: if ``draws < 1``, ``bound`` is negative, or there are no images.
+        FloatingPointError: a loss is NaN, for images or weights that are not finite.
 
     Example:
         >>> from ktlib.fcl import split_network
@@ -78,9 +72,12 @@ def flatness(
         (0.0, torch.Size([5]))
     """
     require_at_least("draws", draws, 1)
+    warn_if_lost(split.tuned, bound)
     noise = (draw_noise(split.tuned, bound, generator) for _ in range(draws))
     shifts = itertools.chain([None], noise)
     found = losses_around(split, classifier, images, labels, shifts, batch_size=batch_size)
+    if bool(found.isnan().any()):
+        raise FloatingPointError("the loss is NaN: images and weights must be finite numbers.")
     minimum, losses = found[0], found[1:]
     return Flatness(
         indicator=float((losses - minimum).square().mean()),
@@ -92,46 +89,35 @@ def flatness(
 
 @torch.no_grad()
 def losses_around(
-    split: SplitNetwork,
-    classifier: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    shifts: Iterable[Mapping[str, Tensor] | None],
-    *,
-    batch_size: int = 512,
-) -> Tensor:
+    split: SplitNetwork, classifier: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor,
+    shifts: Iterable[Mapping[str, Tensor] | None], *, batch_size: int = 512,
+) -> Tensor:  # fmt: skip
     """Mean cross-entropy with the tuned weights moved by each of some shifts.
 
-    The features in front of the first tuned layer are computed once and kept for all shifts. The
-    weights themselves are never written to; the network is run in ``eval`` mode, and each layer is
-    left in the mode it had.
+    The weights themselves are never written to; each layer is left in the mode it had.
 
     Args:
         split: the network.
-        classifier: embeddings ``(batch, dim)`` -> scores ``(batch, classes)``; never moved.
+        classifier: never moved.
         images: ``(n, ...)``.
         labels: ``(n,)`` integers.
         shifts: name -> tensor of the tuned parameter's shape; ``None`` moves nothing.
-        batch_size: images per pass; changes memory, not the result beyond rounding.
+        batch_size: images per pass.
 
     Returns:
         One loss a shift, in float64 on the CPU.
-
-    Raises:
-        ValueError: if there are no images.
     """
     require_at_least("number of images", len(images), 1)
-    with evaluating(split.network):
-        features = [split.prefix(batch) for batch in images.split(batch_size)]
-        targets = labels.split(batch_size)
+    with evaluating(split.network), images_for(split.network, images) as given:
+        features = [split.prefix(batch) for batch in given.split(batch_size)]
+        targets = as_labels(labels, given.device).split(batch_size)
+
+        def total(x: Tensor, y: Tensor, shift: Mapping[str, Tensor] | None) -> Tensor:
+            scores = widened(classifier(split.tail_forward(x, shift)))
+            return F.cross_entropy(scores, y, reduction="sum").double()
 
         def mean_loss(shift: Mapping[str, Tensor] | None) -> Tensor:
-            total = sum(
-                F.cross_entropy(
-                    classifier(split.tail_forward(x, shift)), y, reduction="sum"
-                ).double()
-                for x, y in zip(features, targets, strict=True)
-            )
-            return torch.as_tensor(total) / len(images)
+            totals = [total(x, y, shift) for x, y in zip(features, targets, strict=True)]
+            return torch.as_tensor(sum(totals)) / len(images)
 
         return torch.stack([mean_loss(shift) for shift in shifts]).cpu()

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ktlib.checks import require_bound
+from ktlib.checks import HALF, require_at_least, require_bound
+from ktlib.fcl.region import edge
 
 RELEASED_SHAPES = (0.3, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
 """Shape values of the Beta law among which the authors' released code chooses, per layer."""
 
 
 def draw_noise(
-    tuned: Mapping[str, Tensor],
-    bound: float,
-    generator: torch.Generator,
-    levels: int = 0,
+    tuned: Mapping[str, Tensor], bound: float, generator: torch.Generator, levels: int = 0,
     shapes: Sequence[float] = (),
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """One draw ``eps``, each entry inside ``[-bound, bound]`` (thesis, section 3.3).
 
     The thesis does not name the law. The two it could be are offered, and the one of the authors'
@@ -51,10 +50,8 @@ def draw_noise(
     if levels < 0 or levels == 1:
         raise ValueError(f"levels must be 0 (uniform) or at least 2. Found levels={levels!r}.")
     if shapes and (levels == 0 or min(shapes) <= 0):
-        raise ValueError(
-            "shapes must be above 0 and come with levels >= 2. "
-            f"Found shapes={tuple(shapes)!r}, levels={levels!r}."
-        )
+        raise ValueError("shapes must be above 0 and come with levels >= 2. Found "
+                         f"shapes={tuple(shapes)!r}, levels={levels!r}.")  # fmt: skip
     noise = {}
     for name, parameter in tuned.items():
         values = torch.empty(parameter.shape, device=generator.device)
@@ -69,7 +66,19 @@ def draw_noise(
         else:
             values.uniform_(-bound, bound, generator=generator)
         noise[name] = values.to(parameter)
+        if parameter.dtype in HALF:  # whose rounding may lead out of the box
+            limit = float(edge(torch.zeros(()), bound, parameter.dtype))
+            noise[name].clamp_(-limit, limit)
     return noise
+
+
+def warn_if_lost(tuned: Mapping[str, Tensor], bound: float) -> None:
+    """Warn of half-precision weights between whose neighbours the noise does not reach."""
+    for weight in (each.detach() for each in tuned.values() if bound and each.dtype in HALF):
+        gap = torch.finfo(weight.dtype).eps * float(weight.float().abs().mean())
+        if gap > bound:
+            text = f"bound={bound!r} is below the rounding of {weight.dtype} weights, {gap:.2g}: "
+            warnings.warn(f"{text}noise is lost. Compute in float32.", stacklevel=3)
 
 
 def level_probabilities(levels: int, a: float, b: float) -> list[float]:
@@ -95,7 +104,7 @@ def noise_variance(bound: float, levels: int = 0) -> float:
         levels: as in :func:`draw_noise`; the levels are taken as equally likely.
 
     Raises:
-        ValueError: for a negative or non-finite bound.
+        ValueError: for a negative or non-finite bound, or ``levels`` equal to 1 or negative.
 
     Example:
         >>> noise_variance(1.0, levels=5)
@@ -103,5 +112,6 @@ def noise_variance(bound: float, levels: int = 0) -> float:
     """
     require_bound("bound", bound)
     if levels:
+        require_at_least("levels", levels, 2)
         return bound**2 * (levels + 1) / (3 * (levels - 1))
     return bound**2 / 3

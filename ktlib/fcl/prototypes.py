@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ktlib.checks import as_labels, widened
+
 
 def class_means(embeddings: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
     """Prototype ``p_c`` of each class: the mean of its embeddings.
 
     Args:
-        embeddings: ``(n, dim)``; gradients flow through the means.
+        embeddings: ``(n, dim)``; gradients flow through the means, which are float32 for
+            embeddings of half precision.
         labels: ``(n,)`` integers.
         classes: ``(k,)`` classes, in the order of the result; by default those present, sorted.
 
@@ -26,8 +29,9 @@ def class_means(embeddings: Tensor, labels: Tensor, classes: Tensor | None = Non
         tensor([[1., 1.],
                 [5., 5.]])
     """
+    embeddings, labels = widened(embeddings), as_labels(labels, embeddings.device)
     given = classes is not None
-    classes = labels.unique() if classes is None else classes
+    classes = labels.unique() if classes is None else as_labels(classes, labels.device)
     membership = (classes[:, None] == labels[None, :]).to(embeddings.dtype)  # (k, n)
     counts = membership.sum(dim=1)
     if given and bool((counts == 0).any()):  # a GPU waits for the answer
@@ -64,7 +68,7 @@ def nearest_class_mean(embeddings: Tensor, prototypes: Tensor) -> Tensor:
         >>> nearest_class_mean(torch.tensor([[0.9, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
         tensor([1])
     """
-    return torch.cdist(embeddings, prototypes).argmin(dim=1)
+    return torch.cdist(widened(embeddings), widened(prototypes)).argmin(dim=1)
 
 
 def few_shot_loss(embeddings: Tensor, targets: Tensor, prototypes: Tensor) -> Tensor:
@@ -85,4 +89,4 @@ def few_shot_loss(embeddings: Tensor, targets: Tensor, prototypes: Tensor) -> Te
         >>> few_shot_loss(torch.zeros(1, 2), torch.tensor([0]), prototypes)  # log 2
         tensor(0.6931)
     """
-    return F.cross_entropy(-torch.cdist(embeddings, prototypes), targets)
+    return F.cross_entropy(-torch.cdist(widened(embeddings), widened(prototypes)), targets)

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ktlib.checks import require_bound
+
+
+class ModelParameters(Mapping[str, nn.Parameter]):
+    """Name -> parameter, looked up in the model (its ``get_parameter``) whenever it is asked for.
+
+    So it is the model's own one, also after an assigning ``load_state_dict``, a copy or a pickle;
+    a ValueError if the model has it no more.
+    """
+
+    def __init__(self, model: Any, names: Sequence[str]) -> None:
+        self.model, self.names = model, tuple(names)
+
+    def __getitem__(self, name: str) -> nn.Parameter:
+        if name not in self.names:
+            raise KeyError(name)
+        try:
+            found: nn.Parameter = self.model.get_parameter(name)
+        except AttributeError as error:
+            raise ValueError(f"{name!r} is no longer a parameter of the model ({error}): split it, "
+                             "or make the region, anew.") from None  # fmt: skip
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 class FlatRegion:
@@ -17,12 +46,13 @@ class FlatRegion:
     session and keep it. A region made anew after every session would let the network walk away.
 
     Args:
-        parameters: name -> parameter, for example :attr:`SplitNetwork.tuned`, or
-            ``dict(module.named_parameters())``. They are held, not copied; their present
-            values are copied as the centre.
+        parameters: :attr:`SplitNetwork.tuned`, or a module for all of its parameters: they are
+            looked up in the model at each use. Or name -> tensor: these very tensors, also if the
+            model that they were taken from has others by now.
         bound: half-width ``b``, in units of the weights; 0 freezes the parameters.
         center: name -> tensor of the parameter's shape to use as ``phi*`` instead of the present
-            values, for example from a checkpoint of the base session.
+            values, for example from a checkpoint of the base session, or ``region.center`` for a
+            copy of the model.
         grid_step: :meth:`clamp_` first rounds the distance of every entry to ``phi*`` to a multiple
             of this, in units of the weights; 0 rounds nothing. The authors' released code: a
             quarter of its bound. Small steps are then lost altogether.
@@ -32,7 +62,9 @@ class FlatRegion:
 
     Raises:
         ValueError: for no parameters, a bound that is negative or not finite, a negative grid step,
-            or a centre whose names or shapes are not those of the parameters.
+            or a centre that is not finite or whose names or shapes are not those of the parameters.
+            At a use: the model no longer has a parameter, or it has another shape, or its precision
+            has no number in the box.
 
     Example:
         >>> weight = torch.zeros(3)
@@ -44,71 +76,107 @@ class FlatRegion:
     """
 
     def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        bound: float,
-        center: Mapping[str, Tensor] | None = None,
-        *,
-        grid_step: float = 0.0,
-    ) -> None:
-        require_bound("bound", bound)
-        require_bound("grid_step", grid_step)
+        self, parameters: Mapping[str, Tensor] | nn.Module, bound: float,
+        center: Mapping[str, Tensor] | None = None, *, grid_step: float = 0.0,
+    ) -> None:  # fmt: skip
+        if isinstance(parameters, nn.Module):
+            parameters = ModelParameters(parameters, [n for n, _ in parameters.named_parameters()])
         if not parameters:
             raise ValueError("parameters must name at least one tensor. Found an empty mapping.")
-        if center is not None:
-            _require_same_shapes(parameters, center)
-        self.bound = bound
-        self.grid_step = grid_step
-        self._parameters = dict(parameters)
-        self.center = {
-            name: (p if center is None else center[name]).detach().clone().to(p)
-            for name, p in parameters.items()
-        }
-        self._lower = {name: _edge(center, -bound) for name, center in self.center.items()}
-        self._upper = {name: _edge(center, bound) for name, center in self.center.items()}
+        self._parameters = parameters
+        state = {"bound": bound, "grid_step": grid_step}
+        self.load_state_dict(state | {"center": parameters if center is None else center})
+
+    def state_dict(self) -> dict[str, Any]:
+        """``bound``, ``grid_step`` and a copy of ``center``, for :meth:`load_state_dict`."""
+        center = {name: value.clone() for name, value in self.center.items()}
+        return {"bound": self.bound, "grid_step": self.grid_step, "center": center}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the box of :meth:`state_dict`, checked; the parameters stay as they are."""
+        require_bound("bound", state["bound"])
+        require_bound("grid_step", state["grid_step"])
+        _require_fitting(self._parameters, state["center"])
+        self.bound: float = state["bound"]
+        self.grid_step: float = state["grid_step"]
+        self.center = {name: state["center"][name].detach().clone() for name in self._parameters}
+        self._box: dict[str, tuple[Tensor, Tensor]] = {}
+        self._now()
 
     @torch.no_grad()
     def clamp_(self) -> None:
         """Parameter clamping (PC): round if asked, then move to the nearest point of the box."""
-        for name, parameter in self._parameters.items():
+        for name, parameter in self._now().items():
             if self.grid_step:
                 steps = ((parameter - self.center[name]) / self.grid_step).round()
                 parameter.copy_(self.center[name] + self.grid_step * steps)
-            parameter.clamp_(self._lower[name], self._upper[name])
+            parameter.clamp_(*self._box[name])
 
     def contains(self) -> bool:
-        """Whether every parameter lies in the box now, exactly (no tolerance)."""
+        """Whether every parameter lies in the box now, exactly (no tolerance); NaN does not."""
         return self.largest_shift() <= self.bound
 
     def largest_shift(self) -> float:
         """``max |phi - phi*|`` over all entries, computed in float64."""
-        return max(
+        shifts = [
             float((parameter.detach().double() - self.center[name].double()).abs().max())
-            for name, parameter in self._parameters.items()
-        )
+            for name, parameter in self._now().items()
+        ]
+        return float(torch.tensor(shifts, dtype=torch.float64).max())  # Python's max() skips NaN
+
+    def require_inside(self, model: nn.Module) -> None:
+        """Refuse, with a ValueError, a model that the region's parameters are not of."""
+        own = set(map(id, model.parameters()))
+        foreign = [name for name, parameter in self._now().items() if id(parameter) not in own]
+        if foreign:
+            raise ValueError(f"region must be of the network itself. {foreign[0]!r} is of another "
+                             "one, such as a copy: give FlatRegion `center=region.center`."
+                             )  # fmt: skip
+
+    def _now(self) -> dict[str, Tensor]:
+        """The parameters as they are now, for which the box is put right."""
+        found = {name: self._parameters[name] for name in self.center}
+        for name, parameter in found.items():
+            center = self.center[name] = self.center[name].to(parameter.device)
+            if parameter.shape != center.shape:
+                raise ValueError(f"{name!r} must keep its shape {tuple(center.shape)}. "
+                                 f"Found {tuple(parameter.shape)}.")  # fmt: skip
+            dtype, bound = parameter.dtype, float(self.bound)
+            box = self._box.get(name, (None, None))[0]
+            if box is not None and (box.device, box.dtype) == (parameter.device, dtype):
+                continue
+            lower, upper = edge(center, -bound, dtype), edge(center, bound, dtype)
+            if parameter.dtype != center.dtype and bool((lower > upper).any()):
+                raise ValueError(f"bound must leave a number of {parameter.dtype} in the box "
+                                 f"around {name!r}. Found {self.bound!r}.")  # fmt: skip
+            self._box[name] = lower, upper
+        return found
 
 
-def _require_same_shapes(parameters: Mapping[str, Tensor], center: Mapping[str, Tensor]) -> None:
+def _require_fitting(parameters: Mapping[str, Tensor], center: Mapping[str, Tensor]) -> None:
     if parameters.keys() != center.keys():
-        raise ValueError(
-            f"center must name the parameters {sorted(parameters)}. Found {sorted(center)}."
-        )
+        names = sorted(parameters)
+        raise ValueError(f"center must name the parameters {names}. Found {sorted(center)}.")
     for name, parameter in parameters.items():
-        if center[name].shape != parameter.shape:
-            raise ValueError(
-                f"center must have the shape of the parameters. {name!r} has "
-                f"{tuple(parameter.shape)}. Found {tuple(center[name].shape)}: "
-                "is it from another architecture?"
-            )
+        shapes = tuple(parameter.shape), tuple(center[name].shape)
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"center must have the shape of the parameters. {name!r} has "
+                             f"{shapes[0]}. Found {shapes[1]}: is it from another architecture?"
+                             )  # fmt: skip
+        if not (parameter.is_floating_point() and center[name].is_floating_point()):
+            raise ValueError(f"parameters must be floating-point numbers. {name!r} is not.")
+        if not bool(torch.isfinite(center[name]).all()):
+            raise ValueError(f"the centre of the box must be finite. {name!r} is not.")
 
 
-def _edge(center: Tensor, offset: float) -> Tensor:
-    """``center + offset`` in the centre's precision, never further than ``|offset|`` from it.
+def edge(center: Tensor, offset: float, dtype: torch.dtype) -> Tensor:
+    """``center + offset`` in a precision, never further than ``|offset|`` from the centre.
 
     Rounding may put the sum just outside the box; it is then moved inwards by one unit in the last
     place, so that the promise of :meth:`FlatRegion.contains` is exact.
     """
     # Summed in float64: in float32 the offset itself would be rounded, perhaps outwards.
-    edge = (center.double() + offset).to(center.dtype)
-    outside = (edge.double() - center.double()).abs() > abs(offset)
-    return torch.where(outside, torch.nextafter(edge, center), edge)
+    found = (center.double() + offset).to(dtype)
+    outside = (found.double() - center.double()).abs() > abs(offset)
+    inwards = torch.full_like(found, -math.copysign(math.inf, offset))
+    return torch.where(outside, torch.nextafter(found, inwards), found)

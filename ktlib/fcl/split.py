@@ -9,12 +9,14 @@ the identity. The draws share the random numbers of the prefix, such as the mask
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ktlib.fcl.region import ModelParameters
 from ktlib.tracing import (
     differing,
     first_of,
@@ -35,7 +37,7 @@ class SplitNetwork:
         shares_prefix: whether the network was split.
         prefix: the part in front of the first chosen layer.
         tail: the rest, from the first chosen layer to the embedding.
-        tuned: name of each chosen parameter in ``network`` -> the parameter itself.
+        tuned: name of each chosen parameter -> the parameter that ``network`` has now.
 
     Example:
         >>> split = SplitNetwork(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), ["2"])
@@ -64,14 +66,19 @@ class SplitNetwork:
         self.prefix, self.tail = nn.Identity(), network
         if graph is not None:
             self.prefix, self.tail = _halves(network, graph, self.layers)
-        self.tuned = {
-            f"{layer}.weight": network.get_parameter(f"{layer}.weight") for layer in layers
-        }
+        self.tuned = ModelParameters(self, [f"{layer}.weight" for layer in layers])
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SplitNetwork:
-        """A copy that shares nothing: the network is copied, then split in the same place."""
-        network = copy.deepcopy(self.network, memo)
-        return SplitNetwork(network, self.layers, share_prefix=self.shares_prefix)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and pickles: the network is copied, then split in the same place."""
+        again = functools.partial(SplitNetwork, share_prefix=self.shares_prefix)
+        return again, (self.network, self.layers)
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """A parameter of the network, which must be the one that the tail computes with."""
+        found = self.network.get_parameter(target)
+        if found is not self.tail.get_parameter(target):
+            raise AttributeError("its layer was exchanged")
+        return found
 
     def tail_forward(self, features: Tensor, noise: Mapping[str, Tensor] | None = None) -> Tensor:
         """Embed prefix features, with ``noise`` added to the tuned parameters of the tail.

@@ -37,13 +37,14 @@ def random_crop(
         torch.Size([2, 1, 8, 8])
     """
     batch = len(images)
+    drawn: dict[str, Any] = {"generator": generator, "device": generator.device}
     if flip:
-        mirrored = torch.rand(batch, generator=generator).to(images.device) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        mirrored = torch.rand(batch, 1, 1, 1, **drawn).to(images.device) < 0.5
+        images = torch.where(mirrored, images.flip(-1), images)
     if padding == 0:
         return images
     padded = nn.functional.pad(images, [padding] * 4)
-    shift = torch.randint(2 * padding + 1, (2, batch), generator=generator).to(images.device)
+    shift = torch.randint(2 * padding + 1, (2, batch), **drawn).to(images.device)
     steps = [torch.arange(size, device=images.device) for size in images.shape]
     rows = (shift[0][:, None] + steps[2])[:, None, :, None]
     columns = (shift[1][:, None] + steps[3])[:, None, None, :]
@@ -57,7 +58,7 @@ class BaseTraining:
     Attributes:
         epochs: passes over the images.
         batch_size: images per step; a last batch of one image is left out, as batch norm cannot
-            use it.
+            use it, unless all are of one.
         lr: first learning rate of the cosine schedule.
         momentum: of :class:`torch.optim.SGD`.
         weight_decay: of :class:`torch.optim.SGD`.
@@ -100,15 +101,9 @@ class BaseTraining:
 
 
 def train_base(
-    network: nn.Module,
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    settings: BaseTraining,
-    *,
-    generator: torch.Generator,
-) -> list[float]:
+    network: nn.Module, classifier: nn.Module, images: Tensor, labels: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor], settings: BaseTraining, *, generator: torch.Generator,
+) -> list[float]:  # fmt: skip
     """Minimise ``loss(images, labels)`` by SGD with a cosine schedule down to 0.
 
     With ``settings.sam_radius``, by sharpness-aware minimisation instead: Foret et al., ICLR 2021,
@@ -122,15 +117,16 @@ def train_base(
         network: embedding network; left in ``eval`` mode.
         classifier: linear layer on its embeddings.
         images: ``(n, channels, height, width)``.
-        labels: ``(n,)`` integers.
+        labels: ``(n, ...)`` whatever the loss needs of each image; it gets integers as int64.
         loss: batch of images and labels -> scalar to minimise over both modules' parameters.
         settings: schedule, augmentation and optimiser.
-        generator: draws the batches, shifts and flips.
+        generator: draws the batches, shifts and flips, on its device.
 
     Returns:
         Mean loss of each epoch; with SAM the loss before the step uphill.
 
     Raises:
+        ValueError: there are no images, or not one label for each.
         FloatingPointError: as soon as the loss is no longer finite, naming epoch and value.
 
     Example:
@@ -141,6 +137,12 @@ def train_base(
         >>> len(train_base(network, classifier, images, labels, loss, settings, generator=rng))
         2
     """
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    labels = labels if labels.is_floating_point() else labels.long()
+    require_at_least("number of images", len(images), 1)
+    if len(labels) != len(images):
+        raise ValueError(f"labels must be {len(images)}, one for each image. Found {len(labels)}.")
+    alone = 1 in (len(images), settings.batch_size)  # batches of one image are not left out
     optimizer, sam = _optimizers(network, classifier, settings)
     steps = settings.epochs * -(-len(images) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -148,24 +150,26 @@ def train_base(
     network.train()
     for epoch in range(settings.epochs):
         losses = []
-        for index in torch.randperm(len(images), generator=generator).split(settings.batch_size):
-            if len(index) > 1 or len(images) == 1:
+        order = torch.randperm(len(images), generator=generator, device=generator.device)
+        for index in order.to(images.device).split(settings.batch_size):
+            if len(index) > 1 or alone:
                 batch = random_crop(images[index], settings.padding, generator, settings.flip)
-                value = loss(batch, labels[index])
+                targets = labels[index.to(labels.device)]
+                value = loss(batch, targets)
                 optimizer.zero_grad()
                 value.backward()
                 if sam is None:
                     optimizer.step()
                 else:
-                    sam_step(sam, network, partial(loss, batch, labels[index]))
+                    sam_step(sam, network, partial(loss, batch, targets))
                 losses.append(value.detach())
             schedule.step()
         history.append(float(torch.stack(losses).mean()))
         if not math.isfinite(history[-1]):
-            raise FloatingPointError(
-                f"the loss is {history[-1]} in epoch {epoch + 1} of {settings.epochs}: "
-                f"lower lr={settings.lr!r}."
-            )
+            finite = bool(torch.isfinite(images).all())
+            cause = f"lower lr={settings.lr!r}" if finite else "not all images are finite numbers"
+            raise FloatingPointError(f"the loss is {history[-1]} in epoch {epoch + 1} of "
+                                     f"{settings.epochs}: {cause}.")  # fmt: skip
     network.eval()
     return history
 

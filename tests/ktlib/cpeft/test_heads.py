@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ktlib.cpeft.heads import JoinedHead, feature_dim
+from ktlib.cpeft.encoders import feature_dim
+from ktlib.cpeft.heads import JoinedHead
 
 
 @pytest.fixture

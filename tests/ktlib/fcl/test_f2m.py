@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -143,11 +144,66 @@ def test_every_term_and_every_parameter_takes_part(split, classifier, batch, noi
         ({"draws": 0}, "draws must be at least 1. Found draws=0"),
         ({"bound": -0.1}, "bound must be a finite number >= 0. Found bound=-0.1"),
         ({"prototype_weight": -1.0}, "prototype_weight must be at least 0"),
+        ({"labels": torch.zeros(12)}, r"labels must be \(n,\) integers.*float32"),
+        ({"images": torch.zeros(12, 1, 12, 12).byte()}, "floating-point numbers for this network"),
     ],
 )
 def test_wrong_arguments(split, classifier, batch, noise, wrong, message):
+    given = {"images": batch[0], "labels": batch[1], "generator": noise}
     with pytest.raises(ValueError, match=message):
-        f2m_loss(split, classifier, *batch, generator=noise, **(OPTIONS | wrong))
+        f2m_loss(split, classifier, **(OPTIONS | given | wrong))
+
+
+CLOTHES = [torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.int, torch.Tensor.byte]
+
+
+@pytest.mark.parametrize("turn", CLOTHES)
+def test_images_and_labels_in_other_clothes(split, classifier, batch, turn):
+    totals = []
+    for images, labels in (batch, (batch[0].double().numpy(), turn(batch[1]))):
+        rng = torch.Generator().manual_seed(0)
+        loss = f2m_loss(split.network.eval() and split, classifier, images, labels,
+                        generator=rng, **OPTIONS)  # fmt: skip
+        totals.append(loss.total.item())
+    assert totals[0] == totals[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_about_right(split, classifier, batch, base, shots, dtype):
+    split.network.eval()
+    half, head = copy.deepcopy(split), copy.deepcopy(classifier).to(dtype)
+    half.network.to(dtype)
+    losses = [
+        f2m_loss(s, c, *batch, generator=torch.Generator().manual_seed(0), **OPTIONS)
+        for s, c in ((split, classifier), (half, head))
+    ]
+    assert losses[1].total.dtype == torch.float32
+    torch.testing.assert_close(losses[1].total, losses[0].total, rtol=0.03, atol=0)
+    losses[1].total.backward()
+    region = FlatRegion(half.tuned, 0.01)
+    history = [
+        learn_session(s, r, *shots, *base, epochs=3, lr=0.1)
+        for s, r in ((split, None), (half, region))
+    ]
+    assert history[1][0] == pytest.approx(history[0][0], rel=0.03)
+    assert region.contains()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_noise_of_half_precision_stays_in_the_box_too(dtype):
+    weights = {"w": torch.zeros(20_000, dtype=dtype)}
+    for levels in (0, 5):
+        eps = draw_noise(weights, 0.001, torch.Generator().manual_seed(0), levels)["w"]
+        assert eps.dtype == dtype
+        assert 0.00099 < float(eps.double().abs().max()) <= 0.001
+
+
+def test_means_of_many_in_half_precision():
+    """In bfloat16 a count of 1001 images would be 1000."""
+    values = torch.ones(1001, 1, dtype=torch.bfloat16)
+    assert class_means(values, [0] * 1001).tolist() == [[1.0]]
+    with pytest.raises(ValueError, match=r"every one of the classes. Found none of \[7\]"):
+        class_means(values, np.zeros(1001, "int32"), [0, 7])
 
 
 # Few-shot sessions
@@ -229,6 +285,31 @@ def test_a_penalty_of_0_changes_nothing(split, shots, base):
     )
     assert first == second
     assert all(torch.equal(plain.tuned[name], split.tuned[name]) for name in split.tuned)
+
+
+@pytest.mark.parametrize("turn", CLOTHES)
+def test_session_takes_labels_in_other_clothes(split, shots, base, turn):
+    plain = copy.deepcopy(split)
+    first = learn_session(plain, None, *shots, *base, epochs=2, lr=0.1)
+    means, classes = base
+    given = shots[0].double().numpy(), turn(shots[1]), means.double(), turn(classes)
+    assert learn_session(split, None, *given, epochs=2, lr=0.1) == first
+
+
+def test_session_refuses_what_does_not_fit(split, shots, base):
+    (images, labels), (means, classes) = shots, base
+    for given, message in (
+        ((images[:0], labels[:0], means, classes), "number of images must be at least 1"),
+        ((images, labels, means, classes[:2]), "base_classes must be 3, one for each.*Found 2"),
+        ((images, labels + 0.5, means, classes), "labels must be"),
+        ((images.byte(), labels, means, classes), "floating-point numbers for this network"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learn_session(split, None, *given, epochs=1, lr=0.1)
+    name, weight = next(iter(split.tuned.items()))
+    weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=rf"tuned weights must need gradients.*'{name}'"):
+        learn_session(split, None, *shots, *base, epochs=1, lr=0.1)
 
 
 @pytest.mark.parametrize(("epochs", "lr"), [(0, 0.1), (1, 0.0), (1, -1.0), (1, float("nan"))])

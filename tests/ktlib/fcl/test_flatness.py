@@ -87,11 +87,35 @@ def test_same_seed_same_result_and_the_network_is_as_before(split, classifier, b
     [
         ({"draws": 0}, "draws must be at least 1"),
         ({"bound": -1.0}, "bound must be a finite number"),
+        ({"labels": torch.zeros(12)}, r"labels must be \(n,\) integers.*float32"),
+        ({"images": torch.zeros(12, 1, 12, 12).byte()}, "floating-point numbers for this network"),
+        ({"images": torch.full((12, 1, 12, 12), float("nan"))}, "the loss is NaN: images"),
     ],
 )
 def test_wrong_arguments(split, classifier, batch, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        flatness(split, classifier, *batch, **({"bound": 0.1, "generator": generator()} | wrong))
+    given = {"images": batch[0], "labels": batch[1], "bound": 0.1, "generator": generator()}
+    with pytest.raises((ValueError, FloatingPointError), match=message):
+        flatness(split, classifier, **(given | wrong))
+
+
+@pytest.mark.parametrize("turn", [torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.int])
+def test_labels_in_other_clothes(split, classifier, batch, turn):
+    options = {"bound": 0.1, "draws": 3}
+    found = [
+        flatness(split, classifier, batch[0].double(), labels, generator=generator(), **options)
+        for labels in (batch[1], turn(batch[1]))
+    ]
+    assert torch.equal(found[0].losses, found[1].losses)
+
+
+def test_half_precision_is_about_right_and_lost_noise_is_told(split, classifier, batch):
+    plain = flatness(split, classifier, *batch, bound=0.1, draws=20, generator=generator())
+    split.network.bfloat16()
+    scores = lambda embeddings: classifier(embeddings.float())  # noqa: E731
+    found = flatness(split, scores, *batch, bound=0.1, draws=20, generator=generator())
+    assert found.indicator == pytest.approx(plain.indicator, rel=0.3)
+    with pytest.warns(UserWarning, match="below the rounding of torch.bfloat16"):
+        flatness(split, scores, *batch, bound=1e-6, draws=1, generator=generator())
 
 
 def test_no_images(split, classifier):

@@ -1,9 +1,14 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrize
 
-from ktlib.fcl import FlatRegion
+from ktlib.fcl import FlatRegion, learn_session, split_network
 
 FLOATS = st.floats(-1e3, 1e3, width=32)
 
@@ -12,7 +17,7 @@ FLOATS = st.floats(-1e3, 1e3, width=32)
     center=st.lists(FLOATS, min_size=1, max_size=8),
     step=FLOATS,
     bound=st.floats(0, 10),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
 )
 def test_clamped_weights_are_in_the_box_exactly(center, step, bound, dtype):
     weight = torch.tensor(center, dtype=dtype)
@@ -79,3 +84,161 @@ def test_wrong_bound(bound):
 def test_no_parameters():
     with pytest.raises(ValueError, match="at least one tensor"):
         FlatRegion({}, 0.1)
+
+
+def test_no_region_of_what_has_no_box():
+    nan = torch.tensor([0.0, float("nan")])
+    for parameters, center, message in (
+        ({"w": torch.zeros(2, dtype=torch.int64)}, None, "floating-point numbers. 'w' is not"),
+        ({"w": torch.zeros(2)}, {"w": torch.zeros(2).long()}, "floating-point numbers"),
+        ({"w": nan}, None, "centre of the box must be finite. 'w' is not"),
+        ({"w": torch.zeros(2)}, {"w": nan}, "must be finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FlatRegion(parameters, 0.1, center)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_nan_is_not_in_the_box(place):
+    weights = {"a": torch.zeros(1), "b": torch.zeros(1)}
+    region = FlatRegion(weights, 0.1)
+    [*weights.values()][place].fill_(float("nan"))
+    assert not region.contains()
+
+
+# After weights are exchanged
+
+
+def pickled(what):
+    return pickle.loads(pickle.dumps(what))  # noqa: S301 - our own
+
+
+def assigned(network):
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    network.load_state_dict(state, assign=True)
+
+
+def swapped(network):
+    layer = network[2]
+    new = nn.Parameter(layer.weight.detach().clone())
+    torch.utils.swap_tensors(layer.weight, new)
+
+
+def overwritten(network):
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        network.double()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+def replaced(network):
+    network[2].weight = nn.Parameter(network[2].weight.detach().clone())
+
+
+EXCHANGES = [
+    assigned, swapped, overwritten, replaced, nn.Module.double, nn.Module.bfloat16, nn.Module.half
+]  # fmt: skip
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    return split_network(network, ["2"])
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("of", ["tuned", "network"])
+def test_a_region_follows_the_weights_of_the_model(small, exchange, of):
+    region = FlatRegion(getattr(small, of), 0.01)
+    center = small.network[2].weight.detach().double()
+    exchange(small.network)
+    with torch.no_grad():
+        small.network[2].weight.add_(1)
+    assert region.largest_shift() == pytest.approx(1, abs=0.01)
+    assert not region.contains()
+    region.clamp_()
+    assert region.contains()
+    assert float((small.network[2].weight.detach().double() - center).abs().max()) <= 0.01
+    noise = {"2.weight": torch.ones_like(small.tuned["2.weight"])}
+    x = torch.ones(1, 4).to(small.network[0].weight)
+    hidden = small.prefix(x)
+    moved = hidden @ (small.network[2].weight + 1).T + small.network[2].bias
+    torch.testing.assert_close(small.tail_forward(hidden, noise), moved)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_copied_pair_belongs_together(small, copied, order):
+    region = FlatRegion(small.tuned, 0.01)
+    split, other = copied((small, region)[::order])[::order]
+    with torch.no_grad():
+        split.network[2].weight.add_(1)
+    assert region.contains()
+    assert not other.contains()
+    other.clamp_()
+    expected = small.network[2].weight + 0.01
+    torch.testing.assert_close(split.network[2].weight, expected, rtol=0, atol=1e-6)
+    assert torch.equal(small.tail_forward(torch.ones(1, 5)), small.network[2](torch.ones(1, 5)))
+
+
+def another_layer(network):
+    network[2] = nn.Linear(5, 3)
+
+
+def removed(network):
+    del network[2]
+
+
+def parametrised(network):
+    parametrize.register_parametrization(network[2], "weight", nn.Tanh())
+
+
+@pytest.mark.parametrize("change", [another_layer, parametrised, removed])
+def test_weights_that_are_no_longer_the_models_are_named(small, change):
+    region = FlatRegion(small.tuned, 0.01)
+    change(small.network)
+    for use in (region.contains, region.clamp_, lambda: small.tuned["2.weight"]):
+        with pytest.raises(ValueError, match=r"'2.weight' is no longer a parameter of the model"):
+            use()
+
+
+def test_another_shape_is_refused(small):
+    region = FlatRegion(small.network, 0.01)
+    small.network[2].weight = nn.Parameter(torch.zeros(1, 5))
+    with pytest.raises(ValueError, match=r"must keep its shape \(3, 5\). Found \(1, 5\)"):
+        region.contains()
+
+
+def test_a_box_without_a_number_of_the_new_precision_is_refused(small):
+    region = FlatRegion(small.tuned, 1e-7)
+    small.network.bfloat16()
+    with pytest.raises(ValueError, match=r"number of torch.bfloat16 in the box around '2.weight'"):
+        region.clamp_()
+
+
+def test_a_session_refuses_the_region_of_another_network(small):
+    region, other = FlatRegion(small.tuned, 0.01), copy.deepcopy(small)
+    given = torch.ones(2, 4), [5, 6], torch.zeros(1, 3), [0]
+    with pytest.raises(ValueError, match="'2.weight' is of another one, such as a copy"):
+        learn_session(other, region, *given, epochs=1, lr=0.1)
+    held = FlatRegion(other.tuned, 0.01, center=region.center)
+    learn_session(other, held, *given, epochs=3, lr=10.0)
+    assert held.contains()
+    assert held.largest_shift() > 0.005
+    assert region.largest_shift() == 0
+
+
+def test_the_state_of_a_region_is_its_box(small):
+    region = FlatRegion(small.tuned, 0.01, grid_step=0.005)
+    state = pickled(region.state_dict())
+    other = split_network(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), ["2"])
+    loaded = FlatRegion(other.tuned, 1.0)
+    loaded.load_state_dict(state)
+    assert (loaded.bound, loaded.grid_step, loaded.contains()) == (0.01, 0.005, False)
+    loaded.clamp_()
+    assert loaded.contains()
+    assert torch.equal(loaded.center["2.weight"], region.center["2.weight"])
+    with pytest.raises(ValueError, match="from another architecture"):
+        loaded.load_state_dict(state | {"center": {"2.weight": torch.zeros(2)}})

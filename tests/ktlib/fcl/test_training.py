@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -59,9 +60,40 @@ def test_the_classifier_can_have_a_rate_of_its_own(sam_radius):
     assert torch.equal(heads[1.0][1], heads[0.1][1])
 
 
-def test_a_last_batch_of_one_is_left_out():
-    _, _, seen = train(padding=0)
-    assert [len(x) for x in seen] == [4, 4, 4, 4]
+@pytest.mark.parametrize(("size", "seen"), [(4, [4, 4]), (1, [1] * 9)])
+def test_a_last_batch_of_one_is_left_out_unless_all_are(size, seen):
+    assert [len(x) for x in train(padding=0, batch_size=size)[2]] == seen * 2
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(0, 1, 4, 4), [], "number of images must be at least 1"),
+        (torch.zeros(9, 1, 4, 4), [0] * 8, "labels must be 9, one for each image. Found 8"),
+        (torch.full((9, 1, 4, 4), torch.nan), [0] * 9, "epoch 1 of 2: not all images are finite"),
+    ],
+)
+def test_data_that_nothing_can_be_learned_from(images, labels, message):
+    network, head = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), nn.Linear(4, 3)
+    loss = lambda x, y: F.cross_entropy(head(network(x)), y)  # noqa: E731
+    given = network, head, images, labels, loss, BaseTraining(**OPTIONS)
+    with pytest.raises((ValueError, FloatingPointError), match=message):
+        train_base(*given, generator=generator())
+
+
+def test_labels_may_be_lists_and_narrow_or_wide():
+    network, head = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), nn.Linear(4, 3)
+    seen = []
+
+    def loss(x, y):
+        seen.append(y)
+        return head(network(x)).sum()
+
+    for labels in ([0, 1, 2], torch.zeros(3, dtype=torch.int32), torch.zeros(3, 2), np.zeros(3)):
+        given = network, head, np.ones((3, 1, 4, 4), "float32"), labels, loss
+        train_base(*given, BaseTraining(**OPTIONS), generator=generator())
+    assert [tuple(y.shape[1:]) for y in seen[::2]] == [(), (), (2,), ()]
+    assert [y.dtype for y in seen[:4]] == [torch.int64] * 4
 
 
 def test_it_learns_and_ends_in_eval_mode():
