@@ -18,6 +18,8 @@ from tests.paths import ROOT
 
 # The long ones first: with several workers the short ones fill the time beside them.
 FIRST = ("tests/book/", "tests/workflow/")
+# A name of a folder with what a shell, a URL or a pattern would take for something else.
+STRANGE = "a b é'\"&;$x (1) [2] #%!"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -164,7 +166,8 @@ def smoke_book(smoke_build: tuple[Project, str]) -> Project:
 @pytest.fixture(scope="session")
 def new_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small project that is not built yet: the real pipeline around one small chapter."""
-    project = Project(tmp_path_factory.mktemp("mini") / "project", tmp_path_factory.mktemp("data"))
+    root, data = (tmp_path_factory.mktemp(name) for name in ("mini", "data"))
+    project = Project(root / "project", data / STRANGE)
     parts = ("Snakefile", "pyproject.toml", "data_prep", "experiments", "ktlib", "workflow")
     book = ("_config.yml", "_ext", "_static", "references.bib")
     wanted = tuple(Path(part) for part in (*parts, *(f"book/{name}" for name in book)))
