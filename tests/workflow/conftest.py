@@ -1,4 +1,4 @@
-"""A small project that was built once, in a folder with a strange name, and a copy of it for each test to change."""
+"""A small project, built once in a folder with a strange name; each test changes a copy of it."""
 
 import dataclasses
 import shutil
