@@ -245,15 +245,6 @@ def test_a_chapter_has_a_worker_for_each_thread_by_default(monkeypatch):
     assert kernel_environment(threads=2)["KTLIB_WORKERS"] == "1"
 
 
-def test_notes_beside_records_are_no_records(tmp_path):
-    for name in ("part.full.json", "proofs/part.full.json", "rechecked/part.full.json",
-                 "rechecked/proofs/part.full.json"):  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    names = [str(path.relative_to(tmp_path)) for path in pages.record_files(tmp_path)]
-    assert names == ["part.full.json", "proofs/part.full.json"]
-
-
 @pytest.mark.parametrize("path", pages.record_files(project.ROOT / "results"))
 def test_the_command_named_for_a_committed_record_is_there(path):
     text = pages.execution_part([record()], [load_record(path)])
