@@ -8,7 +8,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUILD := $(BIN)/python -m workflow.build
 CORES ?=
-BUILD_OPTIONS = --profile $(PROFILE) $(if $(CORES),--cores $(CORES))
+# The value of a variable as one word for the shell, whatever is in it.
+quoted = '$(subst ','\'',$(value $(1)))'
+BUILD_OPTIONS = --profile $(call quoted,PROFILE) $(if $(CORES),--cores $(call quoted,CORES))
 
 export PYTHONPATH := $(CURDIR)
 # Trust the certificates that the machine trusts, as pip does: behind a company's proxy there are others.
@@ -19,7 +21,7 @@ export UV_SYSTEM_CERTS ?= true
 
 help: ## say what can be done
 	@echo "make <target> [PROFILE=smoke|cpu|full|gpu|paper] (default: cpu)"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 book: env ## execute the chapters that need it, and render the book
 	@$(BUILD) book $(BUILD_OPTIONS)
@@ -33,16 +35,17 @@ test: export OMP_WAIT_POLICY = PASSIVE
 test: lint types data browser ## run every test
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
 
+# Through Python: the scripts beside it do not start in a folder whose name holds a quote or a dollar.
 lint: env ## check style, spelling, what imports what, and that chapters stay readable
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/codespell .
-	@$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/python -m codespell_lib .
+	@$(BIN)/python -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache --no-logo
 	@$(BIN)/python -m workflow.draw_architecture --check
 	@$(BIN)/python -m workflow.check_chapters
 
 types: env ## check types
-	@$(BIN)/mypy
+	@$(BIN)/python -m mypy
 
 data: env ## prepare the data sets that the default profile and the tests use
 	@for name in mnist fashion_mnist pairs digits multi_fashion_mnist multi_mnist multi_fashion smollm2 chatterbot human_eval moby_dick; do $(BIN)/python -m data_prep.$$name || exit 1; done
@@ -54,13 +57,13 @@ notebooks: env ## write the chapters as plain notebooks into notebooks/
 	@$(BUILD) notebooks
 
 sweep: env ## many runs: CHAPTER=fcl SEEDS=0,1,2 SET='noise_bound=0.01,0.02'
-	@$(BUILD) sweep $(BUILD_OPTIONS) --chapter '$(CHAPTER)' --seeds '$(SEEDS)' --set '$(SET)'
+	@$(BUILD) sweep $(BUILD_OPTIONS) --chapter $(call quoted,CHAPTER) --seeds $(call quoted,SEEDS) --set $(call quoted,SET)
 
 record: env ## keep the record of a long run in results/: CHAPTER=fcl PROFILE=full
-	@$(BUILD) record $(BUILD_OPTIONS) --chapter '$(CHAPTER)' $(if $(ALLOW_DIRTY),--allow-dirty)
+	@$(BUILD) record $(BUILD_OPTIONS) --chapter $(call quoted,CHAPTER) $(if $(ALLOW_DIRTY),--allow-dirty)
 
 recheck: env ## compute a part of a kept record again with the present code: CHAPTER=fcl PROFILE=full
-	@$(BUILD) recheck $(BUILD_OPTIONS) --chapter '$(CHAPTER)' --against '$(AGAINST)'
+	@$(BUILD) recheck $(BUILD_OPTIONS) --chapter $(call quoted,CHAPTER) --against $(call quoted,AGAINST)
 
 lock: env ## renew requirements.txt from the ranges in pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group book --group test \
@@ -74,9 +77,9 @@ clean: ## remove runs, the rendered book and caches; data and environment stay
 env: $(READY) ## make the environment in .venv
 
 $(READY): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or newer is needed. Found: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..."; exit 1; }
-	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) \
+	@$(call quoted,PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed. Found: $$($(call quoted,PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/pip || $(call quoted,PYTHON) -m venv --clear $(VENV) \
 		|| { echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@echo "Installing into $(VENV) (some minutes the first time)"

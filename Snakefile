@@ -1,5 +1,7 @@
 # Data -> executed chapters -> the book. Called through `make`; `make plan` shows what a build would do.
 #
+# Every `:q` quotes for the shell: the project may lie in a folder with any name.
+#
 # What makes a chapter run again is a digest of its code cells, the project's modules behind them and its
 # parameters, not the age of files: a change in the text, or a fresh clone, executes nothing.
 import re
@@ -7,15 +9,15 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from data_prep import DATA_SETS, MANIFEST, data_root
+from data_prep import DATA_SETS, MANIFEST
 from experiments.run.provenance import run_digest
 from workflow.project import (
-    MAIN_RUN, PROFILES, RUN_NAME, chapter_source, chapters, data_sets, parameter_file,
+    MAIN_RUN, PROFILES, RUN_NAME, chapter_source, chapters, data_folder, data_sets, parameter_file,
 )
 
 PROFILE = config["profile"]
 CHAPTERS = chapters()
-DATA = data_root()
+DATA = data_folder()
 PYTHON = sys.executable
 RUN = "runs/{chapter}/{profile}/{run}"
 
@@ -73,7 +75,7 @@ rule data:
     output:
         update(f"{DATA}/{{name}}/{MANIFEST}"),
     shell:
-        "{PYTHON} -m data_prep.{wildcards.name}"
+        "{PYTHON:q} -m data_prep.{wildcards.name:q}"
 
 
 # Wrong values are refused before anything is computed: checks come before all runs.
@@ -87,8 +89,8 @@ rule check:
         digest=digest,
     priority: 10
     shell:
-        "{PYTHON} -m workflow.run_chapter {wildcards.chapter} {wildcards.profile} {wildcards.run}"
-        " --check && echo {params.digest} > {output}"
+        "{PYTHON:q} -m workflow.run_chapter {wildcards.chapter:q} {wildcards.profile:q} {wildcards.run:q}"
+        " --check && echo {params.digest:q} > {output:q}"
 
 
 # `ancient` only for files that no rule makes: where it marks one that is being made, Snakemake overlooks
@@ -111,8 +113,8 @@ rule run:
         mem_mb=lambda wildcards: MEMORY_MB[wildcards.profile],
         gpu=lambda wildcards: int(wildcards.profile in ("gpu", "paper")),
     shell:
-        "{PYTHON} -m workflow.run_chapter {wildcards.chapter} {wildcards.profile} {wildcards.run}"
-        " --threads {params.threads} --cell-seconds {params.cell_seconds}"
+        "{PYTHON:q} -m workflow.run_chapter {wildcards.chapter:q} {wildcards.profile:q} {wildcards.run:q}"
+        " --threads {params.threads:q} --cell-seconds {params.cell_seconds:q}"
 
 
 rule merge_outputs:
@@ -123,7 +125,7 @@ rule merge_outputs:
     output:
         "book/chapters/{chapter}.ipynb",
     shell:
-        "{PYTHON} -m workflow.merge_outputs {wildcards.chapter} {PROFILE}"
+        "{PYTHON:q} -m workflow.merge_outputs {wildcards.chapter:q} {PROFILE:q}"
 
 
 rule pages:
@@ -140,7 +142,7 @@ rule pages:
         # Whether a committed record is older than the code it came from
         digests=lambda wildcards: [digest_of(name, PROFILE) for name in CHAPTERS],
     shell:
-        "{PYTHON} -m workflow.pages {PROFILE}"
+        "{PYTHON:q} -m workflow.pages {PROFILE:q}"
 
 
 rule render:
@@ -154,4 +156,4 @@ rule render:
     output:
         "book/_build/html/.rendered",
     shell:
-        "{PYTHON} -m workflow.render"
+        "{PYTHON:q} -m workflow.render"

@@ -41,7 +41,7 @@
 #
 # ```bash
 # make notebooks
-# papermill notebooks/continual_peft.ipynb out.ipynb -p tasks 10 -p seeds '[7]'
+# papermill notebooks/continual_peft.ipynb out.ipynb -y '{seeds: [7], tasks: 10, tops: [1, 10]}'
 # ```
 
 # %% tags=["parameters"]
@@ -951,7 +951,7 @@ claims_table(claims).style.hide(axis="index")
 #
 # ```{exercise}
 # :label: ex-cpeft-tasks
-# *Change a parameter.* Run with `-p tasks 10 -p tops '[1, 5, 10]'`. How does the routing error grow with the number of tasks?
+# *Change a parameter.* Run with `-p tasks 10 -y '{tops: [1, 5, 10]}'`. How does the routing error grow with the number of tasks?
 # ```
 #
 # ````{solution} ex-cpeft-tasks

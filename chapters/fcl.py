@@ -43,7 +43,7 @@
 # ```bash
 # make book                                         # this chapter, at the default size
 # make notebooks                                    # chapters as notebooks, then for example:
-# papermill notebooks/fcl.ipynb out.ipynb -p seeds '[7]' -p noise_bound 0.02
+# papermill notebooks/fcl.ipynb out.ipynb -y '{seeds: [7]}' -p noise_bound 0.02
 # ```
 #
 # Which parts of F2M matter, and for which settings, is the matter of the [next chapter](chap-fcl-studies).

@@ -41,7 +41,7 @@
 # ```bash
 # make book                                         # this chapter, at the default size
 # make notebooks                                    # chapters as notebooks, then for example:
-# papermill notebooks/ila.ipynb out.ipynb -p seeds '[7]' -p top 0.2
+# papermill notebooks/ila.ipynb out.ipynb -y '{seeds: [7]}' -p top 0.2
 # ```
 
 # %% tags=["parameters"]

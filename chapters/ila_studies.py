@@ -217,7 +217,7 @@ last[["value", "chance", "p_value", "rank_correlation"]].round(3)
 # reference is the ranking at the end of stage 1. Rankings are compared within one seed, so that what differs is the setting alone.
 #
 # A study whose other values are not among the parameters prints *not part of this run*. The long run at the end of the page has all of them; to see one live, give
-# its parameter more values, such as `-p initial_scores '[4.0, 1.0]'`.
+# its parameter more values, such as `-y '{initial_scores: [4.0, 1.0]}'`.
 #
 # (sec-ila-milestones)=
 # ## When is it time to rank?
@@ -728,7 +728,7 @@ claims_table(claims).style.hide(axis="index")
 #
 # ```{exercise}
 # :label: ex-ila-study-batch
-# *Change a parameter.* Run with `-p batch_sizes '[2, 16]'`. Which of the two is worth its time?
+# *Change a parameter.* Run with `-y '{batch_sizes: [2, 16]}'`. Which of the two is worth its time?
 # ```
 #
 # ````{solution} ex-ila-study-batch
@@ -738,7 +738,7 @@ claims_table(claims).style.hide(axis="index")
 #
 # ```{exercise}
 # :label: ex-ila-study-set
-# *Change a parameter.* Run with `-p studied_on chatterbot -p transferred_from '[\"reasoning\"]'`. Is the ranking of chatter more or less stable than that of exercises?
+# *Change a parameter.* Run with `-p studied_on chatterbot -y '{transferred_from: [reasoning]}'`. Is the ranking of chatter more or less stable than that of exercises?
 # ```
 #
 # ````{solution} ex-ila-study-set

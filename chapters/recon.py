@@ -42,7 +42,7 @@
 # ```bash
 # make book                                         # this chapter, at the default size
 # make notebooks                                    # chapters as notebooks, then for example:
-# papermill notebooks/recon.ipynb out.ipynb -p seeds '[7]' -p top_k 10
+# papermill notebooks/recon.ipynb out.ipynb -y '{seeds: [7]}' -p top_k 10
 # ```
 #
 # Whether the *choice* of layers matters, how many there should be, and what the search costs with many tasks, is the

@@ -7,8 +7,9 @@ float32 and therefore with exactly the values of the file, beside the tokenizer 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,13 +45,18 @@ class LanguageModel(DataSet):
 
     Attributes:
         packed: Size and SHA-256 of the packed file.
+        values: What :func:`values_digest` gives for the converted files.
     """
 
     packed: FileFacts
+    values: Mapping[str, str]
 
     def checks(self, folder: Path) -> dict[str, Check]:
-        """The packed file by SHA-256, the converted ones by the manifest, or by their form."""
-        found: dict[str, Check] = {file: manifest_check(folder, file, _wrong) for file in FILES}
+        """The packed file by SHA-256, the converted ones by the manifest, or by what they hold."""
+        found: dict[str, Check] = {
+            file: manifest_check(folder, file, partial(_wrong, self.values.get(file)))
+            for file in FILES
+        }
         found[PACKED] = sha256_check(self.packed)
         return found
 
@@ -89,11 +95,16 @@ def _from_packed(folder: Path, temporary: Path, missing: Sequence[str]) -> None:
         model, tokenizer = read_packed(folder / PACKED)
     except ImportError as error:
         raise SourceError(f"a package is missing ({error}): make env") from error
-    model.save_pretrained(temporary, max_shard_size="10GB")
+    save(model, tokenizer, temporary)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the converted files."""
+    model.save_pretrained(folder, max_shard_size="10GB")
     # Inside tokenizer_config.json, so that the files are the same ones in every version.
-    tokenizer.save_pretrained(temporary, save_jinja_files=False)
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
     for file in FILES:  # some are written for their owner alone
-        (temporary / file).chmod(0o644)
+        (folder / file).chmod(0o644)
 
 
 def read_packed(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -125,26 +136,65 @@ def read_packed(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def _wrong(path: Path) -> str | None:
-    """What is wrong with the form of a converted file, or None.
+def _wrong(expected: str | None, path: Path) -> str | None:
+    """What is wrong with a converted file, or None."""
+    found = values_digest(path)
+    if expected is None or found == expected:
+        return None
+    return f"holds other values: their SHA-256 is {found}, not {expected}"
 
-    Versions of transformers differ in what they write beside the weights, so there is no checksum
-    that would be right for all of them.
+
+def values_digest(path: Path) -> str:
+    """SHA-256 of what the model follows from in a converted file.
+
+    Versions of transformers differ in what they write beside it, so that no checksum of a whole
+    file would be right for all of them.
+
+    Raises:
+        ValueError: the file is damaged, or lacks a part.
     """
-    if path.suffix == ".json":
-        json.loads(path.read_text(encoding="utf-8"))
-    else:
-        _read_header(path)
-    return None
+    total = hashlib.sha256()
+    try:
+        if path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+            total.update(json.dumps(_values(path.name, content), sort_keys=True).encode())
+        else:
+            for part in _tensors(path):
+                total.update(part)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a part is missing or of another form ({error})") from error
+    return total.hexdigest()
 
 
-def _read_header(path: Path) -> None:
-    """Read which tensors a safetensors file holds; ValueError if it is damaged."""
+# What the numbers of the model depend on; the place of `rope_theta` differs between versions.
+SETTINGS = (
+    "hidden_size", "intermediate_size", "max_position_embeddings", "model_type",
+    "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "vocab_size",
+)  # fmt: skip
+
+
+def _values(name: str, content: Any) -> Any:
+    if name == "config.json":
+        theta = content.get("rope_theta") or content["rope_parameters"]["rope_theta"]
+        return [content[key] for key in SETTINGS] + [f"{theta:g}", f"{content['rms_norm_eps']:g}"]
+    if name == "tokenizer.json":
+        model = content["model"]
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
+        return [model["vocab"], merges]
+    return content["chat_template"] if name == "tokenizer_config.json" else None
+
+
+def _tensors(path: Path) -> Iterator[bytes]:
+    """Name, type, shape and bytes of each tensor of a safetensors file; ValueError if damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as tensors:
-            tensors.keys()
+        with safe_open(path, framework="np") as tensors:
+            for name in sorted(tensors.keys()):
+                if name != "lm_head.weight":  # the embedding again, which some versions write
+                    values = tensors.get_tensor(name)
+                    yield f"{name} {values.dtype} {list(values.shape)}\n".encode()
+                    yield values.tobytes()
     except SafetensorError as error:
         raise ValueError(str(error)) from error
 
@@ -156,6 +206,12 @@ DATA = LanguageModel(
     packed=FileFacts(
         98_362_432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     ),
+    values={
+        "config.json": "56d9e38ad7db3f26ecc8e92d8eaa8a123893ef68590fa82ba7f08c453fd202a9",
+        "model.safetensors": "e3a9ea28357b120188923cd73502018e1ee9f22900d3bf4e31200ea84af833e4",
+        "tokenizer.json": "3c2bde670cdd0007c5c9ac0e41010f65a9c024ca0b4238474f1f97944a3523c1",
+        "tokenizer_config.json": "dc126cf0155881b6f71b8e9a239956ae0ba45f68df08b016dadddf4c61120217",
+    },
 )
 prepare = DATA.prepare
 

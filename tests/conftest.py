@@ -38,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
         block = strict_device.active()
         os.environ["KTLIB_TEST_DEVICE"] = str(block.__enter__())
         config.add_cleanup(lambda: block.__exit__(None, None, None))
+# A name of a folder with what a shell, a URL or a pattern would take for something else.
+STRANGE = "a b é'\"&;$x (1) [2] #%!"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -198,7 +200,8 @@ def smoke_book(smoke_build: tuple[Project, str]) -> Project:
 @pytest.fixture(scope="session")
 def new_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small project that is not built yet: the real pipeline around one small chapter."""
-    project = Project(tmp_path_factory.mktemp("mini") / "project", tmp_path_factory.mktemp("data"))
+    root, data = (tmp_path_factory.mktemp(name) for name in ("mini", "data"))
+    project = Project(root / "project", data / STRANGE)
     parts = ("Snakefile", "pyproject.toml", "data_prep", "experiments", "ktlib", "workflow")
     book = ("_config.yml", "_ext", "_static", "references.bib")
     wanted = tuple(Path(part) for part in (*parts, *(f"book/{name}" for name in book)))

@@ -21,6 +21,7 @@ from workflow.project import (
     RUNS,
     chapter_source,
     chapters,
+    data_folder,
     data_sets,
     parameter_file,
     sweep_runs,
@@ -47,6 +48,7 @@ def snakemake(
     Returns:
         Whether all targets exist now.
     """
+    data_folder()  # a place that Snakemake could not name is refused in words
     for name in names:
         parameter_file(name, options.profile)
     if not options.dry_run:

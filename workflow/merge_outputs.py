@@ -16,6 +16,7 @@ from typing import Any
 import jupytext
 import nbformat
 
+from data_prep import data_root
 from experiments.run.atomic import write_text
 from experiments.run.chapter_source import parameters_cell
 from workflow.guard import run_step
@@ -91,8 +92,9 @@ def _insert_parameters(notebook: Any, source: Path, values: dict[str, Any]) -> N
 def _clean(outputs: list[Any]) -> Any:
     """Outputs without the paths of folders of the machine that they were made on."""
     text = json.dumps(outputs, ensure_ascii=False)
-    for old, new in {f"{ROOT}/": "", str(ROOT): ".", f"{Path.home()}/": "~/"}.items():
-        text = text.replace(old, new)
+    names = {f"{ROOT}/": "", str(ROOT): ".", f"{data_root()}/": "data/", f"{Path.home()}/": "~/"}
+    for old, new in names.items():
+        text = text.replace(json.dumps(old, ensure_ascii=False)[1:-1], new)
     return nbformat.from_dict(json.loads(text))  # type: ignore[no-untyped-call]
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-# The one import from outside of `experiments.run`: which data sets and models can be prepared.
-from data_prep import DATA_SETS
+# The one import from outside of `experiments.run`: which data can be prepared, and where it lies.
+from data_prep import DATA_SETS, data_root
 from experiments.run.provenance import chapter_header
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +61,19 @@ def parameter_file(chapter: str, profile: str, root: Path = ROOT) -> Path:
             f"Found {profile!r}, whose file {files[profile].relative_to(root)} is missing."
         )
     return files[profile]
+
+
+def data_folder(root: Path = ROOT) -> str:
+    """The data root as Snakemake can take it: relative to the project where it lies in it.
+
+    Raises:
+        ValueError: the path holds a brace. Snakemake knows no way to write one.
+    """
+    folder = data_root()
+    text = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
+    if "{" in text or "}" in text:
+        raise ValueError(f"KTLIB_DATA must be a folder without braces in its path. Found {text!r}.")
+    return text
 
 
 def data_sets(chapter: str, profile: str, root: Path = ROOT, run: str = MAIN_RUN) -> list[str]:

@@ -113,7 +113,8 @@ def _execute(chapter: str, values: dict[str, Any], folder: Path, cell_seconds: i
         try:
             papermill.execute_notebook(
                 notebook,
-                str(folder / NOTEBOOK),
+                # papermill fills in parameters between braces.
+                str(folder / NOTEBOOK).replace("{", "{{").replace("}", "}}"),
                 parameters=values,
                 kernel_name="python3",
                 cwd=str(ROOT),

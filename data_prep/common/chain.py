@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_prep.common.checks import Check, sha256_check
 from data_prep.common.errors import PrepareError, SourceError
-from data_prep.common.files import FileFacts, is_unchanged, read_verified
+from data_prep.common.files import FileFacts, is_unchanged, read_manifest, read_verified
 from data_prep.common.root import data_root
 from data_prep.common.storage import (
     exclusive,
@@ -20,6 +20,7 @@ from data_prep.common.storage import (
     is_storage_error,
     log,
     place,
+    require_places,
     require_space,
     storage_errors,
     write_manifest,
@@ -88,8 +89,14 @@ class DataSet(ABC):
         root = root or data_root()
         folder = root / self.name
         expected = self.checks(folder)
+        require_places(folder, expected)
         # First without the lock, so that a complete set on a read-only disk is good enough.
-        if is_unchanged(folder) and not missing_files(folder, expected):
+        listed = (read_manifest(folder) or {"files": {}})["files"]
+        if (
+            is_unchanged(folder)
+            and {*listed} >= {*expected}
+            and not missing_files(folder, expected)
+        ):
             log(f"{self.name}: complete in {folder}")
             return folder
         with storage_errors(root), exclusive(root, self.name):

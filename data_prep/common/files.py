@@ -15,6 +15,7 @@ from data_prep.common.root import data_root
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
+WITHOUT_FILES = ("digits",)  # they come with scikit-learn
 
 
 class DataError(RuntimeError):
@@ -117,9 +118,9 @@ def digest_of_all(name: str, root: Path | None = None) -> dict[str, str]:
 
 
 def is_unchanged(folder: Path) -> bool:
-    """Whether a manifest exists and all its files have the sizes and times that it records."""
+    """Whether a manifest lists files, and all of them have the sizes and times that it records."""
     manifest = read_manifest(folder)
-    if manifest is None:
+    if manifest is None or not (manifest["files"] or folder.name in WITHOUT_FILES):
         return False
     return all(_same_stat(folder / file, entry) for file, entry in manifest["files"].items())
 

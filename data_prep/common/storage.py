@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -50,6 +50,25 @@ def storage_errors(root: Path) -> Iterator[None]:
         ) from error
 
 
+def require_places(folder: Path, files: Iterable[str]) -> None:
+    """Refuse a file where the set's folder belongs, and a folder where one of its files does.
+
+    Raises:
+        PrepareError: naming what is in the way.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise PrepareError(
+            f"{folder} is a file, and the folder of the data set belongs there. Move it away, and "
+            f"run python -m data_prep.{folder.name} again."
+        )
+    for path in (folder / file for file in (MANIFEST, *files)):
+        if path.is_dir():
+            raise PrepareError(
+                f"{path} is a folder, and a file of the data set belongs there. Move it away, and "
+                f"run python -m data_prep.{folder.name} again."
+            )
+
+
 def require_space(root: Path, size: int) -> None:
     """Refuse to begin where ``size`` bytes do not fit.
 
@@ -73,6 +92,7 @@ def exclusive(root: Path, name: str) -> Iterator[Path]:
     process left half-done is removed here.
     """
     folder = root / name
+    require_places(folder, ())
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / f".{name}.lock")
     try:

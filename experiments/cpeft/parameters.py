@@ -40,8 +40,8 @@ LEARNING_RATES = {
 
 Rank = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Temperature = Annotated[float, Field(gt=0)]
-LearningRate = Annotated[float, Field(gt=0)]
+Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
+LearningRate = Annotated[float, Field(gt=0, le=10)]
 
 
 class ContinualPeftParameters(ChapterParameters):
@@ -57,24 +57,30 @@ class ContinualPeftParameters(ChapterParameters):
         description="of vit_b16: a name of torchvision, a file or a folder; empty for small"
     )
     base_classes: int = Field(ge=0, description="classes of the pre-training; 0 with weights")
-    base_images: int = Field(ge=0, description="images per base class; 0: all")
+    base_images: int = Field(ge=0, le=1_000_000, description="images per base class; 0: all")
     tasks: int = Field(ge=2, description="tasks into which the other classes are divided")
-    task_images: int = Field(ge=0, description="training images per class of a task; 0: all")
-    test_images: int = Field(ge=0, description="test images per class; 0: all")
+    task_images: int = Field(
+        ge=0, le=1_000_000, description="training images per class of a task; 0: all"
+    )
+    test_images: int = Field(ge=0, le=1_000_000, description="test images per class; 0: all")
     class_seed: int = Field(ge=0, lt=2**32, description="seed of the choice of base classes")
     patch_size: int = Field(ge=1, description="side of a patch of the small model, in pixels")
-    width: int = Field(ge=8, description="features of a token of the small model")
-    blocks: int = Field(ge=1, description="blocks of the small model")
+    width: int = Field(ge=8, le=4096, description="features of a token of the small model")
+    blocks: int = Field(ge=1, le=64, description="blocks of the small model")
     heads: int = Field(ge=1, description="attention heads of the small model")
-    pretraining_epochs: int = Field(ge=1, description="passes over the base classes")
+    pretraining_epochs: int = Field(ge=1, le=10_000, description="passes over the base classes")
     pretraining_lr: LearningRate = Field(description="highest learning rate of the pre-training")
-    sam_radius: float = Field(ge=0, description="step of SAM for the flat pre-training; 0: none")
+    sam_radius: float = Field(
+        ge=0, le=100, description="step of SAM for the flat pre-training; 0: none"
+    )
     layers: Literal[tuple(PROJECTIONS)] = Field(  # type: ignore[valid-type]
         description="projections of every block that are adapted"
     )
     rank: Rank = Field(description="rank of LoRA")
-    epochs: int = Field(ge=1, description="passes over each task")
-    batch_size: int = Field(ge=2, description="images per step, also of the pre-training")
+    epochs: int = Field(ge=1, le=10_000, description="passes over each task")
+    batch_size: int = Field(
+        ge=2, le=10_000, description="images per step, also of the pre-training"
+    )
     methods: list[Literal[METHODS]] = Field(  # type: ignore[valid-type]
         min_length=1, description="methods that are compared"
     )
@@ -91,14 +97,14 @@ class ContinualPeftParameters(ChapterParameters):
     temperatures: list[Temperature] = Field(
         min_length=1, description="temperatures of the softmax over tasks"
     )
-    consistency: float = Field(ge=0, description="weight of L2C's consistency term")
+    consistency: float = Field(ge=0, le=1e6, description="weight of L2C's consistency term")
     ablated: bool = Field(description="whether L2C is run without each reconstruction, too")
     thresholds: list[Share] = Field(
         description="further first thresholds of InfLoRA; the last one is raised to them if lower"
     )
-    noise_bound: float = Field(gt=0, description="half-width of the box of weight noise")
-    noise_draws: int = Field(ge=1, description="random points of the box")
-    ranking_steps: int = Field(ge=1, description="steps of ILA's second stage")
+    noise_bound: float = Field(ge=1e-9, le=10, description="half-width of the box of weight noise")
+    noise_draws: int = Field(ge=1, le=100_000, description="random points of the box")
+    ranking_steps: int = Field(ge=1, le=100_000, description="steps of ILA's second stage")
 
     @model_validator(mode="after")
     def _fits_the_data(self) -> Self:
@@ -208,7 +214,7 @@ class ContinualPeftProofParameters(ChapterParameters):
     temperatures: list[Temperature] = Field(
         min_length=1, description="temperatures that are simulated as well"
     )
-    draws: int = Field(ge=100, description="images of each simulation")
+    draws: int = Field(ge=100, le=1_000_000, description="images of each simulation")
 
     @model_validator(mode="after")
     def _fits_the_layers(self) -> Self:

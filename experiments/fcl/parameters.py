@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from data_prep.common.topic import PROTOCOLS
-from experiments.run.parameters import ChapterParameters
+from experiments.run.parameters import LARGEST_SEED, ChapterParameters, is_file
 
 METHODS = (
     "ncm", "finetune", "icarl", "lucir", "topic", "fsll", "idlvq", "f2m", "sam", "ewc_wide",
@@ -34,7 +33,7 @@ SIZES = {
 }
 GREY = ("pairs", "digits")
 TORCHVISION_WEIGHTS = ("DEFAULT", "IMAGENET1K_V1")
-LARGEST_SEED = 2**32 - 1  # of NumPy's RandomState, which draws the sessions
+LARGEST_SETTING = {"epochs": 10_000, "lr": 10, "penalty": 1e9}
 
 Item = TypeVar("Item", int, float)
 
@@ -52,8 +51,8 @@ def _not_one(value: int) -> int:
 
 
 MethodSettings = dict[str, dict[str, float]]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(ge=1e-9, le=10)]
+Count = Annotated[int, Field(ge=1, le=1000)]
 Convolutions = Annotated[int, Field(ge=1, le=17)]
 ClassSeed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Studied = Annotated[list[Item], Field(min_length=1), AfterValidator(_distinct)]
@@ -62,21 +61,16 @@ Studied = Annotated[list[Item], Field(min_length=1), AfterValidator(_distinct)]
 class NetworkParameters(ChapterParameters):
     """Network, base training and noise: shared by the experiments and the proof."""
 
-    width: int = Field(ge=1, description="channels of the first ResNet stage")
+    width: int = Field(ge=1, le=1024, description="channels of the first ResNet stage")
     stem_stride: int = Field(ge=1, le=4, description="stride of the first convolution")
     tuned_convolutions: Convolutions = Field(description="last convolutions that get noise")
-    epochs: int = Field(ge=1, description="epochs of the base session")
-    batch_size: int = Field(ge=2, description="images per step of the base session")
-    lr: float = Field(gt=0, description="first learning rate of the base session")
-    noise_bound: float = Field(gt=0, description="half-width b of the box, in units of the weights")
-    prototype_weight: float = Field(ge=0, description="weight lambda of prototype fixing")
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_fit(cls, seeds: list[int]) -> list[int]:
-        if max(seeds) > LARGEST_SEED:
-            raise ValueError(f"seeds must be at most {LARGEST_SEED}")
-        return seeds
+    epochs: int = Field(ge=1, le=10_000, description="epochs of the base session")
+    batch_size: int = Field(ge=2, le=10_000, description="images per step of the base session")
+    lr: float = Field(gt=0, le=10, description="first learning rate of the base session")
+    noise_bound: float = Field(
+        ge=1e-9, le=10, description="half-width b of the box, in units of the weights"
+    )
+    prototype_weight: float = Field(ge=0, le=1e6, description="weight lambda of prototype fixing")
 
 
 class FewShotParameters(NetworkParameters):
@@ -100,16 +94,22 @@ class FewShotParameters(NetworkParameters):
     weights: str = Field(
         description="empty: the narrow network; else ResNet18 of torchvision with these weights"
     )
-    classifier_lr: float = Field(ge=0, description="that of the classifier; 0: the same")
-    crop_padding: int = Field(ge=0, description="largest shift of the random crop, in pixels")
+    classifier_lr: float = Field(ge=0, le=10, description="that of the classifier; 0: the same")
+    crop_padding: int = Field(
+        ge=0, le=128, description="largest shift of the random crop, in pixels"
+    )
     flip: bool = Field(description="whether images are mirrored at random")
-    noise_draws: int = Field(ge=1, description="noise draws M per step")
-    noise_levels: Annotated[int, Field(ge=0), AfterValidator(_not_one)] = Field(
+    noise_draws: int = Field(ge=1, le=1000, description="noise draws M per step")
+    noise_levels: Annotated[int, Field(ge=0, le=1_000_000), AfterValidator(_not_one)] = Field(
         description="0: uniform noise; k >= 2: k levels of the box"
     )
-    session_epochs: int = Field(ge=1, description="full-batch steps per few-shot session")
-    session_lr: float = Field(gt=0, description="learning rate of the few-shot sessions")
-    flatness_draws: int = Field(ge=2, description="random points of the box per measurement")
+    session_epochs: int = Field(
+        ge=1, le=10_000, description="full-batch steps per few-shot session"
+    )
+    session_lr: float = Field(gt=0, le=10, description="learning rate of the few-shot sessions")
+    flatness_draws: int = Field(
+        ge=2, le=1_000_000, description="random points of the box per measurement"
+    )
     flatness_images: int = Field(ge=1, description="images per split of each measurement")
 
     @model_validator(mode="after")
@@ -145,7 +145,7 @@ class FewShotParameters(NetworkParameters):
                 f"weights must be empty for the grey images of {self.dataset!r}. "
                 f"Found weights={self.weights!r}"
             )
-        if self.weights not in TORCHVISION_WEIGHTS and not Path(self.weights).is_file():
+        if self.weights not in TORCHVISION_WEIGHTS and not is_file(self.weights):
             raise ValueError(
                 f"weights must be empty, one of {TORCHVISION_WEIGHTS} or a file. "
                 f"Found weights={self.weights!r}"
@@ -172,16 +172,22 @@ class FewShotParameters(NetworkParameters):
 class FclParameters(FewShotParameters):
     """Parameters of ``chapters/fcl.py``."""
 
-    noise_bound: float = Field(ge=0, description="half-width b of the box, in units of the weights")
+    noise_bound: float = Field(
+        ge=0, le=10, description="half-width b of the box, in units of the weights"
+    )
     compared_seeds: int = Field(ge=1, description="seeds, at most, that every method is run with")
     method_settings: MethodSettings = Field(
         description="epochs, lr or penalty of a method, where not those of F2M"
     )
-    sam_radius: float = Field(gt=0, description="step uphill of SAM, over all weights together")
-    ewc_bound: float = Field(ge=0, description="half-width of the wider box of ewc_wide")
+    sam_radius: float = Field(
+        gt=0, le=100, description="step uphill of SAM, over all weights together"
+    )
+    ewc_bound: float = Field(ge=0, le=10, description="half-width of the wider box of ewc_wide")
     flatness_bounds: Studied[Positive] = Field(description="half-widths to measure at")
-    landscape_directions: int = Field(ge=1, description="random lines through the minimum")
-    landscape_points: int = Field(ge=3, description="points on a line, and on a side of the plane")
+    landscape_directions: int = Field(ge=1, le=1000, description="random lines through the minimum")
+    landscape_points: int = Field(
+        ge=3, le=1001, description="points on a line, and on a side of the plane"
+    )
 
     @field_validator("method_settings")
     @classmethod
@@ -198,6 +204,11 @@ class FclParameters(FewShotParameters):
                     )
                 if name == "epochs" and value != int(value):
                     raise ValueError(f"epochs of {method} must be whole. Found {value!r}")
+                if value > LARGEST_SETTING[name]:
+                    raise ValueError(
+                        f"{name} of {method} must be at most {LARGEST_SETTING[name]:g}. "
+                        f"Found {value!r}"
+                    )
         if "penalty" not in settings.get("ewc_wide", {}):
             raise ValueError("ewc_wide must have a penalty. Found none")
         return settings
@@ -215,13 +226,19 @@ class FclStudyParameters(FewShotParameters):
 
     bounds_studied: Studied[Positive] = Field(description="half-widths b to train with")
     draws_studied: Studied[Count] = Field(description="numbers M of draws to train with")
-    weights_studied: Studied[Annotated[float, Field(ge=0)]] = Field(description="values of lambda")
+    weights_studied: Studied[Annotated[float, Field(ge=0, le=1e6)]] = Field(
+        description="values of lambda"
+    )
     layers_studied: Studied[Convolutions] = Field(description="numbers of tuned convolutions")
     class_orders: Studied[ClassSeed] = Field(description="seeds of the class order")
     rates_studied: Studied[Positive] = Field(description="learning rates of the sessions")
     shots_studied: Studied[Count] = Field(description="training images per new class")
-    shot_steps: int = Field(ge=1, description="full-batch steps per session with many shots")
-    narrow_bound: float = Field(gt=0, description="half-width of the narrow box with many shots")
+    shot_steps: int = Field(
+        ge=1, le=100_000, description="full-batch steps per session with many shots"
+    )
+    narrow_bound: float = Field(
+        ge=1e-9, le=10, description="half-width of the narrow box with many shots"
+    )
 
     @model_validator(mode="after")
     def _fits_the_studies(self) -> Self:

@@ -30,14 +30,18 @@ class FclProofParameters(NetworkParameters):
     dataset: Literal["pairs", "digits"] = Field(description="images of the network")
     classes: int = Field(ge=2, description="classes that the network learns")
     images: int = Field(ge=2, description="training images per class")
-    variance_batches: int = Field(ge=2, description="batches z that a variance is measured over")
-    variance_draws: int = Field(ge=2, description="noise draws per batch of the nested sampling")
+    variance_batches: int = Field(
+        ge=2, le=10_000, description="batches z that a variance is measured over"
+    )
+    variance_draws: int = Field(
+        ge=2, le=10_000, description="noise draws per batch of the nested sampling"
+    )
     averaged_draws: Annotated[Studied[Count], Field(min_length=2)] = Field(
         description="numbers M of averaged draws"
     )
     dimension: int = Field(ge=2, le=50, description="parameters of the noisy quadratic")
-    steps: int = Field(ge=100, description="SGD steps on the noisy quadratic")
-    repetitions: int = Field(ge=2, description="simulated paths per seed")
+    steps: int = Field(ge=100, le=10_000_000, description="SGD steps on the noisy quadratic")
+    repetitions: int = Field(ge=2, le=100_000, description="simulated paths per seed")
 
     @model_validator(mode="after")
     def _fits_the_data(self) -> Self:

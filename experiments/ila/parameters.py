@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from data_prep import FILE_TYPES, REASONING
 from data_prep.texts import CONVERSATION_SETS
-from experiments.run.parameters import ChapterParameters
+from experiments.run.parameters import ChapterParameters, is_file, is_folder
 
 COMPONENT_SETS = ("attention", "qkv", "feed_forward", "all")
 """Parts of every block that are tuned alone in the pilot (table 5.1), and all of them."""
@@ -33,16 +33,21 @@ TASK_TOKENS = 160
 
 def context_of(model: str) -> int | None:
     """Longest input of a model in tokens; None where only its files on the hub say it."""
-    file = Path(model).expanduser() / "config.json"
-    if model in CONTEXTS or not file.is_file():
+    if model in CONTEXTS or not is_file(f"{model}/config.json"):
         return CONTEXTS.get(model)
-    length = json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings")
+    file = Path(model).expanduser() / "config.json"
+    try:
+        length = json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        raise ValueError(
+            f"model must be a folder with a readable config.json. Found {file}"
+        ) from None
     return length if isinstance(length, int) else None
 
 
 def _known_model(name: str) -> str:
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not Path(name).expanduser().is_dir():
+    if is_path and not is_folder(name):
         raise ValueError(
             f"model must be smollm2, tiny, a folder or an id of the hub. Found {name!r}"
         )
@@ -50,14 +55,14 @@ def _known_model(name: str) -> str:
 
 
 def _known_dataset(name: str) -> str:
-    is_file = name.endswith(FILE_TYPES) and Path(name).expanduser().is_file()
-    if name not in CONVERSATION_SETS and not is_file:
+    if name not in CONVERSATION_SETS and not (name.endswith(FILE_TYPES) and is_file(name)):
         known = ", ".join(CONVERSATION_SETS)
         raise ValueError(f"datasets must be among {known}, or .json(l) files. Found {name!r}")
     return name
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Size = Annotated[int, Field(ge=1, le=10_000)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Score = Annotated[float, Field(ge=-16, le=16)]  # beyond, the sigmoid is flat in float32
@@ -75,20 +80,30 @@ class LanguageParameters(ChapterParameters):
     general_text: Literal["moby_dick"] = Field(
         description="general text that should not be forgotten"
     )
-    train_examples: int = Field(ge=0, description="training conversations of each set; 0: all")
+    train_examples: int = Field(
+        ge=0, le=10_000_000, description="training conversations of each set; 0: all"
+    )
     test_examples: Count = Field(description="held-out conversations of each set, at most")
     text_examples: Count = Field(description="passages of general text")
-    max_tokens: int = Field(ge=8, description="longest example in tokens; the end is cut off")
-    batch_size: Count = Field(description="conversations per step")
-    lora_rank: Count = Field(description="rank of LoRA")
+    max_tokens: int = Field(
+        ge=8, le=1_000_000, description="longest example in tokens; the end is cut off"
+    )
+    batch_size: Size = Field(description="conversations per step")
+    lora_rank: Size = Field(description="rank of LoRA")
     lr: Rate = Field(description="highest learning rate of LoRA")
     full_lr: Rate = Field(description="highest learning rate of full fine-tuning")
-    stage_1_steps: int = Field(ge=2, description="steps of fine-tuning before the ranking")
-    epsilon: float = Field(gt=0, description="change of the loss per step that counts as stable")
+    stage_1_steps: int = Field(
+        ge=2, le=1_000_000, description="steps of fine-tuning before the ranking"
+    )
+    epsilon: float = Field(
+        gt=0, le=1000, description="change of the loss per step that counts as stable"
+    )
     initial_score: Score = Field(description="score of every layer at the start")
     score_lr: float = Field(gt=0, le=10, description="learning rate of the scores")
-    stage_2_steps: int = Field(ge=2, description="steps, one batch each, of learning the scores")
-    stage_2_batch_size: Count = Field(description="conversations per step of stage 2")
+    stage_2_steps: int = Field(
+        ge=2, le=1_000_000, description="steps, one batch each, of learning the scores"
+    )
+    stage_2_batch_size: Size = Field(description="conversations per step of stage 2")
     keep: Fraction = Field(description="fraction of the layers that stay when the rest is frozen")
     top: Fraction = Field(description="fraction of the layers that are tuned alone")
 
@@ -148,7 +163,9 @@ class IlaParameters(LanguageParameters):
     compared_seeds: Count = Field(description="seeds, at most, of fine-tuning comparisons")
     timed_steps: Count = Field(description="steps behind every time")
     benchmarks: list[str] = Field(description="of lm-evaluation-harness, on every tuned model")
-    benchmark_questions: int = Field(ge=0, description="questions of each benchmark; 0: all")
+    benchmark_questions: int = Field(
+        ge=0, le=1_000_000, description="questions of each benchmark; 0: all"
+    )
     questions: str = Field(description="file of questions to answer for a judge; empty: none")
 
     @model_validator(mode="after")
@@ -164,7 +181,7 @@ class IlaParameters(LanguageParameters):
             raise ValueError(
                 f"smaller_tops must lie in (0, top={self.top}), each once. Found {tops}"
             )
-        if self.questions and not Path(self.questions).is_file():
+        if self.questions and not is_file(self.questions):
             raise ValueError(f"questions must be a file, or empty. Found {self.questions!r}")
         if self.quantized and self.tunings != ["lora"]:
             raise ValueError(f"tunings must be ['lora'] with quantized. Found {self.tunings}")
@@ -175,8 +192,10 @@ class IlaStudyParameters(LanguageParameters):
     """Parameters of ``chapters/ila_studies.py``."""
 
     studied_on: str = Field(description="the set whose rankings are studied")
-    batch_sizes: list[Count] = Field(min_length=1, description="conversations per step of stage 2")
-    noise_steps: int = Field(ge=2, description="steps of stage 2 while batch sizes are tried")
+    batch_sizes: list[Size] = Field(min_length=1, description="conversations per step of stage 2")
+    noise_steps: int = Field(
+        ge=2, le=1_000_000, description="steps of stage 2 while batch sizes are tried"
+    )
     milestones: list[float] = Field(min_length=1, description="shares of stage 1 that are ranked")
     initial_scores: list[Score] = Field(min_length=1, description="scores at the start")
     penalties: list[Annotated[float, Field(ge=0, le=1000)]] = Field(

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from experiments.ila.parameters import Count, ModelName, Rate, Score, context_of
+from experiments.ila.parameters import Count, ModelName, Rate, Score, Size, context_of
 from experiments.run.parameters import ChapterParameters
 
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -32,23 +32,31 @@ class IlaProofParameters(ChapterParameters):
 
     layers: int = Field(ge=2, le=100, description="layers N of the logistic regression")
     layer_size: int = Field(ge=1, le=100, description="weights of each of its layers")
-    examples: int = Field(ge=10, description="examples of the logistic regression")
-    iterations: int = Field(ge=2, description="iterations t of its fine-tuning")
-    gate_steps: int = Field(ge=2, description="steps n of gradient descent on its gates")
-    trials: int = Field(ge=100, description="random cases that try to break the one-step bound")
+    examples: int = Field(ge=10, le=1_000_000, description="examples of the logistic regression")
+    iterations: int = Field(ge=2, le=100_000, description="iterations t of its fine-tuning")
+    gate_steps: int = Field(
+        ge=2, le=100_000, description="steps n of gradient descent on its gates"
+    )
+    trials: int = Field(
+        ge=100, le=10_000_000, description="random cases that try to break the one-step bound"
+    )
     model: ModelName = Field(description="language model: tiny, a name or a folder")
     pretraining_steps: Count = Field(description="steps of the tiny model on its first rule")
-    lora_rank: Count = Field(description="rank of the update of each layer of the model")
-    tuning_steps: int = Field(ge=2, description="iterations of fine-tuning of the model")
+    lora_rank: Size = Field(description="rank of the update of each layer of the model")
+    tuning_steps: int = Field(
+        ge=2, le=1_000_000, description="iterations of fine-tuning of the model"
+    )
     measured_at: list[int] = Field(
         min_length=1, description="iterations t after which two updates are compared"
     )
     tuning_lr: Rate = Field(description="learning rate of the fine-tuning")
-    batch_size: Count = Field(description="sequences per batch")
-    sequence_length: int = Field(ge=4, description="tokens per sequence")
+    batch_size: Size = Field(description="sequences per batch")
+    sequence_length: int = Field(ge=4, le=100_000, description="tokens per sequence")
     initial_score: Score = Field(description="score that every layer starts with")
     score_steps: Count = Field(description="steps of gradient descent on the model's scores")
-    score_move: float = Field(gt=0, description="largest move of a score in the first of them")
+    score_move: float = Field(
+        gt=0, le=32, description="largest move of a score in the first of them"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

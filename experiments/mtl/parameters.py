@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -52,14 +52,14 @@ class MultiTaskParameters(ChapterParameters):
     backbone: Literal["resnet18", "segnet", "mtan", "mobilenet_v2"] = Field(
         description="the network that the tasks share"
     )
-    train_images: int = Field(ge=0, description="training images; 0: all")
-    test_images: int = Field(ge=0, description="test images; 0: all")
-    width: int = Field(ge=1, description="channels of the first stage")
+    train_images: int = Field(ge=0, le=10_000_000, description="training images; 0: all")
+    test_images: int = Field(ge=0, le=10_000_000, description="test images; 0: all")
+    width: int = Field(ge=1, le=1024, description="channels of the first stage")
     augment: bool = Field(description="whether maps are scaled, cropped and mirrored at random")
-    epochs: int = Field(ge=1, description="passes over the training images")
-    batch_size: int = Field(ge=2, description="images per step")
+    epochs: int = Field(ge=1, le=10_000, description="passes over the training images")
+    batch_size: int = Field(ge=2, le=10_000, description="images per step")
     optimizer: Literal["sgd", "adam"] = Field(description="SGD with momentum 0.9, or Adam")
-    lr: float = Field(gt=0, description="first learning rate")
+    lr: float = Field(gt=0, le=10, description="first learning rate")
     method_lr: dict[str, float] = Field(
         description="learning rate of a method, where it is not `lr`"
     )
@@ -67,7 +67,7 @@ class MultiTaskParameters(ChapterParameters):
         description="shares of the training after which the learning rate falls"
     )
     lr_factor: float = Field(gt=0, lt=1, description="what it is multiplied by each time")
-    cagrad_c: float = Field(ge=0, description="how far CAGrad may move away from the mean")
+    cagrad_c: float = Field(ge=0, le=100, description="how far CAGrad may move away from the mean")
     batch_norm: bool = Field(description="whether batch norms count as layers")
     severity: float = Field(gt=-1, le=0, description="severity S: a cosine below it is counted")
     top_k: int = Field(ge=1, description="layers K that become task-specific")
@@ -122,9 +122,9 @@ class MultiTaskParameters(ChapterParameters):
         if self.lr_drops != sorted(self.lr_drops):
             raise ValueError(f"lr_drops must rise. Found {self.lr_drops}")
         for method, value in self.method_lr.items():
-            if method not in METHODS or value <= 0:
+            if method not in METHODS or not 0 < value <= 10:
                 raise ValueError(
-                    f"method_lr must give values above 0 to {METHODS}. Found {method!r}: {value}"
+                    f"method_lr must give values in (0, 10] to {METHODS}. Found {method!r}: {value}"
                 )
         return self
 
@@ -143,8 +143,8 @@ class ReconParameters(MultiTaskParameters):
         min_length=1, description="methods to train on the split network, too"
     )
     compared_seeds: int = Field(ge=1, description="seeds, at most, that every method is run with")
-    experts: int = Field(ge=2, description="expert networks of MMoE")
-    timed_images: int = Field(ge=1, description="images of the timed forward pass")
+    experts: int = Field(ge=2, le=64, description="expert networks of MMoE")
+    timed_images: int = Field(ge=1, le=100_000, description="images of the timed forward pass")
 
     @model_validator(mode="after")
     def _fits_the_methods(self) -> Self:
@@ -186,7 +186,9 @@ class ReconStudyParameters(MultiTaskParameters):
     control_methods: list[Literal[GRADIENT_METHODS]] = Field(  # type: ignore[valid-type]
         min_length=1, description="methods that are trained on every choice of layers"
     )
-    counts_studied: list[int] = Field(min_length=1, description="numbers K of layers")
+    counts_studied: list[Annotated[int, Field(le=1000)]] = Field(
+        min_length=1, description="numbers K of layers"
+    )
     severities_studied: list[float] = Field(min_length=1, description="severities S")
     ranked_methods: list[Literal[GRADIENT_METHODS]] = Field(  # type: ignore[valid-type]
         min_length=2, description="methods whose rankings are compared"
@@ -204,7 +206,7 @@ class ReconStudyParameters(MultiTaskParameters):
     timed_methods: list[Literal[GRADIENT_METHODS]] = Field(  # type: ignore[valid-type]
         min_length=1, description="methods to time"
     )
-    timed_steps: int = Field(ge=4, description="steps behind every time")
+    timed_steps: int = Field(ge=4, le=100_000, description="steps behind every time")
 
     @property
     def severities(self) -> tuple[float, ...]:

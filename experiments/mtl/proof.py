@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -28,19 +28,27 @@ class ReconProofParameters(ChapterParameters):
     """Parameters of ``chapters/proofs/recon.py``."""
 
     images: int = Field(ge=2, le=50_000, description="training images of the network")
-    width: int = Field(ge=1, description="channels of the first ResNet stage")
+    width: int = Field(ge=1, le=1024, description="channels of the first ResNet stage")
     stem_stride: int = Field(ge=1, le=4, description="stride of the first convolution")
-    epochs: int = Field(ge=1, description="epochs of joint training before the measurement")
-    batch_size: int = Field(ge=2, description="images per batch of the training")
-    lr: float = Field(gt=0, description="first learning rate of the training")
+    epochs: int = Field(
+        ge=1, le=10_000, description="epochs of joint training before the measurement"
+    )
+    batch_size: int = Field(ge=2, le=10_000, description="images per batch of the training")
+    lr: float = Field(gt=0, le=10, description="first learning rate of the training")
     measured_images: int = Field(
         ge=2, le=10_000, description="images behind every measured loss and gradient"
     )
     layers_per_set: int = Field(ge=1, le=40, description="layers K that become task-specific")
-    step_sizes: list[float] = Field(min_length=2, description="rates alpha of the measured step")
-    trials: int = Field(ge=100, description="random sets of gradients")
-    repetitions: int = Field(ge=2, description="simulated pairs of linear tasks per seed")
-    steps: int = Field(ge=10, description="steps of gradient descent on the linear tasks")
+    step_sizes: list[Annotated[float, Field(le=10)]] = Field(
+        min_length=2, description="rates alpha of the measured step"
+    )
+    trials: int = Field(ge=100, le=10_000_000, description="random sets of gradients")
+    repetitions: int = Field(
+        ge=2, le=100_000, description="simulated pairs of linear tasks per seed"
+    )
+    steps: int = Field(
+        ge=10, le=1_000_000, description="steps of gradient descent on the linear tasks"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -10,6 +10,7 @@ at once.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,8 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from experiments.run.chapter_source import parameter_model, parameters_cell
+from experiments.run.run_folder import claim
 
-Seed = Annotated[int, Field(ge=0)]
+LARGEST_SEED = 2**32 - 1  # of NumPy's RandomState, which draws sessions and tasks
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Model = TypeVar("Model", bound="ChapterParameters")
 
 
@@ -54,6 +57,16 @@ class ChapterParameters(BaseModel):
             raise ValueError("seeds must differ from each other")
         return seeds
 
+    @field_validator("run_dir")
+    @classmethod
+    def _path(cls, run_dir: str) -> str:
+        if not run_dir.isprintable():
+            raise ValueError("must be a path without control characters")
+        try:
+            return str(Path(run_dir).expanduser()) if run_dir else ""
+        except RuntimeError as error:  # `~name` of a user that is not there
+            raise ValueError(str(error).rstrip(".")) from None
+
 
 class ParameterError(ValueError):
     """Parameters that cannot be used; the message lists every problem."""
@@ -67,7 +80,8 @@ def check_parameters(namespace: Mapping[str, Any], model: type[Model]) -> Model:
     """Check the parameters in the names of a notebook.
 
     The first cell after the parameters cell calls it: ``P = check_parameters(globals(), Model)``.
-    Checks names, types and ranges, that the device exists, and that ``run_dir`` is writable.
+    Checks names, types and ranges, that the device exists, and that ``run_dir`` is writable and of
+    no other run; what an earlier run wrote there is removed.
 
     Args:
         namespace: the notebook's names. The first time, every public name with a plain value must
@@ -122,7 +136,7 @@ def check_parameter_file(
     used: type[Model] = parameter_model(chapter_source) if model is None else model
     changes = changes or {}
     values = {**defaults, **read_parameter_file(yaml_path), **changes}
-    where = [str(yaml_path), *(f"{name} = {value!r}" for name, value in changes.items())]
+    where = [str(yaml_path), *(f"{name} = {shown(value)}" for name, value in changes.items())]
     return _validated(values, used, where=", ".join(where))
 
 
@@ -130,23 +144,30 @@ def read_parameter_file(yaml_path: Path | str) -> dict[str, Any]:
     """The mapping in a parameter file; an empty file is an empty mapping.
 
     Raises:
-        ParameterError: the file is not YAML, not a mapping from names, or names a parameter twice.
+        ParameterError: the file cannot be read, is not YAML, not a mapping from names, or names a
+            parameter twice.
     """
     import yaml  # belongs to the `book` extra
 
-    text = Path(yaml_path).read_text(encoding="utf-8")
+    file = _cut(str(yaml_path))
     try:
+        text = Path(yaml_path).read_text(encoding="utf-8")
         values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{yaml_path}: not a YAML file: {error}") from error
+    except OSError as error:
+        raise ParameterError(f"{file}: cannot be read: {error.strerror}.") from error
+    except RecursionError:
+        raise ParameterError(f"{file}: not a file of parameters: nested too deeply.") from None
+    # The values of some tags (`!!timestamp x`) end in errors of Python.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise ParameterError(f"{file}: not a YAML file: {_cut(str(error), 500)}") from error
     if node is None or values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ParameterError(f"{yaml_path}: must consist of lines `name: value`. Found {values!r}.")
+        raise ParameterError(f"{file}: must consist of lines `name: value`. Found {shown(values)}.")
     names = [key.value for key, _ in node.value]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ParameterError(f"{yaml_path}: each parameter may be set once. Found twice: {twice}.")
+        raise ParameterError(f"{file}: each parameter may be set once. Found twice: {twice}.")
     return values
 
 
@@ -196,12 +217,17 @@ def _validated(values: Mapping[str, Any], model: type[Model], where: str) -> Mod
         return model.model_validate(values)
     except ValidationError as error:
         raise _refusal([_problem(detail, model) for detail in error.errors()], where) from None
+    except ValueError:  # pydantic cannot even name a number of so many digits
+        problem = "a whole number has more digits than Python reads"
+        raise _refusal([problem], where) from None
 
 
 def _refusal(problems: list[str], where: str) -> ParameterError:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    lines = [f"{count} with the parameters ({where}):", *(f"- {p}" for p in problems)]
-    return ParameterError("\n".join(lines))
+    lines = [f"- {_cut(problem, 1000)}" for problem in problems[:MOST_PROBLEMS]]
+    if len(problems) > MOST_PROBLEMS:
+        lines.append(f"- and {len(problems) - MOST_PROBLEMS} more")
+    return ParameterError("\n".join([f"{count} with the parameters ({where}):", *lines]))
 
 
 def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
@@ -212,16 +238,55 @@ def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
     name, *inside = detail["loc"]
     if detail["type"] == "missing":
         return f"`{name}` is missing."
-    found = f"`{name}{''.join(f'[{key!r}]' for key in inside)}` = {detail['input']!r}"
+    value = detail["input"]
+    found = f"`{_cut(str(name))}{''.join(f'[{shown(key)}]' for key in inside)}` = {shown(value)}"
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(name), model.model_fields, n=3)
+        near = difflib.get_close_matches(str(name)[:100], model.model_fields, n=3)
         names = " or ".join(f"`{n}`" for n in near)
         hint = f"Did you mean {names}?" if near else f"Known: {', '.join(model.model_fields)}."
         return f"{found} is not a parameter here. {hint}"
-    message = f"{found} is not allowed: {rule[0].lower()}{rule[1:]}."
-    if detail["type"] in {"int_type", "float_type"} and isinstance(detail["input"], str):
-        message += " It is text: in YAML write a number as 1.0e-3, not 1e-3, and without quotes."
-    return message
+    hint = _hint(detail["type"], str(name), value) if not inside else ""
+    if not hint and detail["type"] in {"int_type", "float_type"} and isinstance(value, str):
+        hint = " It is text: in YAML write a number as 1.0e-3, not 1e-3, and without quotes."
+    return f"{found} is not allowed: {rule[0].lower()}{rule[1:]}.{hint}"
+
+
+_OPENING = {"list_type": "[", "dict_type": "{"}
+
+
+def _hint(kind: str, name: str, value: Any) -> str:
+    """How a value is written that papermill's ``-p`` hands on as another kind than was meant."""
+    if kind in _OPENING and isinstance(value, str | int | float):
+        text = _cut(str(value).strip())
+        if kind == "list_type" and not text.startswith("["):
+            text = f"[{text}]"
+        if not text.startswith(_OPENING[kind]):
+            text = "{name: value}"
+        form = "{" + f"{name}: {text}" + "}"
+        return f" Write `{form[1:-1]}` in a file, and with papermill -y '{form}'"
+    if kind == "bool_type" and str(value).lower() in {"true", "false"}:
+        return f" With papermill write: -p {name} {str(value).capitalize()}"
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return f" With papermill write: -r {name} {value}"
+    return ""
+
+
+MOST_PROBLEMS = 20
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 4, 150, 150, 60
+_REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = _REPR.maxset = 20
+
+
+def shown(value: Any) -> str:
+    """A value for a message, with at most 200 characters."""
+    try:
+        return _cut(repr(value) if isinstance(value, float) else _REPR.repr(value))
+    except ValueError:  # a whole number of more digits than Python writes out
+        return "a number of thousands of digits"
+
+
+def _cut(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[: most - 60]} ... {text[-50:]}"
 
 
 def _machine_problems(parameters: ChapterParameters) -> list[str]:
@@ -233,13 +298,23 @@ def _machine_problems(parameters: ChapterParameters) -> list[str]:
         compute_dtype(choose_device(parameters.device), parameters.precision)
     except ValueError as error:
         problems.append(str(error))
-    if parameters.run_dir:
-        probe = Path(parameters.run_dir, ".write-test")
-        try:
-            probe.parent.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"\0" * 4096)  # a full disk accepts an empty file, but not a block
-            probe.unlink()
-        except OSError as error:
-            where = f"`run_dir` = {parameters.run_dir!r}"
-            problems.append(f"{where} cannot be written to: {error.strerror}.")
+    problem = claim(Path(parameters.run_dir)) if parameters.run_dir and not problems else None
+    if problem:
+        problems.append(f"`run_dir` = {shown(parameters.run_dir)} {problem}.")
     return problems
+
+
+def is_file(path: str) -> bool:
+    """Whether a text names a file; no for one that can be no path."""
+    try:
+        return Path(path).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def is_folder(path: str) -> bool:
+    """Whether a text names a folder; no for one that can be no path."""
+    try:
+        return Path(path).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False

@@ -20,6 +20,7 @@ from typing import Any
 from experiments.run.chapter_source import code_cells
 
 PROJECT = "knowledge-transfer-lib"
+HERE = Path(__file__).parent
 # What every number follows from, beside the parts that a chapter names.
 MACHINERY = (
     "experiments/run/parallel.py",
@@ -47,10 +48,12 @@ RECORDED_PACKAGES = (
 def project_root(start: Path | str | None = None) -> Path | None:
     """The nearest folder at or above ``start`` whose ``pyproject.toml`` is this project's.
 
-    ``start`` is the current folder by default. None outside the project, for example where ktlib is
-    used as a library.
+    Without ``start`` it is looked for from the current folder, and then from this file: a notebook
+    may run anywhere. None outside the project.
     """
-    folder = Path.cwd() if start is None else Path(start).resolve()
+    if start is None:
+        return project_root(Path.cwd()) or project_root(HERE)
+    folder = Path(start).resolve()
     for candidate in (folder, *folder.parents):
         try:
             text = (candidate / "pyproject.toml").read_text(encoding="utf-8")

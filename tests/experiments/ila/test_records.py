@@ -2,14 +2,17 @@
 
 import itertools
 
+import pandas as pd
 import pytest
 
 from data_prep import DataError
 from experiments.ila.evaluation import held_out_loss
 from experiments.ila.experiment import LayerExperiment
 from experiments.ila.parameters import IlaParameters, IlaStudyParameters
+from experiments.ila.report import agreement_matrix, finetune_table
+from experiments.run.chapter_source import code_cells
 from experiments.run.parameters import check_parameter_file
-from experiments.run.results import committed_record
+from experiments.run.results import committed_record, thesis_table
 from experiments.searches import ila as search_ila
 from ktlib.ila.agreement import jaccard
 from tests.paths import ROOT
@@ -88,3 +91,21 @@ def test_a_row_of_the_full_record():
         if (row["method"], row["dataset"], row["seed"]) == ("not tuned", "reasoning", 0)
     ]
     assert found == pytest.approx(row["value"], rel=1e-4)
+
+
+@pytest.mark.parametrize("chapter", MODELS)
+def test_tables_of_the_record_are_read_at_its_own_shares(chapter):
+    """A live run may keep other shares of the layers than the record: its page is still whole."""
+    source = ROOT / f"chapters/{chapter}.py"
+    values = {"keep": 0.5, "top": 0.2}
+    file = ROOT / f"chapters/params/{chapter}.smoke.yaml"
+    names = {name: [] for name in ("results", "agreement", "versus", "costs", "noise")}
+    names |= {"P": check_parameter_file(source, file, MODELS[chapter], values), "pd": pd}
+    names |= {"display": lambda table: None, "thesis_table": thesis_table}
+    names |= {"agreement_matrix": agreement_matrix, "finetune_table": finetune_table}
+    cells = [cell.source for cell in code_cells(source)]
+    first = next(i for i, cell in enumerate(cells) if "committed_record(" in cell)
+    read = [cell for cell in cells[first:] if "committed_record(" in cell or "long[" in cell]
+    assert len(read) >= 3
+    for cell in read:
+        exec(cell, names)  # noqa: S102 - a cell of a chapter

@@ -1,7 +1,10 @@
 """Wrong parameters are refused at once, all together, with what is allowed."""
 
 import math
+import subprocess
+import sys
 import types
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -9,7 +12,9 @@ import pytest
 from pydantic import Field, TypeAdapter
 
 from experiments.run import parameters
-from experiments.run.parameters import ParameterError, check_parameters
+from experiments.run.parameters import ChapterParameters, ParameterError, check_parameters
+from experiments.run.run_folder import LOCK, RECORD
+from tests.paths import ROOT
 
 
 def refused(namespace, model):
@@ -85,7 +90,7 @@ def test_wrong_value_is_named_with_what_is_allowed(values, toy_model, name, valu
     assert rule in message
 
 
-@pytest.mark.parametrize("seed", [-1, 0.0])
+@pytest.mark.parametrize("seed", [-1, 0.0, 2**32, 2**63])
 def test_wrong_value_inside_a_list_is_named_with_its_place(values, toy_model, seed):
     assert f"`seeds[1]` = {seed!r} is not" in refused({**values, "seeds": [0, seed]}, toy_model)
 
@@ -118,10 +123,120 @@ def test_device_that_is_not_there(values, toy_model, monkeypatch):
     assert "`device` asks for 'cuda', which this machine does not have" in message
 
 
-def test_run_dir_is_made(values, toy_model, tmp_path):
-    folder = tmp_path / "runs" / "main"
-    check_parameters({**values, "run_dir": str(folder)}, toy_model)
-    assert list(folder.iterdir()) == []
+def test_run_dir_is_made(values, toy_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    checked = check_parameters({**values, "run_dir": "~/runs/main"}, toy_model)
+    assert checked.run_dir == str(tmp_path / "runs/main")
+    assert [path.name for path in Path(checked.run_dir).iterdir()] == [LOCK]
+
+
+def test_run_dir_loses_what_an_earlier_run_left(values, toy_model, record, tmp_path):
+    """Also a run that was broken off before its record; what is no run's is kept."""
+    folder = tmp_path / "used"
+    record.save(folder)
+    kept = [folder / "notes.txt", folder / "figures/mine.png"]
+    for broken_off in (False, True):
+        gone = [folder / "figures/old.svg", folder / "answers/lora_0.jsonl"]
+        for file in (*gone, *kept):
+            file.parent.mkdir(exist_ok=True)
+            file.touch()
+        assert (folder / RECORD).exists() != broken_off
+        check_parameters({**values, "run_dir": str(folder)}, toy_model)
+        assert [file for file in (*gone, folder / RECORD) if file.exists()] == []
+        assert [file for file in kept if not file.exists()] == []
+
+
+@pytest.mark.parametrize("text", ["[1]", "{}", "no JSON"])
+@pytest.mark.parametrize("name", [RECORD, "figures/mine.svg"])
+def test_run_dir_of_something_else_is_refused_and_kept(values, toy_model, tmp_path, name, text):
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    message = refused({**values, "run_dir": str(tmp_path / "mine")}, toy_model)
+    assert "must be a folder of its own" in message
+    assert file.read_text() == text
+
+
+def test_run_dir_of_a_run_at_the_same_time_is_refused(values, toy_model, tmp_path):
+    other = (
+        "import sys; from pathlib import Path; from experiments.run.run_folder import claim;"
+        "print(claim(Path(sys.argv[1])), flush=True); input()"
+    )
+    command = [sys.executable, "-c", other, str(tmp_path / "run")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline() == "None\n"
+        figure = tmp_path / "run/figures/a.svg"
+        figure.parent.mkdir()
+        figure.touch()
+        message = refused({**values, "run_dir": str(tmp_path / "run")}, toy_model)
+        assert "is in use by another run" in message
+        assert figure.exists()
+        process.communicate("\n", timeout=60)
+    for folder in ("run", "run", "other", "run"):  # again from the top; the last one is given back
+        check_parameters({**values, "run_dir": str(tmp_path / folder)}, toy_model)
+    assert not figure.exists()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "~no-such-user/x", "\ud800"])
+def test_run_dir_that_is_no_path(values, toy_model, name):
+    assert f"`run_dir` = {name!r} is not allowed: " in refused(
+        {**values, "run_dir": name}, toy_model
+    )
+
+
+def test_overlong_run_dir(values, toy_model, tmp_path):
+    message = refused({**values, "run_dir": str(tmp_path / ("x" * 5000))}, toy_model)
+    assert "cannot be written to: File name too long" in message
+    assert len(message) < 400
+
+
+class OtherParameters(ChapterParameters):
+    """One of each kind that papermill hands on as another."""
+
+    method_lr: dict[str, float]
+    flip: bool
+    note: str
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "form"),
+    [
+        ("seeds", "[7]", "`seeds: [7]` in a file, and with papermill -y '{seeds: [7]}'"),
+        ("seeds", "7, 8", "-y '{seeds: [7, 8]}'"),
+        ("seeds", 7, "-y '{seeds: [7]}'"),
+        ("method_lr", "{mgda: 0.05}", "-y '{method_lr: {mgda: 0.05}}'"),
+        ("method_lr", 0.05, "-y '{method_lr: {name: value}}'"),
+        ("flip", "true", "-p flip True"),
+        ("note", 3, "-r note 3"),
+    ],
+)
+def test_value_that_papermill_hands_on_as_another_kind(values, name, value, form):
+    given = {**values, "method_lr": {}, "flip": False, "note": ""}
+    del given["noise_bound"], given["noise_draws"]
+    assert check_parameters(given, OtherParameters)
+    assert form in refused({**given, name: value}, OtherParameters)
+
+
+@pytest.mark.parametrize(
+    "values_given",
+    [
+        {"noise_bound": "x" * 10**5},
+        {"noise_bound": 10**400},
+        {"noise_draws": 10**5000},
+        {"noise_draws": [[0] * 10**4] * 10**4},
+        {"seeds": list(range(-(10**4), 0))},
+        {"seeds": ["x" * 10**5]},
+        {"x" * 10**5: 1},
+        {"other": {"x" * 10**5: {"y": 0}}},
+        dict.fromkeys(map("unknown{}".format, range(1000)), 0),
+    ],
+    ids=range(9),
+)
+def test_messages_stay_short(values, toy_model, values_given):
+    message = refused({**values, **values_given}, toy_model)
+    assert len(message) < 10_000
+    assert max(map(len, message.splitlines())) < 1000
 
 
 def test_run_dir_that_cannot_be_made(values, toy_model, tmp_path):
@@ -160,7 +275,7 @@ def test_second_check_ignores_results(values, toy_model):
 def check_file(chapter, tmp_path):
     def check(text, **changes):
         path = tmp_path / "toy.test.yaml"
-        path.write_text(text)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return parameters.check_parameter_file(chapter, path, changes=changes)
 
     return check
@@ -189,11 +304,26 @@ def test_empty_file_changes_nothing(check_file, values, text):
         ("a: [1", "not a YAML file"),
         ("noise_draws: 2\nnoise_draws: 3", r"Found twice: \['noise_draws'\]"),
         ("noise_draws: !!python/name:os.system x", "not a YAML file"),
+        ("seeds: " + "[" * 10**5, "nested too deeply"),
+        ("seeds: 2020-13-45", "not a YAML file"),
+        ("seeds: !!timestamp x", "not a YAML file"),
+        ("noise_draws: 1" + "0" * 5000, "not a YAML file"),
+        ("a: \0", "not a YAML file"),
+        ("noise_draws: ä".encode("latin-1"), "not a YAML file"),
     ],
+    ids=range(15),
 )
 def test_wrong_file(check_file, text, message):
     with pytest.raises(ParameterError, match=rf"(?s)toy\.test\.yaml.*{message}"):
         check_file(text)
+
+
+@pytest.mark.parametrize("name", ["noise_draws: 3\n" * 1000, "a\0b", "missing.yaml", "."])
+def test_text_in_place_of_a_file(chapter, name):
+    with pytest.raises(ParameterError) as error:
+        parameters.check_parameter_file(chapter, name)
+    assert ": cannot be read: " in str(error.value) or "not a YAML file" in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_wrong_value_of_a_run(check_file):
@@ -209,7 +339,7 @@ def test_table_of_parameters(chapter):
         "allowed": "number > 0",
         "comment": "half the width of the box: thesis, 0.01",
     }
-    assert rows["seeds"]["allowed"] == "list of (integer >= 0) with at least 1"
+    assert rows["seeds"]["allowed"] == "list of (integer >= 0 and <= 4294967295) with at least 1"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import grimp
 import pytest
 
 import ktlib
+from data_prep import data_root
 from experiments.run import provenance
+from experiments.run.results import committed_record, thesis_table
 from tests.paths import ROOT
 
 FILES = {
@@ -183,6 +185,17 @@ def test_other_and_broken_projects_are_passed_by(project, monkeypatch):
     for text in ('[project]\nname = "other"\n', "not toml ["):
         (inner / "pyproject.toml").write_text(text)
         assert provenance.project_root(inner) == project
+
+
+def test_a_chapter_outside_the_project_finds_it(tmp_path, monkeypatch):
+    """From any working folder: what the thesis prints, the records, the data, its own code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KTLIB_DATA", raising=False)
+    assert provenance.project_root() == ROOT
+    assert not thesis_table("3_1").empty
+    assert committed_record("fcl", "full") is not None
+    assert provenance.current_code_digest("fcl") is not None
+    assert data_root() == ROOT / "data"
 
 
 def test_outside_the_project(tmp_path):

@@ -9,6 +9,7 @@
 #     language: python
 #     name: python3
 #   ktlib:
+#     uses: [mini]
 #     data: [digits]  # ruff: noqa: E402, I001
 #     uses: [mini]
 # ---
