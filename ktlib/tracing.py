@@ -383,7 +383,7 @@ class _Proxy(fx.Proxy):
     """Records ``x += y`` as what it is, and tells no block of a class that it does not have."""
 
     @property  # type: ignore[misc]
-    def __class__(self) -> type:  # type: ignore[override]
+    def __class__(self) -> type:
         frame = sys._getframe(1)  # noqa: SLF001 - isinstance has no frame of its own
         while frame.f_back and frame.f_globals.get("__name__") in ("torch", "abc", "typing"):
             frame = frame.f_back

@@ -38,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
         block = strict_device.active()
         os.environ["KTLIB_TEST_DEVICE"] = str(block.__enter__())
         config.add_cleanup(lambda: block.__exit__(None, None, None))
+
+
 # A name of a folder with what a shell, a URL or a pattern would take for something else.
 STRANGE = "a b é'\"&;$x (1) [2] #%!"
 

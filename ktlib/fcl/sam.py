@@ -40,4 +40,4 @@ def sam_step(optimizer: SAM, network: nn.Module, compute: Callable[[], Tensor]) 
         torch.autograd.backward(loss)
         return loss.detach()
 
-    optimizer.step(again)
+    optimizer.step(again)  # type: ignore[arg-type]  # a float would make a GPU wait

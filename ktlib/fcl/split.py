@@ -63,7 +63,8 @@ class SplitNetwork:
             graph = None if reason else graph
         warn_whole(network, reason, "the whole network is computed for every noise draw", 3)
         self.shares_prefix = graph is not None
-        self.prefix, self.tail = nn.Identity(), network
+        self.prefix: nn.Module = nn.Identity()
+        self.tail = network
         if graph is not None:
             self.prefix, self.tail = _halves(network, graph, self.layers)
         self.tuned = ModelParameters(self, [f"{layer}.weight" for layer in layers])
