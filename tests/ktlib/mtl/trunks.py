@@ -347,7 +347,7 @@ MATRIX = [
         inputs=((4, 6), (4, 6))),
     Row("any number of inputs", linears(lambda self, *x: self.c(self.a(x[0])))),
     Row("optional argument", linears(_optional)),
-    Row("tied weights", _tied, outcome=REFUSED, says="parameter"),
+    Row("tied weights", _tied, outcome=REFUSED, says="used in one place"),
     Row("frozen layer", lambda: Linears(lambda t: t.a.requires_grad_(False))),
     Row("weight norm", lambda: Linears(lambda t: weight_norm(t.a))),
     Row("spectral norm", lambda: Linears(lambda t: spectral_norm(t.b)), random=True),
