@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.utils import get_total_norm
 
 from ktlib.mtl.split import SplitTrunk
 
@@ -101,7 +102,18 @@ def task_gradients(
     """
     shared = tuple(dict.fromkeys(parameters))
     mine = check_tasks(losses, shared, task_parameters)
-    unclaimed = unclaimed_parameters(losses, shared, mine)
+    found = gradients_of(losses, shared, mine, retain_graph=retain_graph)
+    return replace(found, unclaimed=unclaimed_parameters(losses, shared, mine))
+
+
+def gradients_of(
+    losses: Mapping[str, Tensor],
+    shared: tuple[nn.Parameter, ...],
+    mine: Mapping[str, Sequence[nn.Parameter]],
+    *,
+    retain_graph: bool,
+) -> TaskGradients:
+    """As :func:`task_gradients`, of what :func:`check_tasks` has seen."""
     sizes = [parameter.numel() for parameter in shared]
     matrix = empty_rows(len(losses), shared, shared)
     found: dict[nn.Parameter, Tensor] = {}
@@ -115,8 +127,7 @@ def task_gradients(
                 raise independent(task)
             add_own(found, mine[task], gradients[len(shared) :])
             fill_row(matrix[row], sizes, gradients[: len(shared)])
-    own = tuple(found.items())
-    return TaskGradients(tuple(losses), shared, matrix, own=own, unclaimed=unclaimed)
+    return TaskGradients(tuple(losses), shared, matrix, own=tuple(found.items()))
 
 
 def apply_gradients(
@@ -299,16 +310,20 @@ def unclaimed_parameters(
     return tuple((task, parameter) for parameter, task in found.items())
 
 
+def largest(values: Sequence[Tensor]) -> Tensor | None:
+    """The largest absolute value, infinite or NaN where one is; None without values."""
+    dense = [value.coalesce().values() if value.is_sparse else value for value in values]
+    return get_total_norm(dense, math.inf) if dense else None
+
+
 def check_own(
     own: Sequence[tuple[nn.Parameter, Tensor]], mine: Mapping[str, Sequence[nn.Parameter]]
 ) -> None:
-    """Raise :func:`not_finite` where a gradient of a task's own parameter is not finite."""
-    values = [(value.coalesce().values() if value.is_sparse else value) for _, value in own]
-    flags = [value.isfinite().all().to(values[0].device) for value in values]
-    if flags and not torch.stack(flags).all():  # one transfer for all
-        wrong = {p for (p, _), fine in zip(own, flags, strict=True) if not fine}
-        task, p = next((task, p) for task in mine for p in mine[task] if p in wrong)
-        raise not_finite(task, f"its own parameter of shape {tuple(p.shape)}")
+    """Raise :func:`not_finite` of a task's own parameter whose gradient is not finite."""
+    for parameter, value in own:
+        if not math.isfinite(get_total_norm([value.to_dense()], math.inf).item()):
+            task = next(task for task in mine if any(p is parameter for p in mine[task]))
+            raise not_finite(task, f"its own parameter of shape {tuple(parameter.shape)}")
 
 
 def not_finite(task: str, place: str) -> FloatingPointError:
