@@ -83,14 +83,15 @@ def task_gradients(
     as an embedding may have, are made dense on shared parameters.
 
     Args:
-        losses: task -> its scalar loss; all from one forward pass of the shared parameters.
+        losses: task -> its scalar loss; all from one forward pass of the shared parameters. Of one
+            task alone, as a batch may have it, the update is its gradient.
         parameters: the shared ones. A task may leave some of them out: its gradient is 0 there.
         task_parameters: task -> parameters of this task alone, such as those of its head; their
             gradients come from the same backward pass.
         retain_graph: keep the graph for another backward pass.
 
     Raises:
-        ValueError: there are fewer than two tasks; a loss is no scalar tensor or does not depend on
+        ValueError: there is no task; a loss is no scalar tensor or does not depend on
             the shared parameters; a parameter is frozen, or both shared and a task's own.
 
     Example:
@@ -245,8 +246,8 @@ def check_tasks(
     for name, value in (("losses", losses), ("task_parameters", task_parameters or {})):
         if not isinstance(value, Mapping):
             raise _wrong(f"{name} must be a dict with the names of tasks", value)
-    if len(losses) < 2:
-        raise ValueError(f"losses must be of at least 2 tasks. Found {list(losses)}.")
+    if not losses:
+        raise ValueError("losses must be of at least 1 task. Found {}.")
     if not shared:
         raise ValueError("the trunk must have parameters that require gradients. Found none.")
     frozen = sum(not parameter.requires_grad for parameter in shared)
