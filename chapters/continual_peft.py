@@ -495,7 +495,7 @@ pd.DataFrame(sent).set_index("seed").round(2)
 confusion = sum(one.confusion() for one in outputs.values()).double()
 confusion = 100 * confusion / confusion.sum(dim=1, keepdim=True)
 fig, ax = plt.subplots(figsize=(4.4, 3.8))
-ax.imshow(confusion, vmin=0, vmax=100, cmap="viridis")
+ax.imshow(confusion.numpy(), vmin=0, vmax=100, cmap="viridis")
 for (i, j), value in np.ndenumerate(confusion.numpy()):
     colour = "black" if value > 60 else "white"
     ax.text(j, i, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)

@@ -11,6 +11,7 @@ in the last blocks saves more, and time too.
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import statistics
@@ -68,7 +69,8 @@ def training_cost(
     Memory is what tensors hold, as counted by the allocator of PyTorch: on a GPU
     ``torch.cuda.max_memory_allocated``, on a CPU the same from the record of
     :mod:`torch.profiler`, equal from run to run. Resident memory of the process would count
-    libraries too, and what ``malloc`` keeps for later. Time is measured without the profiler.
+    libraries too, and what ``malloc`` keeps for later. Time is measured without the profiler. Of a
+    model on another accelerator, whose peaks cannot be counted, a copy on the CPU is measured.
 
     Args:
         model: with adapters or without; what is trained is decided before. Not with AdaLoRA, whose
@@ -79,10 +81,9 @@ def training_cost(
         options: of ``finetune``, such as the precision.
 
     Raises:
-        ValueError: ``steps`` or ``warmup`` is below 1; a device other than CPU and CUDA; as
-            ``finetune``.
+        ValueError: ``steps`` or ``warmup`` is below 1; the model has no values; as ``finetune``.
     """
-    device = _checked_device(model, steps, warmup)
+    model, device = _measurable(model, steps, warmup)
 
     def run(count: int) -> list[float]:
         return finetune(model, [batch], steps=count, lr=1e-5, options=options).seconds
@@ -117,7 +118,7 @@ def ranking_cost(
     Raises:
         ValueError: as :func:`training_cost` and :func:`ktlib.ila.gates.gated_updates`.
     """
-    device = _checked_device(model, steps, warmup)
+    model, device = _measurable(model, steps, warmup)
 
     def run(count: int) -> list[float]:
         scores = [gate.score for gate in gates.values()]
@@ -137,14 +138,16 @@ def ranking_cost(
         return _cost_of(run, model, device, steps, warmup)
 
 
-def _checked_device(model: nn.Module, steps: int, warmup: int) -> torch.device:
+def _measurable(model: nn.Module, steps: int, warmup: int) -> tuple[nn.Module, torch.device]:
     for name, value in (("steps", steps), ("warmup", warmup)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1. Found {name}={value!r}.")
     device = device_of(model)
-    if device.type not in {"cpu", "cuda"}:
-        raise ValueError(f"model must lie on a CPU or a CUDA device. Found {device}.")
-    return device
+    if device.type == "meta":
+        raise ValueError("model must hold values. Found its parameters on the meta device.")
+    if device.type in {"cpu", "cuda"}:
+        return model, device
+    return copy.deepcopy(model).cpu(), torch.device("cpu")
 
 
 def _cost_of(

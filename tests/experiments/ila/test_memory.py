@@ -134,7 +134,7 @@ def test_bad_arguments(new_llama, short):
             ranking_cost(new_llama(), short, **{name: 0})
     with pytest.raises(ValueError, match="must have LoRA adapters"):
         ranking_cost(new_llama(), short)
-    with pytest.raises(ValueError, match="must lie on a CPU or a CUDA device. Found meta"):
+    with pytest.raises(ValueError, match="must hold values. Found its parameters on the meta"):
         training_cost(new_llama().to("meta"), short)
 
 
@@ -145,3 +145,10 @@ def test_on_a_gpu(new_llama, short):
     cost = training_cost(model, short, steps=1)
     assert 4 <= cost.peak_bytes / cost.model_bytes < 8, "blocks of 512 bytes"
     assert peak_growth(lambda: torch.empty(1 << 20, device="cuda"), "cuda") == 4 << 20
+
+
+def test_on_another_accelerator_a_copy_is_measured(new_llama, short, strict):
+    model = new_llama().to(strict)
+    cost = training_cost(model, short, steps=1, warmup=1)
+    assert cost.peak_bytes > cost.model_bytes > 0
+    assert next(model.parameters()).device == strict
