@@ -142,7 +142,8 @@ def split_network(
     """Split ``network`` in front of the first of ``layers``; their weights become the tuned ones.
 
     Any module that :mod:`torch.fx` can trace is split, skip connections included. One that it
-    cannot trace is kept whole, with a warning: the results are the same, without the saving.
+    cannot trace is kept whole, with a warning: the results are the same, without the saving. What
+    a choice by ``type(x)`` or ``hasattr(x, ...)`` does shows only in a run: give an ``example``.
 
     Args:
         network: images ``(batch, ...)`` -> embeddings ``(batch, dim)``.

@@ -42,8 +42,9 @@ def split(
     :mod:`torch.fx` can trace the trunk. Otherwise every task computes its whole trunk, with a
     warning that gives the reason: results are the same, without the saving. Modules without
     children and blocks with hooks are never looked into; of the others, ``forward`` is read once,
-    with the attributes and hooks that it has now. The tasks share the random numbers that are
-    drawn in front of the split, such as the mask of a dropout.
+    with the attributes and hooks that it has now; choices by ``type(x)`` or ``hasattr(x, ...)``
+    show only in a run: give an ``example``. The tasks share the random numbers that are drawn in
+    front of the split, such as the mask of a dropout.
 
     Args:
         trunk: images ``(batch, ...)`` -> features, any network. It is copied, not changed.
