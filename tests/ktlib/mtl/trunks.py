@@ -371,6 +371,20 @@ class Words(nn.Module):
         return self.c(self.b(self.words(words).mean(dim=1)).tanh())
 
 
+class TracedWrongly(nn.Module):
+    """Of images; that tracing sees other steps, a comparison on an example alone can tell."""
+
+    feature_dim = 2
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(i, 2, 3) for i in (1, 1, 2))
+
+    def forward(self, x):
+        x = self.a(x) if type(x) is torch.Tensor else self.b(x)
+        return self.c(x).mean(dim=(2, 3))
+
+
 def _checkpointed(reentrant):
     def forward(self, x):
         h = checkpoint(lambda v: self.b(v).tanh(), self.a(x), use_reentrant=reentrant)
