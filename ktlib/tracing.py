@@ -64,9 +64,11 @@ def trace(network: nn.Module, call: Call) -> tuple[fx.Graph | None, str]:
         return None, "it is called with an argument that is not a tensor"
     if is_hooked(network):
         return None, "hooks hang on the network itself"
-    # A copy, as forward may store what it computes: here these are no tensors.
-    probe = copy.deepcopy(network)
+    # A copy, as forward may store what it computes: here these are no tensors. The steps only name
+    # parameters and buffers, which need no copy.
+    kept = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     try:
+        probe = copy.deepcopy(network, kept)
         with _TRACING:
             graph, other = (_trace_in(probe, mode, call) for mode in (True, False))
         reason = _not_exact(probe, graph, other)
@@ -390,6 +392,11 @@ class _Proxy(fx.Proxy):
         if not str(frame.f_globals.get("__name__")).startswith("torch."):
             raise TraceError("a block asks for the type of a value or has its own backward pass")
         return _Proxy
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node"):
+            raise TraceError(f"a block sets {name!r} of a tensor")
+        super().__setattr__(name, value)
 
 
 def _recorded(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:

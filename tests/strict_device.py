@@ -118,7 +118,7 @@ def missing() -> str | None:
 @contextmanager
 def active() -> Iterator[torch.device]:
     """Give PyTorch the strict device; outside the block it says that there is none."""
-    _install()
+    install()
     swap = torch.__future__.get_swap_module_params_on_conversion()
     # Else `module.to` would replace parameters, which on CUDA stay the same objects.
     torch.__future__.set_swap_module_params_on_conversion(True)
@@ -184,9 +184,9 @@ _records: list[Record] = []
 _library: list[torch.library.Library] = []  # its kernels live as long as it does
 
 
-def _install() -> None:
-    """Make the backend, once in a process."""
-    if _library:
+def install() -> None:
+    """Make the backend, once in a process and before its first backward pass."""
+    if _library or missing():
         return
     getattr(backend_registration, _SETUP)(NAME, _MODULE)
     _library.append(torch.library.Library("aten", "IMPL"))

@@ -111,11 +111,12 @@ def rank_layers(
 
     Example:
         >>> import peft
+        >>> _ = torch.manual_seed(0)
         >>> config = peft.LoraConfig(r=1, target_modules=["0", "1"], init_lora_weights=False)
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
         >>> model = peft.get_peft_model(net, config)
         >>> batches = [torch.ones(4, 2), torch.zeros(4, 2)]
-        >>> loss = lambda model, batch: model(batch).square().mean()
+        >>> loss = lambda model, batch: (2 - model(batch)).square().mean()
         >>> sorted(rank_layers(model, batches, loss=loss).names)
         ['0', '1']
     """

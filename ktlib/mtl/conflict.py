@@ -23,12 +23,13 @@ from ktlib.mtl.gradients import (
     check_tasks,
     empty_rows,
     fill_row,
+    gradients_of,
     gramian,
     independent,
+    largest,
     no_autocast,
     not_finite,
     parameters_of,
-    task_gradients,
     unclaimed_parameters,
 )
 from ktlib.mtl.graph_segments import segment_backward_graph
@@ -110,6 +111,7 @@ class ConflictMeter:
         self._histograms = torch.zeros((rows, len(self.bins) - 1), dtype=torch.int64)
         self._between: dict[tuple[str, str], Tensor] | None = {} if task_pairs else None
         self._own: dict[str, list[nn.Parameter]] = {}  # of all tasks that were seen
+        self._unclaimed: tuple[tuple[str, nn.Parameter], ...] = ()
         self.observations = 0
 
     @property
@@ -150,17 +152,14 @@ class ConflictMeter:
                 layer are named, and nothing of the iteration is counted.
         """
         mine = check_tasks(losses, self._parameters, task_parameters)
-        gradients = task_gradients(
-            losses, self._parameters, task_parameters=mine, retain_graph=retain_graph
-        )
-        gradients = replace(gradients, absent=self._absent(mine))
+        gradients = gradients_of(losses, self._parameters, mine, retain_graph=retain_graph)
+        gradients = replace(gradients, **self._tasks(losses, mine))
         if loss_scale is not None:
             gradients.matrix.div_(loss_scale)
             own = tuple((parameter, value / loss_scale) for parameter, value in gradients.own)
             gradients = replace(gradients, own=own, loss_scale=loss_scale)
         try:
-            products = self._products(gradients.tasks, self._parameters, gradients.matrix)
-            check_own(gradients.own, mine)
+            products = self._products(mine, self._parameters, gradients.matrix, gradients.own)
         except FloatingPointError:
             if loss_scale is None:
                 raise
@@ -221,24 +220,30 @@ class ConflictMeter:
                         raise independent(task)
                     entries[row] = (segment.exit, onward)
                     del gradients, shared, flow
-                for name, part in self._products(tasks, segment.parameters, rows).items():
+                own = tuple(found.items()) if first else ()  # of heads, in front of the trunk
+                for name, part in self._products(mine, segment.parameters, rows, own).items():
                     products[name] = products[name] + part if name in products else part
                 del rows
-        own = tuple(found.items())
-        check_own(own, mine)
         self.count(products, tasks)
         shared_products = torch.stack(list(products.values())).sum(dim=0)
         counted = {name: products[name] for name in self.layers}
-        rest = unclaimed_parameters(losses, self._parameters, mine)
-        gramians = TaskGramians(tasks, counted, shared_products, own=own, unclaimed=rest)
-        return replace(gramians, absent=self._absent(mine))
+        own = tuple(found.items())
+        return TaskGramians(tasks, counted, shared_products, own=own, **self._tasks(losses, mine))
 
-    def _absent(self, mine: Mapping[str, list[nn.Parameter]]) -> tuple[nn.Parameter, ...]:
-        """Own parameters of the tasks that were seen before and are not here; ``mine`` is kept."""
+    def _tasks(
+        self, losses: Mapping[str, Tensor], mine: dict[str, list[nn.Parameter]]
+    ) -> dict[str, Any]:
+        """What is absent and unclaimed in a step: see :class:`~ktlib.mtl.gradients.TaskStep`."""
         present = {parameter for own in mine.values() for parameter in own}
+        known = {task: [id(p) for p in own] for task, own in self._own.items()}
+        if any(known.get(task) != [id(p) for p in own] for task, own in mine.items()):
+            self._unclaimed = unclaimed_parameters(losses, self._parameters, mine)
         self._own |= mine
         absent = (p for task, own in self._own.items() if task not in mine for p in own)
-        return tuple(parameter for parameter in absent if parameter not in present)
+        return {
+            "absent": tuple(p for p in absent if p not in present),
+            "unclaimed": self._unclaimed,
+        }
 
     def count(self, products: Mapping[str, Tensor], tasks: Sequence[str] = ()) -> None:
         """Count the conflicts of one iteration, given the inner products of its gradients.
@@ -390,28 +395,40 @@ class ConflictMeter:
                 raise ValueError(f"{name} of the counts must be {own}. Found {given}.")
 
     def _products(
-        self, tasks: Sequence[str], parameters: Sequence[nn.Parameter], rows: Tensor
+        self,
+        mine: Mapping[str, Sequence[nn.Parameter]],
+        parameters: Sequence[nn.Parameter],
+        rows: Tensor,
+        own: Sequence[tuple[nn.Parameter, Tensor]],
     ) -> dict[str, Tensor]:
-        """Inner products on each layer that has columns among the rows, as float64 on the CPU."""
+        """Inner products on each layer that has columns among the rows, as float64 on the CPU.
+
+        Raises:
+            FloatingPointError: these gradients or ``own`` ones are not finite.
+        """
         widths: dict[str, int] = {}
         for parameter in parameters:  # in the order of the layers, so those of a layer are together
             name = self._owner[parameter]
             widths[name] = widths.get(name, 0) + parameter.numel()
-        if not widths:
-            return {}
         blocks = dict(zip(widths, rows.split(list(widths.values()), dim=1), strict=True))
         # One transfer for all layers: on a GPU each one waits for everything before it.
-        found = torch.stack([gramian(block) for block in blocks.values()]).cpu()
+        bound = largest([value for _, value in own])
+        sent = [gramian(block).flatten() for block in blocks.values()]
+        sent += [] if bound is None else [bound.to(rows.device, torch.float64).view(1)]
+        numbers = torch.cat([*sent, rows.new_empty(0, dtype=torch.float64)]).cpu()
+        found = numbers[: len(blocks) * len(mine) ** 2].view(len(blocks), len(mine), len(mine))
         squares = found.diagonal(dim1=-2, dim2=-1)
         doubtful = (~squares.isfinite() | (squares < 1e-30)).any(dim=1)
         for index, (name, block) in enumerate(blocks.items()):
             if not doubtful[index]:
                 continue
-            for task, finite in zip(tasks, block.isfinite().all(dim=1).tolist(), strict=True):
+            for task, finite in zip(mine, block.isfinite().all(dim=1).tolist(), strict=True):
                 if not finite:
                     raise not_finite(task, f"layer {name!r}")
             # Finite, but too long or too short for their squares in float32; or 0.
             found[index] = gramian(block.double()).cpu()
+        if bound is not None and not numbers[-1].isfinite():
+            check_own(own, mine)
         return dict(zip(blocks, found, strict=True))
 
     def _column(self, severity: float) -> int:

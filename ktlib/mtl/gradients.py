@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.utils import get_total_norm
 
 from ktlib.mtl.split import SplitTrunk
 
@@ -82,14 +83,15 @@ def task_gradients(
     as an embedding may have, are made dense on shared parameters.
 
     Args:
-        losses: task -> its scalar loss; all from one forward pass of the shared parameters.
+        losses: task -> its scalar loss; all from one forward pass of the shared parameters. Of one
+            task alone, as a batch may have it, the update is its gradient.
         parameters: the shared ones. A task may leave some of them out: its gradient is 0 there.
         task_parameters: task -> parameters of this task alone, such as those of its head; their
             gradients come from the same backward pass.
         retain_graph: keep the graph for another backward pass.
 
     Raises:
-        ValueError: there are fewer than two tasks; a loss is no scalar tensor or does not depend on
+        ValueError: there is no task; a loss is no scalar tensor or does not depend on
             the shared parameters; a parameter is frozen, or both shared and a task's own.
 
     Example:
@@ -101,7 +103,18 @@ def task_gradients(
     """
     shared = tuple(dict.fromkeys(parameters))
     mine = check_tasks(losses, shared, task_parameters)
-    unclaimed = unclaimed_parameters(losses, shared, mine)
+    found = gradients_of(losses, shared, mine, retain_graph=retain_graph)
+    return replace(found, unclaimed=unclaimed_parameters(losses, shared, mine))
+
+
+def gradients_of(
+    losses: Mapping[str, Tensor],
+    shared: tuple[nn.Parameter, ...],
+    mine: Mapping[str, Sequence[nn.Parameter]],
+    *,
+    retain_graph: bool,
+) -> TaskGradients:
+    """As :func:`task_gradients`, of what :func:`check_tasks` has seen."""
     sizes = [parameter.numel() for parameter in shared]
     matrix = empty_rows(len(losses), shared, shared)
     found: dict[nn.Parameter, Tensor] = {}
@@ -115,8 +128,7 @@ def task_gradients(
                 raise independent(task)
             add_own(found, mine[task], gradients[len(shared) :])
             fill_row(matrix[row], sizes, gradients[: len(shared)])
-    own = tuple(found.items())
-    return TaskGradients(tuple(losses), shared, matrix, own=own, unclaimed=unclaimed)
+    return TaskGradients(tuple(losses), shared, matrix, own=tuple(found.items()))
 
 
 def apply_gradients(
@@ -234,8 +246,8 @@ def check_tasks(
     for name, value in (("losses", losses), ("task_parameters", task_parameters or {})):
         if not isinstance(value, Mapping):
             raise _wrong(f"{name} must be a dict with the names of tasks", value)
-    if len(losses) < 2:
-        raise ValueError(f"losses must be of at least 2 tasks. Found {list(losses)}.")
+    if not losses:
+        raise ValueError("losses must be of at least 1 task. Found {}.")
     if not shared:
         raise ValueError("the trunk must have parameters that require gradients. Found none.")
     frozen = sum(not parameter.requires_grad for parameter in shared)
@@ -299,16 +311,20 @@ def unclaimed_parameters(
     return tuple((task, parameter) for parameter, task in found.items())
 
 
+def largest(values: Sequence[Tensor]) -> Tensor | None:
+    """The largest absolute value, infinite or NaN where one is; None without values."""
+    dense = [value.coalesce().values() if value.is_sparse else value for value in values]
+    return get_total_norm(dense, math.inf) if dense else None
+
+
 def check_own(
     own: Sequence[tuple[nn.Parameter, Tensor]], mine: Mapping[str, Sequence[nn.Parameter]]
 ) -> None:
-    """Raise :func:`not_finite` where a gradient of a task's own parameter is not finite."""
-    values = [(value.coalesce().values() if value.is_sparse else value) for _, value in own]
-    flags = [value.isfinite().all().to(values[0].device) for value in values]
-    if flags and not torch.stack(flags).all():  # one transfer for all
-        wrong = {p for (p, _), fine in zip(own, flags, strict=True) if not fine}
-        task, p = next((task, p) for task in mine for p in mine[task] if p in wrong)
-        raise not_finite(task, f"its own parameter of shape {tuple(p.shape)}")
+    """Raise :func:`not_finite` of a task's own parameter whose gradient is not finite."""
+    for parameter, value in own:
+        if not math.isfinite(get_total_norm([value.to_dense()], math.inf).item()):
+            task = next(task for task in mine if any(p is parameter for p in mine[task]))
+            raise not_finite(task, f"its own parameter of shape {tuple(parameter.shape)}")
 
 
 def not_finite(task: str, place: str) -> FloatingPointError:

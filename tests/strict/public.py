@@ -221,6 +221,8 @@ def conflicts(place):
     meter.merge(other)
     losses, _ = two_losses(trunk, place)
     by_hand = mtl.task_gradients(losses, mtl.layers_of(trunk)["0"]).matrix
+    conflicting = trunk(photographs(place)[0]).square().sum()
+    meter.observe({"left": conflicting, "right": -conflicting})
     counts = meter.scores(-0.01), meter.pairs, meter.histogram(), meter.ranking(-0.01)
     return written, counts, meter.shared_score(0.0), by_hand
 
@@ -229,8 +231,10 @@ def conflicts(place):
 def gramians(place):
     trunk, found = convolutions(place), []
     for name in ("joint", "mgda", "pcgrad"):
-        losses, _ = two_losses(trunk, place)
-        seen = mtl.ConflictMeter(trunk).observe_gramians(losses, retain_graph=True)
+        losses, heads = two_losses(trunk, place)
+        own = {task: list(module.parameters()) for task, module in heads.items()}
+        meter = mtl.ConflictMeter(trunk)
+        seen = meter.observe_gramians(losses, task_parameters=own, retain_graph=True)
         mtl.apply_gramians(trunk, losses, seen, mtl.aggregator(name))
         found.append((list(seen.layers.values()), seen.shared, gradients(trunk)))
     return found
@@ -289,7 +293,8 @@ def comparisons(place):
     """Of names and numbers that come from the device."""
     trunk = convolutions(place)
     meter = mtl.ConflictMeter(trunk)
-    step(trunk, meter, mtl.aggregator("joint"), place)
+    conflicting = trunk(photographs(place)[0]).square().sum()
+    meter.observe({"left": conflicting, "right": -conflicting})
     one, other = meter.ranking(0.0), list(meter.layers)
     loss = {t: {"loss": float(one.detach())} for t, one in two_losses(trunk, place)[0].items()}
     better = {task: {"loss": 1.0} for task in loss}

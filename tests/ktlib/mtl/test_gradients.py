@@ -200,6 +200,25 @@ def test_parameters_that_nothing_would_train_are_told():
             apply_gradients(trunk, gradients, aggregator("joint"))
 
 
+@pytest.mark.parametrize("name", ["joint", "cagrad", "graddrop", "nashmtl"])
+def test_a_batch_of_one_task_alone_gives_a_plain_step(name):
+    trunk, heads, losses, own = model()
+    meter, options = ConflictMeter(trunk, task_pairs=True), {"n_tasks": 3}
+    method = aggregator(name, **options) if name == "nashmtl" else made(name)
+    losses()["b"].backward()
+    expected = all_gradients(trunk, heads)
+    given = {"b": losses()["b"]}, {"b": own["b"]}
+    apply_gradients(trunk, meter.observe(given[0], task_parameters=given[1]), method)
+    assert str(all_gradients(trunk, heads)) == str(expected)
+    if method.from_gramian:
+        given[0]["b"] = losses()["b"]
+        seen = meter.observe_gramians(given[0], task_parameters=given[1], retain_graph=True)
+        apply_gramians(trunk, given[0], seen, method)
+        assert str(all_gradients(trunk, heads)) == str(expected)
+    assert not any(meter.pairs.values())
+    assert meter.pair_rows(0.0) == []
+
+
 def test_gradients_have_the_dtype_of_their_parameters():
     trunk, _, losses, own = model(torch.bfloat16)
     gradients = task_gradients(losses(), trunk.parameters(), task_parameters=own)
