@@ -17,7 +17,7 @@ export PYTHONPATH := $(CURDIR)
 export UV_SYSTEM_CERTS ?= true
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book plan test lint types env data browser notebooks sweep record recheck lock clean
+.PHONY: help book plan test gpu lint types env data browser notebooks sweep record recheck lock clean
 
 help: ## say what can be done
 	@echo "make <target> [PROFILE=smoke|cpu|full|gpu|paper] (default: cpu)"
@@ -34,6 +34,12 @@ plan: env ## show what `make book` would do
 test: export OMP_WAIT_POLICY = PASSIVE
 test: lint types data browser ## run every test
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
+
+gpu: export CUBLAS_WORKSPACE_CONFIG = :4096:8
+gpu: env ## run the tests that need a GPU, and every chapter at the smoke size on it
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu needs a CUDA device, and PyTorch finds none here.")'
+	@$(MAKE) --no-print-directory data
+	@$(BIN)/python -m pytest -m gpu
 
 # Through Python: the scripts beside it do not start in a folder whose name holds a quote or a dollar.
 lint: env ## check style, spelling, what imports what, and that chapters stay readable

@@ -383,22 +383,25 @@ layer_kinds(trunk_layers, searched.network.shared_layers(batch_norm=False), laye
 #
 # A score adds all pairs of tasks up. The meter of this chapter has `task_pairs=True` and counts each pair by itself, too, with the inner
 # products and lengths that {prf:ref}`thm-recon` is about. With two tasks there is one pair; with more, the left panel shows who should
-# not share a network. In the right one, $0$ means that the others neither help nor hurt, and $-1$ that they undo a task's own step.
+# not share a network. In the right one, the other tasks push a task's way on blue layers and against it on red ones: $0$ means that
+# they neither help nor hurt, and $-1$ that they undo its own step.
 
-# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two heat maps: a square one with a row and a column per task, and one with a row per task and a column per layer, in which most layers are near zero.", "classes": "photo"}, "figure": {"name": "fig-recon-pairs", "caption": "Which tasks conflict, in the searched part of joint training. Left: share of the steps in which two tasks conflict over all shared layers (cosine below the severity). Right: what the gradients of the other tasks add to a step of a task on each layer, as a share of its own step (mean cosine times the ratio of lengths, summed over the others). First seed, live run."}}
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two heat maps: a square one with a row and a column per task, and one with a row per layer and a column per task, in which most layers are near zero.", "classes": "photo"}, "figure": {"name": "fig-recon-pairs", "caption": "Which tasks conflict, in the searched part of joint training. Left: share of the steps in which two tasks conflict over all shared layers (cosine below the severity). Right: what the gradients of the other tasks add to a step of a task on each layer, as a share of its own step (mean cosine times the ratio of lengths, summed over the others). First seed, live run."}}
 from experiments.mtl.report import layer_task_table, pair_table
 
+size = min(8, 110 / len(experiment.tasks))  # of letters, also for the 40 tasks of CelebA
+added = {"cmap": "RdBu", "vmin": -1, "vmax": 1, "aspect": "auto"}
 panels = (
-    (pair_table(counts, P.severity), "conflicts (%)", {"cmap": "cividis", "vmin": 0}),
-    (layer_task_table(counts).T, "added by others", {"cmap": "RdBu", "vmin": -1, "vmax": 1}),
+    (pair_table(counts, P.severity), "conflicts (%)", {"cmap": "cividis", "vmin": 0}, size),
+    (layer_task_table(counts), "added by others", added, 7),
 )
-fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.4), width_ratios=(1, 3))
-for ax, (table, label, style) in zip(axes, panels, strict=True):
-    image = ax.imshow(table, aspect="auto", **style)
-    ax.set_yticks(range(len(table.index)), table.index, fontsize=6)
-    ax.set_xticks(range(len(table.columns)), table.columns, rotation=90, fontsize=5)
+fig, axes = plt.subplots(1, 2, figsize=(4.6, 1.5 + 0.13 * len(names)))
+for ax, (table, label, style, letters) in zip(axes, panels, strict=True):
+    image = ax.imshow(table, **style)
+    ax.set_yticks(range(len(table.index)), table.index, fontsize=letters)
+    ax.set_xticks(range(len(table.columns)), table.columns, rotation=90, fontsize=size)
     ax.grid(visible=False)
-    fig.colorbar(image, ax=ax, label=label)
+    fig.colorbar(image, ax=ax, label=label, location="top")
 save_figure(fig, P.run_dir, "pairs")
 
 # %% [markdown]
@@ -446,7 +449,9 @@ pd.DataFrame(stability).T.round(2)
 # ### Split: a copy of some layers for each task
 #
 # `split(trunk, layers, tasks)` works on any PyTorch module. Layers that stay shared are the *same objects* in the
-# trunks of all tasks. What lies in front of the first split layer is computed once, the rest once for each task.
+# trunks of all tasks. What lies in front of the first split layer is computed once, the rest once for each task. With
+# `example=images` outputs and gradients are first compared with those of whole copies; where they differ, every task
+# computes its whole trunk, and a warning says why.
 
 # %%
 from ktlib.mtl import forward_flops, parameter_megabytes
@@ -838,16 +843,15 @@ claims_table(claims).style.hide(axis="index")
 #
 # ```python
 # meter = ConflictMeter(trunk)
-# for images, targets in batches:
+# for images, labels in batches:
 #     optimizer.zero_grad()
 #     features = trunk(images)
-#     losses = {name: loss(head[name](features), targets[name]) for name in tasks}
-#     gradients = meter.observe(
-#         losses, task_parameters={name: head[name].parameters() for name in tasks}
-#     )
+#     losses = {task: loss(heads[task](features), labels[task]) for task in labels}
+#     own = {task: heads[task].parameters() for task in losses}
+#     gradients = meter.observe(losses, task_parameters=own)
 #     apply_gradients(trunk, gradients, aggregator("joint"))
 #     optimizer.step()
-# trunk = split(trunk, meter.ranking(severity=-0.1)[:25], tasks)
+# network = split(trunk, meter.ranking(severity=-0.1)[:25], list(heads), example=images)
 # ```
 #
 # ## What is proved, and what is not
@@ -998,7 +1002,8 @@ ranking = experiment.ranking(searched)
 images, _ = experiment.batch(experiment.train_data, experiment.training_rows(P.seeds[0])[:4])
 rows = []
 for K in (0, P.top_k, len(ranking)):
-    network = split(experiment.new_trunk().to(images.device), ranking[:K], list(experiment.tasks))
+    trunk = experiment.new_trunk().to(images.device)
+    network = split(trunk, ranking[:K], list(experiment.tasks), example=images)
     row = {"K": K, "#P (MB)": parameter_megabytes(network)}
     row |= {"MFLOPs per image": forward_flops(network, images) / len(images) / 1e6}
     rows.append(row | {"shared layers": len(network.shared_layers())})
@@ -1081,7 +1086,7 @@ trunk = experiment.new_trunk().to(images.device)
 whole, shared_cost = parameter_megabytes(trunk), forward_flops(trunk, images)
 rows = []
 for layer in list(layers_of(trunk))[::4]:
-    network = split(trunk, [layer], list(experiment.tasks))
+    network = split(trunk, [layer], list(experiment.tasks), example=images)
     row = {"layer": layer, "MB added": parameter_megabytes(network) - whole}
     rows.append(row | {"times the operations": forward_flops(network, images) / shared_cost})
 pd.DataFrame(rows).style.hide(axis="index").format(precision=3)

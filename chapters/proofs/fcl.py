@@ -441,8 +441,10 @@ for seed in tqdm(P.seeds, desc="variance", leave=False):
     torch.manual_seed(seed)
     network = resnet18_features(train.images.shape[1], P.width, P.stem_stride).to(device)
     classifier = nn.Linear(network.feature_dim, P.classes).to(device)
-    split = split_network(network, last_convolutions(network, P.tuned_convolutions))
-    measure("before", seed, (split, classifier), draw_batches(seed))
+    batches = draw_batches(seed)
+    layers = last_convolutions(network, P.tuned_convolutions)
+    split = split_network(network, layers, example=batches[0][0][:4])
+    measure("before", seed, (split, classifier), batches)
     train_network(seed, split, classifier)
     measure("after", seed, (split, classifier), draw_batches(seed))
 

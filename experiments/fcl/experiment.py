@@ -206,7 +206,9 @@ class FewShotExperiment(Generic[Parameters]):
         if cosine:
             rows = generator(seed, "cosine classifier")
             classifier = methods.CosineClassifier(size, p.base_classes, generator=rows)
-        split = split_network(network, last_convolutions(network, p.tuned_convolutions))
+        layers = last_convolutions(network, p.tuned_convolutions)
+        few = self.images[self.sessions(seed)[0].train[:4]]
+        split = split_network(network, layers, example=few)
         return split, classifier.to(self.device)
 
     def train_with(

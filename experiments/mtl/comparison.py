@@ -110,7 +110,7 @@ def search_branches(
     p = experiment.parameters
     graph = BMTAS(
         experiment.new_trunk, copy.deepcopy(heads), blocks=STAGES, example=example,
-        generator=generator(seed, "branches", device=experiment.device),
+        generator=generator(seed, "branches"),
     ).to(experiment.device)  # fmt: skip
     weights = torch.optim.Adam(graph.weight_parameters(), lr=1e-3, weight_decay=1e-4)
     logits = torch.optim.Adam([graph.logits], lr=1e-2, weight_decay=5e-5)

@@ -206,7 +206,9 @@ class MultiTaskExperiment(Generic[Parameters]):
         every = self.new_heads(trunk, self.tasks)
         heads = {name: every[name] for name in names}
         if layers or getattr(trunk, "attention_layers", ()):
-            trunk = split_trunk(trunk, layers, names)
+            few, _ = self.batch(self.train_data, self.training_rows(seed)[:4])
+            few = few[..., :64, :64].cpu()  # enough to compare the steps, and no more to compute
+            trunk = split_trunk(trunk, layers, names, example=few)
         return MultiTaskNetwork(trunk, heads).to(self.device)
 
     def new_heads(self, trunk: nn.Module, tasks: Collection[str]) -> dict[str, nn.Module]:

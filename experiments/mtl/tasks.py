@@ -2,7 +2,9 @@
 
 A step of training on any of them::
 
-    trunk = split_trunk(backbone_for("nyuv2"), layers, [task.name for task in tasks])
+    trunk = split_trunk(
+        backbone_for("nyuv2"), layers, [task.name for task in tasks], example=images
+    )
     heads = task_heads(tasks, trunk.trunk_of(tasks[0].name))
     features = trunk(images)
     losses = {t.name: task_loss(t, heads[t.name](features[t.name]), targets[t.name]) for t in tasks}
@@ -183,6 +185,7 @@ def split_trunk(
     *,
     share_prefix: bool = True,
     own_statistics: bool = False,
+    example: Tensor | None = None,
 ) -> SplitTrunk:
     """:func:`ktlib.mtl.split.split`, which gives each task its own attention if the trunk has one.
 
@@ -192,7 +195,7 @@ def split_trunk(
     attention: list[str] = list(getattr(trunk, "attention_layers", ()))
     result = split(
         trunk, {*attention, *layers}, tasks,
-        share_prefix=share_prefix, own_statistics=own_statistics,
+        share_prefix=share_prefix, own_statistics=own_statistics, example=example,
     )  # fmt: skip
     if attention:
         for task in result.tasks[1:]:

@@ -2,10 +2,13 @@
 
 A few lines on a network of your own::
 
-    split = split_network(backbone, last_convolutions(backbone, 4))
-    loss = f2m_loss(split, classifier, images, labels, bound=0.01, draws=2,
-                    prototype_weight=1.0, generator=torch.Generator())
-    loss.total.backward()                                   # base session, once per batch
+    split = split_network(backbone, last_convolutions(backbone, 4), example=images)
+    for images, labels in batches:                          # base session
+        optimizer.zero_grad()
+        loss = f2m_loss(split, classifier, images, labels, bound=0.01, draws=2,
+                        prototype_weight=1.0, generator=noise)
+        loss.total.backward()
+        optimizer.step()
     region = FlatRegion(split.tuned, bound=0.01)            # at its end
     learn_session(split, region, shots, shot_labels, prototypes, base_labels, epochs=6, lr=0.01)
 """

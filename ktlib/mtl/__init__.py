@@ -8,13 +8,13 @@ the layers it finds become the tasks' own::
     for images, labels in batches:
         optimizer.zero_grad()                          # a task without labels here stays as it is
         features = trunk(images)
-        losses = {task: loss(heads[task](features), labels[task]) for task in heads}
+        losses = {task: loss(heads[task](features), labels[task]) for task in labels}
         gradients = meter.observe(
-            losses, task_parameters={t: heads[t].parameters() for t in heads}
+            losses, task_parameters={t: heads[t].parameters() for t in losses}
         )
         apply_gradients(trunk, gradients, cagrad)      # writes .grad; also that of the heads
         optimizer.step()
-    network = split(trunk, meter.ranking(-0.1)[:25], list(heads))
+    network = split(trunk, meter.ranking(-0.1)[:25], list(heads), example=images)
     features = network(images)                         # {task: its features}
 
 Split the trunk as it was before training: Recon trains the new network from the start. It goes

@@ -38,7 +38,8 @@ def segment_backward_graph(
     A cut is possible at a node that lies on every path from a loss to the parameters behind it: a
     dominator. Cuts further down leave more parameters in one segment and, in most networks, larger
     tensors to keep: the best choice is found over all of them. No cut is made at a tensor with a
-    hook that changes the gradient: it would run at the end of one segment and again in the next.
+    hook that changes the gradient: it would run at the end of one segment and again in the next;
+    and none in a graph with backward hooks of modules, which keep one gradient until they fire.
     """
     hooked: set[Node] = set()
     while True:
@@ -130,7 +131,8 @@ def _dominators(
     longest = max(paths.values(), key=len, default=[])
     # Where a node hands over several tensors, the gradient of one of them is not all there is.
     single = [node for node in longest if len(node._input_metadata) == 1]  # noqa: SLF001
-    chain = [node for node in single if node not in without]
+    stateful = any(node.name() == "BackwardHookFunctionBackward" for node in seen)
+    chain = [node for node in single if node not in without and not stateful]
     kept = set(chain)
     return chain, {p: sum(node in kept for node in path) for p, path in paths.items()}
 

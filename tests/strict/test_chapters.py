@@ -1,7 +1,8 @@
-"""The code of the chapters at the smoke size, in this process and on the strict device."""
+"""The code of the chapters at the smoke size, in this process: on the strict device, on a GPU."""
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 import yaml
 
 from experiments.run.chapter_source import code_cells
@@ -13,15 +14,24 @@ SOURCES = [
 ]
 
 
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("device", ["strict", pytest.param("cuda", marks=[pytest.mark.gpu, CUDA])])
 @pytest.mark.parametrize("chapter", SOURCES)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_chapter_runs(chapter, strict, monkeypatch, data_folder, request):
+def test_the_chapter_runs(chapter, device, monkeypatch, data_folder, request):
     if not data_folder.is_dir():
         pytest.skip("the data are not prepared")
     monkeypatch.chdir(request.config.rootpath)
     monkeypatch.setenv("KTLIB_WORKERS", "1")  # other processes would not have the device
-    monkeypatch.setattr("ktlib.device.choose_device", lambda _name="auto": strict)
+    if device == "strict":
+        there = request.getfixturevalue("strict")
+        monkeypatch.setattr("ktlib.device.choose_device", lambda _name="auto": there)
+    else:
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.max_memory_allocated()
     smoke = CHAPTERS / f"params/{chapter}.smoke.yaml"
     values = yaml.safe_load(smoke.read_text(encoding="utf-8"))
     names = {"__name__": "chapter", "display": print}
@@ -29,6 +39,10 @@ def test_the_chapter_runs(chapter, strict, monkeypatch, data_folder, request):
         for cell in code_cells(CHAPTERS / f"{chapter}.py"):
             exec(compile(cell.source, f"{chapter}, cell {cell.number}", "exec"), names)  # noqa: S102
             if "parameters" in cell.tags:
-                names |= values | {"profile": "smoke", "device": "cpu"}
-    assert record.reads  # else it did not compute there
+                names |= values | {
+                    "profile": "smoke",
+                    "device": "cuda" if device == "cuda" else "cpu",
+                }
+    # Else it did not compute there.
+    assert record.reads if device == "strict" else torch.cuda.max_memory_allocated() > held
     plt.close("all")

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import jupytext
 import nbformat
@@ -338,6 +339,20 @@ def test_what_make_is_given_arrives_as_it_is(tmp_path):
     words = [str(folder), *given, "--against", f"{folder}/result.json"]
     assert done.stdout == "".join(f"<{word}>" for word in words)
     assert "record" in make("help", cwd=folder).stdout
+
+
+def test_no_gpu_is_said_before_anything_is_fetched(tmp_path):
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(project.ROOT / name, tmp_path)
+    python.write_text(f'#!/bin/sh\nCUDA_VISIBLE_DEVICES= exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / ".venv/.ready").touch()
+    done = make("gpu", cwd=tmp_path)
+    assert done.returncode != 0
+    sentence, _ = done.stdout.splitlines()  # the other one is make's
+    assert sentence == "make gpu needs a CUDA device, and PyTorch finds none here."
 
 
 def test_help_names_every_target():

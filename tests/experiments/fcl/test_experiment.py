@@ -4,10 +4,12 @@ import pytest
 import torch
 
 import data_prep as data
+import experiments.fcl.experiment as fcl
 from experiments.fcl.experiment import STARTS_FROM, FewShotExperiment
 from experiments.fcl.parameters import METHODS, FclParameters
 from experiments.run.chapter_source import parameters_cell
 from ktlib.seeding import deterministic
+from tests.ktlib.mtl.trunks import TracedWrongly
 
 SIZES = {
     "dataset": "digits", "base_classes": 4, "sessions": 2, "ways": 2, "shots": 3, "base_images": 8,
@@ -45,6 +47,13 @@ def test_a_seed_gives_one_network(experiment):
     """Also with 4 channels, where PyTorch's channels_last convolutions spoil memory."""
     assert same_weights(experiment.train_plain(3), experiment.train_plain(3))
     assert not same_weights(experiment.train_plain(3), experiment.train_plain(4))
+
+
+def test_the_network_is_compared_with_a_whole_one_on_base_images(experiment, monkeypatch):
+    monkeypatch.setattr(fcl, "resnet18_features", lambda *_: TracedWrongly())
+    few = experiment.with_parameters(tuned_convolutions=1)
+    with pytest.warns(UserWarning, match="the example gives other outputs"):
+        assert not few.new_network(3)[0].shares_prefix
 
 
 def test_f2m_without_noise_and_prototype_fixing_is_plain_training(experiment):

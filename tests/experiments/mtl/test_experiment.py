@@ -17,6 +17,7 @@ from experiments.mtl.parameters import ARCHITECTURES, GRADIENT_METHODS, ReconPar
 from experiments.mtl.studies import run_result
 from ktlib.mtl.conflict import ConflictMeter
 from ktlib.seeding import generator
+from tests.ktlib.mtl.trunks import TracedWrongly
 
 CLASSES = ("a", "b", "c")
 VALUES = {
@@ -62,6 +63,12 @@ def test_equal_seeds_give_equal_networks_and_other_seeds_do_not():
     assert torch.equal(weights(one), weights(again))
     assert not torch.equal(weights(one), weights(other))
     assert one.losses == again.losses
+
+
+def test_a_split_trunk_is_compared_with_whole_ones_on_training_images(monkeypatch):
+    monkeypatch.setattr(MultiTaskExperiment, "new_trunk", lambda _: TracedWrongly())
+    with pytest.warns(UserWarning, match="the example gives other outputs"):
+        assert not experiment().new_network(0, ["c"]).trunk.shares_prefix
 
 
 def test_joint_training_is_descent_on_the_sum_of_losses():

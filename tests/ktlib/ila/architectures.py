@@ -156,6 +156,7 @@ ARCHITECTURES = (
         ("self_attn.q_proj", "fc1"),
         labels="token",
         full=r"never used .*encoder_attn",
+        skipped=r"never used .*encoder_attn",
         slow=True,
     ),
     Architecture(

@@ -1,8 +1,9 @@
-"""Small trunks that are split in the tests, and what is compared of them."""
+"""Small trunks that are split and measured in the tests, and what is compared of them."""
 
 import copy
 import random
 import types
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import mobilenet_v2
 from torchvision.models.resnet import BasicBlock
+
+from ktlib.mtl import ConflictMeter, split
 
 LEFT_RIGHT = ["left", "right"]
 
@@ -99,7 +103,8 @@ def assert_equal_to_copies(trunk, layers, inputs):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
 
 
-# The matrix: what becomes of a trunk when it is split. A page is generated from it.
+# The matrix: what becomes of a trunk when it is split, and when a meter observes it. A table of
+# book/api/support.md is generated from it.
 
 EXACT, WARNS, REFUSED = "exact", "warns", "refused"
 
@@ -116,6 +121,7 @@ class Row:
             trunks and says why, "refused" raises ValueError. Outputs and gradients are those of
             naive copies in either of the first two.
         says: of the warning or the error.
+        meter: of the error with which a meter refuses it; empty where gradients are exact.
         inputs: shapes or tensors.
         random: whether training mode draws random numbers.
         example_only: whether only ``example=`` finds it.
@@ -127,6 +133,7 @@ class Row:
     layers: tuple[str, ...] = ("c",)
     outcome: str = EXACT
     says: str = ""
+    meter: str = ""
     inputs: tuple = ((4, 6),)
     random: bool = False
     example_only: bool = False
@@ -140,6 +147,56 @@ class Row:
             torch.randn(shape, dtype=torch.float64) if isinstance(shape, tuple) else shape
             for shape in self.inputs
         )
+
+    def split(self, checked=True):
+        """Split it and compare with naive copies; the outcome and what was said."""
+        network, inputs = self.made()
+        states, before = (random.getstate(), torch.get_rng_state()), numbers(network)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                trunk = split(network, self.layers, names(3), example=inputs if checked else None)
+            except ValueError as error:
+                return REFUSED, str(error)
+        assert states[0] == random.getstate()
+        assert torch.equal(states[1], torch.get_rng_state())
+        assert_same(network.state_dict(), before)
+        told = [str(w.message) for w in told if issubclass(w.category, UserWarning)]
+        assert len(told) == (not trunk.shares_prefix), told
+        perturb(trunk, trunk.tasks)
+        for mode in (False, True)[: 1 if self.random else 2]:
+            assert_equal_to_copies(trunk.train(mode), self.layers, inputs)
+        return (EXACT, "") if trunk.shares_prefix else (WARNS, *told)
+
+    def observe(self):
+        """Observe two losses of it, in both ways, and compare with copies, one for each loss."""
+        trunk, inputs = self.made()
+        owners = {p: name for name, p in trunk.named_parameters()}
+        expected, found = [], []
+
+        def features(network):
+            torch.manual_seed(3)
+            return network(*(x.clone() for x in inputs))
+
+        try:
+            meter = ConflictMeter(trunk)
+            for observe in (meter.observe, meter.observe_gramians):
+                shared = features(trunk)
+                found.append(observe({f"task {i}": loss_of(shared, i) for i in range(2)}))
+        except (ValueError, RuntimeError) as error:
+            return REFUSED, str(error)
+        gradients, gramians = found
+        assert {*gradients.parameters} == {p for p in trunk.parameters() if p.requires_grad}
+        for i in range(2):
+            alone = copy.deepcopy(trunk)
+            loss_of(features(alone), i).backward()
+            parts = [alone.get_parameter(owners[p]) for p in gradients.parameters]
+            parts = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parts]
+            expected.append(parameters_to_vector(parts))
+        expected = torch.stack(expected)
+        torch.testing.assert_close(gradients.matrix, expected)
+        torch.testing.assert_close(gramians.shared, expected @ expected.T)
+        return EXACT, ""
 
 
 class Linears(nn.Module):
@@ -314,6 +371,20 @@ class Words(nn.Module):
         return self.c(self.b(self.words(words).mean(dim=1)).tanh())
 
 
+class TracedWrongly(nn.Module):
+    """Of images; that tracing sees other steps, a comparison on an example alone can tell."""
+
+    feature_dim = 2
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(i, 2, 3) for i in (1, 1, 2))
+
+    def forward(self, x):
+        x = self.a(x) if type(x) is torch.Tensor else self.b(x)
+        return self.c(x).mean(dim=(2, 3))
+
+
 def _checkpointed(reentrant):
     def forward(self, x):
         h = checkpoint(lambda v: self.b(v).tanh(), self.a(x), use_reentrant=reentrant)
@@ -328,6 +399,12 @@ def _transformer():
 
 
 MATRIX = [
+    Row(
+        "convolutions",
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(True), nn.Conv2d(4, 2, 3), nn.Flatten()),
+        ("2",),
+        inputs=((4, 1, 6, 6),),
+    ),
     Row("residual blocks", small_resnet, ("layer1.conv2", "layer2.bn1"), inputs=((4, 1, 6, 6),)),
     Row(
         "inverted residuals",
@@ -347,7 +424,9 @@ MATRIX = [
         inputs=((4, 6), (4, 6))),
     Row("any number of inputs", linears(lambda self, *x: self.c(self.a(x[0])))),
     Row("optional argument", linears(_optional)),
-    Row("tied weights", _tied, outcome=REFUSED, says="used in one place"),
+    Row("tied weights, one of them chosen", _tied, outcome=REFUSED,
+        says="Found one Parameter under the names"),
+    Row("tied weights, another layer chosen", _tied, ("b",)),
     Row("frozen layer", lambda: Linears(lambda t: t.a.requires_grad_(False))),
     Row("weight norm", lambda: Linears(lambda t: weight_norm(t.a))),
     Row("spectral norm", lambda: Linears(lambda t: spectral_norm(t.b)), random=True),
@@ -362,7 +441,7 @@ MATRIX = [
     Row("backward hook on the trunk",
         _hooked("full_backward_hook", lambda m, given, taken: (given[0],), ""),
         outcome=WARNS, says="hooks hang on the network itself"),
-    Row("replaced forward", _replaced),
+    Row("forward replaced on the object", _replaced),
     Row("hook on a tensor", linears(
         lambda self, x: (h := self.a(x), h.requires_grad and h.register_hook(lambda g: -g),
                          self.c(h))[2]),
@@ -371,19 +450,19 @@ MATRIX = [
         outcome=WARNS, says="own backward pass"),
     Row("custom backward pass, another name", linears(lambda self, x: self.c(reverse(self.a(x)))),
         outcome=WARNS, says="own backward pass"),
-    Row("block without gradients", _context(torch.no_grad), outcome=WARNS, says="gradients"),
-    Row("block with gradients", _context(torch.enable_grad), outcome=WARNS, says="gradients"),
-    Row("gradients set", _context(lambda: torch.set_grad_enabled(False)),
+    Row("block in no_grad", _context(torch.no_grad), outcome=WARNS, says="gradients"),
+    Row("block in enable_grad", _context(torch.enable_grad), outcome=WARNS, says="gradients"),
+    Row("set_grad_enabled called", _context(lambda: torch.set_grad_enabled(False)),
         outcome=WARNS, says="gradients"),
-    Row("decorated with no_grad", linears(
+    Row("method decorated with no_grad", linears(
         lambda self, x: self.c(torch.no_grad()(self.a.forward)(x) + self.b(x))),
         outcome=WARNS, says="gradients"),
     Row("mixed precision block", _context(lambda: torch.autocast("cpu", enabled=False)),
         outcome=WARNS, says="precision"),
-    Row("gradients looked at", linears(
+    Row("branch on whether gradients are on", linears(
         lambda self, x: self.c(self.a(x) if torch.is_grad_enabled() else self.b(x))),
         outcome=WARNS, says="training and evaluation mode"),
-    Row("training looked at", linears(
+    Row("branch on training mode", linears(
         lambda self, x: self.c(self.a(x) + 1.0 if self.training else self.b(x))),
         outcome=WARNS, says="training and evaluation mode"),
     Row("functional dropout", linears(
@@ -391,7 +470,7 @@ MATRIX = [
         outcome=WARNS, says="training and evaluation mode", random=True),
     Row("dropout layer", lambda: nn.Sequential(
         OrderedDict(a=nn.Linear(6, 6), drop=nn.Dropout(), c=nn.Linear(6, 6))), random=True),
-    Row("random branch", linears(
+    Row("random branch, Python", linears(
         lambda self, x: self.c(self.a(x) if random.random() < 2 else x)),
         outcome=WARNS, says="at random", random=True),
     Row("random branch, NumPy", linears(
@@ -400,28 +479,28 @@ MATRIX = [
     Row("random branch, own stream", linears(
         lambda self, x: self.c(self.a(x) if self.own_random.random() < 2 else x)),
         outcome=WARNS, says="at random", random=True),
-    Row("counts its calls", linears(_counts), outcome=WARNS, says="keeps something"),
-    Row("keeps its features", linears(_keeps), outcome=WARNS, says="keeps something"),
-    Row("values looked at", linears(lambda self, x: self.c(self.a(x) if x.sum() > 0 else x)),
+    Row("count of its calls kept", linears(_counts), outcome=WARNS, says="keeps something"),
+    Row("features kept", linears(_keeps), outcome=WARNS, says="keeps something"),
+    Row("branch on values", linears(lambda self, x: self.c(self.a(x) if x.sum() > 0 else x)),
         outcome=WARNS, says="control flow"),
-    Row("class looked at", linears(
+    Row("branch on the class of a value", linears(
         lambda self, x: self.c(self.a(x)) if isinstance(x, torch.Tensor) else self.b(x)),
         outcome=WARNS, says="type of a value"),
-    Row("type looked at", linears(
+    Row("branch on the exact type of a value", linears(
         lambda self, x: self.c(self.a(x)) if type(x) is torch.Tensor else self.b(self.c(x))),
         outcome=WARNS, says="on the example|the example gives", example_only=True),
     Row("constant that is not a buffer", linears(lambda self, x: self.c(self.a(x) * self.constant)),
         outcome=WARNS, says="not a buffer"),
     Row("running statistics by hand", linears(_statistics_by_hand)),
-    Row("work in place", linears(_in_place)),
+    Row("work in place on a value with two names", linears(_in_place)),
     Row("work in place behind the split", linears(_in_place_later)),
     Row("view written across the split", linears(_view_written), outcome=WARNS,
         says="another value be a view"),
-    Row("transposed view written", linears(_transposed_written)),
-    Row("checkpointed", _checkpointed(False)),
-    Row("checkpointed, reentrant", _checkpointed(True), outcome=WARNS,
-        says="backward pass"),
+    Row("transposed view written across the split", linears(_transposed_written)),
+    Row("checkpointed block", _checkpointed(False)),
+    Row("checkpointed block, reentrant", _checkpointed(True), outcome=WARNS,
+        says="backward pass", meter="set use_reentrant=False"),
     Row("DataParallel", lambda: nn.DataParallel(Linears()), ("module.c",)),
-    Row("compiled", lambda: torch.compile(Linears(), backend="eager"), ("_orig_mod.c",),
-        outcome=WARNS, says="dynamo|symbolically trace", slow=True),
+    Row("compiled, torch.compile", lambda: torch.compile(Linears(), backend="eager"),
+        ("_orig_mod.c",), outcome=WARNS, says="dynamo|symbolically trace", slow=True),
 ]  # fmt: skip
