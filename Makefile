@@ -17,7 +17,7 @@ export PYTHONPATH := $(CURDIR)
 export UV_SYSTEM_CERTS ?= true
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book plan test lint types env data browser notebooks sweep record recheck lock clean
+.PHONY: help book plan test drill lint types env data browser notebooks sweep record recheck lock clean
 
 help: ## say what can be done
 	@echo "make <target> [PROFILE=smoke|cpu|full|gpu|paper] (default: cpu)"
@@ -34,6 +34,10 @@ plan: env ## show what `make book` would do
 test: export OMP_WAIT_POLICY = PASSIVE
 test: lint types data browser ## run every test
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
+
+# Hours; one call goes on where another with the same code stopped.
+drill: env data ## run every chapter with each parameter at its legal extremes
+	@$(BIN)/python -m workflow.drill $(if $(CHAPTER),--chapter $(call quoted,CHAPTER)) $(if $(PARAMETER),--parameter $(call quoted,PARAMETER))
 
 # Through Python: the scripts beside it do not start in a folder whose name holds a quote or a dollar.
 lint: env ## check style, spelling, what imports what, and that chapters stay readable
