@@ -182,6 +182,11 @@ class IlaParameters(LanguageParameters):
             found = getattr(self, name)
             if needed not in found or len(set(found)) < len(found):
                 raise ValueError(f"{name} must hold {needed!r}, and each once. Found {found}")
+        if self.stage_1_steps < 3 and "adalora" in self.tunings:
+            raise ValueError(
+                "stage_1_steps must be at least 3 with 'adalora' among tunings: ranks are taken "
+                f"away behind the first step. Found {self.stage_1_steps}"
+            )
         tops = self.smaller_tops
         if not all(0 < share < self.top for share in tops) or len(set(tops)) < len(tops):
             raise ValueError(
