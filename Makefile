@@ -17,7 +17,7 @@ export PYTHONPATH := $(CURDIR)
 export UV_SYSTEM_CERTS ?= true
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book plan test gpu lint types env data browser notebooks sweep record recheck lock clean
+.PHONY: help book plan test gpu drill lint types env data browser notebooks sweep record recheck lock clean
 
 help: ## say what can be done
 	@echo "make <target> [PROFILE=smoke|cpu|full|gpu|paper] (default: cpu)"
@@ -40,6 +40,10 @@ gpu: env ## run the tests that need a GPU, and every chapter at the smoke size o
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu needs a CUDA device, and PyTorch finds none here.")'
 	@$(MAKE) --no-print-directory data
 	@$(BIN)/python -m pytest -m gpu
+
+# Hours; one call goes on where another with the same code stopped.
+drill: env data ## run every chapter with each parameter at its legal extremes
+	@$(BIN)/python -m workflow.drill $(if $(CHAPTER),--chapter $(call quoted,CHAPTER)) $(if $(PARAMETER),--parameter $(call quoted,PARAMETER))
 
 # Through Python: the scripts beside it do not start in a folder whose name holds a quote or a dollar.
 lint: env ## check style, spelling, what imports what, and that chapters stay readable

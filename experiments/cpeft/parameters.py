@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiments.run.parameters import ChapterParameters
+from experiments.run.parameters import ChapterParameters, LearningRate
 
 CLASSES = {"pairs": 100, "cifar100": 100, "digits": 10, "imagenet_r": 200, "domainnet": 345}
 IMAGE_SIZES = {"pairs": 36, "cifar100": 32, "digits": 8, "imagenet_r": 224, "domainnet": 224}
@@ -41,7 +41,6 @@ LEARNING_RATES = {
 Rank = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
-LearningRate = Annotated[float, Field(gt=0, le=10)]
 
 
 class ContinualPeftParameters(ChapterParameters):

@@ -7,7 +7,13 @@ from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from data_prep.common.topic import PROTOCOLS
-from experiments.run.parameters import LARGEST_SEED, ChapterParameters, is_file
+from experiments.run.parameters import (
+    LARGEST_SEED,
+    SMALLEST_RATE,
+    ChapterParameters,
+    LearningRate,
+    is_file,
+)
 
 METHODS = (
     "ncm", "finetune", "icarl", "lucir", "topic", "fsll", "idlvq", "f2m", "sam", "ewc_wide",
@@ -66,7 +72,7 @@ class NetworkParameters(ChapterParameters):
     tuned_convolutions: Convolutions = Field(description="last convolutions that get noise")
     epochs: int = Field(ge=1, le=10_000, description="epochs of the base session")
     batch_size: int = Field(ge=2, le=10_000, description="images per step of the base session")
-    lr: float = Field(gt=0, le=10, description="first learning rate of the base session")
+    lr: LearningRate = Field(description="first learning rate of the base session")
     noise_bound: float = Field(
         ge=1e-9, le=10, description="half-width b of the box, in units of the weights"
     )
@@ -106,7 +112,7 @@ class FewShotParameters(NetworkParameters):
     session_epochs: int = Field(
         ge=1, le=10_000, description="full-batch steps per few-shot session"
     )
-    session_lr: float = Field(gt=0, le=10, description="learning rate of the few-shot sessions")
+    session_lr: LearningRate = Field(description="learning rate of the few-shot sessions")
     flatness_draws: int = Field(
         ge=2, le=1_000_000, description="random points of the box per measurement"
     )
@@ -201,6 +207,10 @@ class FclParameters(FewShotParameters):
                 if name not in names or value < 0 or (name != "penalty" and value == 0):
                     raise ValueError(
                         f"{method} may have {names}, above 0. Found {name} = {value!r}"
+                    )
+                if name == "lr" and value < SMALLEST_RATE:
+                    raise ValueError(
+                        f"lr of {method} must be at least {SMALLEST_RATE:g}. Found {value!r}"
                     )
                 if name == "epochs" and value != int(value):
                     raise ValueError(f"epochs of {method} must be whole. Found {value!r}")

@@ -148,9 +148,9 @@ def with_adalora(
     if not 0 <= start < end <= 1:
         raise ValueError(f"shrink must be two rising shares in [0, 1]. Found shrink={shrink!r}.")
     before, after = round(start * steps), steps - round(end * steps)
-    if steps - before - after < 1:
+    if steps - max(before, 1) - after < 1:  # peft needs the importance of a step before them
         raise ValueError(
-            f"steps must leave at least one step to take ranks away. "
+            f"steps must leave at least one step, behind the first, to take ranks away. "
             f"Found steps={steps!r} with shrink={shrink!r}."
         )
     settings = {

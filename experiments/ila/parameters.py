@@ -11,7 +11,13 @@ from pydantic import AfterValidator, Field, model_validator
 
 from data_prep import FILE_TYPES, REASONING
 from data_prep.texts import CONVERSATION_SETS
-from experiments.run.parameters import ChapterParameters, is_file, is_folder
+from experiments.run.parameters import (
+    SMALLEST_RATE,
+    ChapterParameters,
+    LearningRate,
+    is_file,
+    is_folder,
+)
 
 COMPONENT_SETS = ("attention", "qkv", "feed_forward", "all")
 """Parts of every block that are tuned alone in the pilot (table 5.1), and all of them."""
@@ -64,7 +70,7 @@ def _known_dataset(name: str) -> str:
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Size = Annotated[int, Field(ge=1, le=10_000)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Rate = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(ge=SMALLEST_RATE, le=1)]
 Score = Annotated[float, Field(ge=-16, le=16)]  # beyond, the sigmoid is flat in float32
 ModelName = Annotated[str, Field(min_length=1), AfterValidator(_known_model)]
 
@@ -99,7 +105,7 @@ class LanguageParameters(ChapterParameters):
         gt=0, le=1000, description="change of the loss per step that counts as stable"
     )
     initial_score: Score = Field(description="score of every layer at the start")
-    score_lr: float = Field(gt=0, le=10, description="learning rate of the scores")
+    score_lr: LearningRate = Field(description="learning rate of the scores")
     stage_2_steps: int = Field(
         ge=2, le=1_000_000, description="steps, one batch each, of learning the scores"
     )
@@ -176,6 +182,11 @@ class IlaParameters(LanguageParameters):
             found = getattr(self, name)
             if needed not in found or len(set(found)) < len(found):
                 raise ValueError(f"{name} must hold {needed!r}, and each once. Found {found}")
+        if self.stage_1_steps < 3 and "adalora" in self.tunings:
+            raise ValueError(
+                "stage_1_steps must be at least 3 with 'adalora' among tunings: ranks are taken "
+                f"away behind the first step. Found {self.stage_1_steps}"
+            )
         tops = self.smaller_tops
         if not all(0 < share < self.top for share in tops) or len(set(tops)) < len(tops):
             raise ValueError(

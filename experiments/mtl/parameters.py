@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiments.run.parameters import ChapterParameters
+from experiments.run.parameters import SMALLEST_RATE, ChapterParameters, LearningRate
 
 GRADIENT_METHODS = ("joint", "mgda", "pcgrad", "graddrop", "cagrad", "upgrad", "nashmtl")
 """Methods that make one update of the task gradients, by the ids of the tables."""
@@ -59,7 +59,7 @@ class MultiTaskParameters(ChapterParameters):
     epochs: int = Field(ge=1, le=10_000, description="passes over the training images")
     batch_size: int = Field(ge=2, le=10_000, description="images per step")
     optimizer: Literal["sgd", "adam"] = Field(description="SGD with momentum 0.9, or Adam")
-    lr: float = Field(gt=0, le=10, description="first learning rate")
+    lr: LearningRate = Field(description="first learning rate")
     method_lr: dict[str, float] = Field(
         description="learning rate of a method, where it is not `lr`"
     )
@@ -122,9 +122,10 @@ class MultiTaskParameters(ChapterParameters):
         if self.lr_drops != sorted(self.lr_drops):
             raise ValueError(f"lr_drops must rise. Found {self.lr_drops}")
         for method, value in self.method_lr.items():
-            if method not in METHODS or not 0 < value <= 10:
+            if method not in METHODS or not SMALLEST_RATE <= value <= 10:
                 raise ValueError(
-                    f"method_lr must give values in (0, 10] to {METHODS}. Found {method!r}: {value}"
+                    f"method_lr must give values from {SMALLEST_RATE:g} to 10 to {METHODS}. "
+                    f"Found {method!r}: {value}"
                 )
         return self
 

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from experiments.run.parameters import ChapterParameters
+from experiments.run.parameters import ChapterParameters, LearningRate
 from ktlib.mtl.layers import layers_of
 
 TaskLoss = Callable[[Mapping[str, Tensor]], Tensor]
@@ -34,7 +34,7 @@ class ReconProofParameters(ChapterParameters):
         ge=1, le=10_000, description="epochs of joint training before the measurement"
     )
     batch_size: int = Field(ge=2, le=10_000, description="images per batch of the training")
-    lr: float = Field(gt=0, le=10, description="first learning rate of the training")
+    lr: LearningRate = Field(description="first learning rate of the training")
     measured_images: int = Field(
         ge=2, le=10_000, description="images behind every measured loss and gradient"
     )

@@ -23,6 +23,8 @@ from experiments.run.run_folder import claim
 
 LARGEST_SEED = 2**32 - 1  # of NumPy's RandomState, which draws sessions and tasks
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+SMALLEST_RATE = 1e-9  # a smaller one moves no weight in float32: nothing would be trained
+LearningRate = Annotated[float, Field(ge=SMALLEST_RATE, le=10)]
 Model = TypeVar("Model", bound="ChapterParameters")
 
 

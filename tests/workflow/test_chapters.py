@@ -55,10 +55,11 @@ def with_absurd_numbers(value):
         for key, item in value.items():
             yield from ({**value, key: new} for new in with_absurd_numbers(item))
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield 10**10 if isinstance(value, int) else 1e300
+        yield from (10**10,) if isinstance(value, int) else (1e300, 1e-300)
 
 
 ANY_NUMBER = ("compared_seeds", "ranked_seeds")  # of the seeds that there are
+TRAINED_WITH = re.compile("^(?!classifier).*lr$")  # of the classifier: 0 stands for another one
 
 
 @pytest.mark.parametrize("name", chapters())
@@ -72,6 +73,9 @@ def test_absurd_magnitudes_are_refused(name):
         for value in with_absurd_numbers(line.value) if line.name not in ANY_NUMBER else ():
             with contextlib.suppress(ValidationError):
                 model(**{**values, line.name: value})
+                tiny = "1e-300" in str(value)
+                if tiny and not TRAINED_WITH.search(line.name):
+                    continue  # many a number may be almost 0
                 accepted.append((line.name, value))
     assert accepted == []
 

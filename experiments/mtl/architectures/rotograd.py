@@ -243,9 +243,12 @@ class _PerTask(LibraryRotoGrad, _KeepsApart):
 
     def forward(self, features: Any) -> list[Tensor]:
         """Rotate the features of every task; in training mode cut off from the trunk."""
+        # A rotation in half precision would be none. The features of float64 networks stay so.
+        features = [v.to(torch.promote_types(v.dtype, torch.float32)) for v in features]
         if self.training:
             self.rep = torch.stack(features)
             features = [value.detach().clone().requires_grad_() for value in features]
             for task, value in enumerate(features):
                 value.register_hook(self._hook(task))  # type: ignore[no-untyped-call]
-        return [turn(value) for turn, value in zip(self.rotate_modules, features, strict=True)]
+        with torch.autocast(features[0].device.type, enabled=False):
+            return [turn(value) for turn, value in zip(self.rotate_modules, features, strict=True)]

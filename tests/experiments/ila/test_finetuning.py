@@ -370,6 +370,10 @@ def test_bad_models_and_batches(new_llama, batches):
         ),
         (lambda m: with_adalora(m, steps=10, shrink=(0.7, 0.1)), "shrink must be two rising"),
         (
+            lambda m: with_adalora(m, steps=2, target_rank=1),
+            "Found steps=2 with shrink",
+        ),
+        (
             lambda m: with_adalora(m, steps=2, target_rank=1, shrink=(0.1, 0.2)),
             "steps must leave at least one step",
         ),

@@ -73,6 +73,7 @@ def test_values_that_would_fail_later_are_refused_at_once(chapter, changes):
     [
         {"tuned_on": "other"},
         {"tunings": ["full"]},
+        {"stage_1_steps": 2, "tunings": ["lora", "adalora"]},
         {"selections": ["top"]},
         {"components": ["qkv"]},
         {"smaller_tops": [0.1, 0.3]},

@@ -70,6 +70,19 @@ def test_at_first_it_is_the_network_itself():
     assert model.shared_layers() == inner.shared_layers()
 
 
+@pytest.mark.parametrize("layers", [[], ["2"]])
+def test_the_rotations_are_exact_where_the_network_is_in_half_precision(layers):
+    model, batch = RotoGrad(network(layers), feature_dim=4), batches(1)[0]
+    exact = copy.deepcopy(model)
+    exact.backward(losses_of(exact(batch)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = losses_of(model(batch))
+    assert {features.dtype for features in model.features(batch).values()} == {torch.float32}
+    model.backward(losses)
+    for mine, expected in zip(model.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, expected.grad, rtol=0.05, atol=0.02)
+
+
 @pytest.mark.parametrize("layers", [[], ["2"], ["0", "2"]])
 def test_gradients_of_the_first_step_by_hand(layers):
     """All tasks weigh the same: gradients on the features get the mean of their lengths."""
