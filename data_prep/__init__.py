@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.common.files import MANIFEST, DataError, is_unchanged
-from data_prep.common.labelled import LabelledImages, normalised
+from data_prep.common.labelled import LabelledImages, normalised, scaled
 from data_prep.common.root import data_root
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ __all__ = [
     "load_text",
     "normalised",
     "open_tasks",
+    "scaled",
+    "task_names",
 ]
 
 
@@ -118,6 +120,15 @@ def open_tasks(name: str, split: str, root: Path | None = None) -> MultiTaskFile
     """
     files: MultiTaskFiles = _data_set(name, FILE_SETS).open(split, root)
     return files
+
+
+def task_names(name: str) -> tuple[str, ...]:
+    """The tasks of a set with several targets for each image; reads no file of the set.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return tuple(task.name for task in _data_set(name, MULTI_TASK_SETS).tasks)
 
 
 def image_names(name: str, split: str, root: Path | None = None) -> tuple[str, ...]:

@@ -118,10 +118,12 @@ class CelebASet(DataSet):
         numbers: Photographs per split.
         md5: Of the two lists and the archive; None stands for torchvision's. A file that is not
             named is not compared.
+        tasks: One for each attribute.
     """
 
     numbers: Mapping[str, int]
     md5: Mapping[str, str] | None = None
+    tasks: tuple[Task, ...] = TASKS
 
     def checks(self, folder: Path) -> dict[str, Check]:
         """By the manifest, and by the shape without one."""
@@ -147,7 +149,7 @@ class CelebASet(DataSet):
         images = map_images(folder / files[0], known[files[0]], self.name)
         content = read_verified(folder / files[1], known[files[1]], self.name)
         try:
-            return class_images(images, decode_idx(content), TASKS)
+            return class_images(images, decode_idx(content), self.tasks)
         except ValueError as error:
             problem = f"The files {' and '.join(files)} in {folder} do not fit together: {error}"
             raise data_error(self.name, problem) from error

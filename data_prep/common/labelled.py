@@ -70,13 +70,27 @@ def labelled_images(
     )
 
 
+def scaled(images: Tensor) -> Tensor:
+    """Pixels as a new float32 tensor: bytes divided by 255, floating-point numbers as they are.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    import torch
+
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images must be torch.uint8 or floating-point. Found {images.dtype}.")
+    found = images.to(torch.float32, copy=True)
+    return found if images.is_floating_point() else found.div_(255)
+
+
 def normalised(
     images: Tensor, mean: float | Sequence[float], std: float | Sequence[float]
 ) -> Tensor:
-    """``(images / 255 - mean) / std`` as float32.
+    """``(scaled(images) - mean) / std`` as float32.
 
     Args:
-        images: uint8, shape (n, channels, height, width).
+        images: uint8 or floating-point as :func:`scaled` takes them, (n, channels, height, width).
         mean: One number, or one per channel, on the scale 0 to 1.
         std: The same for the standard deviation; positive.
 
@@ -86,13 +100,11 @@ def normalised(
     Raises:
         ValueError: another dtype, a std that is not positive, or a wrong number of channels.
     """
-    if str(images.dtype) != "torch.uint8":
-        raise ValueError(f"images must be torch.uint8. Found {images.dtype}.")
-    scaled = images.float().div_(255)
-    spread = _per_channel(scaled, std, "std")
+    found = scaled(images)
+    spread = _per_channel(found, std, "std")
     if not bool((spread > 0).all()):
         raise ValueError(f"std must be positive. Found std={std!r}.")
-    return scaled.sub_(_per_channel(scaled, mean, "mean")).div_(spread)
+    return found.sub_(_per_channel(found, mean, "mean")).div_(spread)
 
 
 def _per_channel(images: Tensor, values: float | Sequence[float], name: str) -> Tensor:

@@ -6,8 +6,9 @@ one file per image and target are also read image by image, through :class:`Mult
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -111,6 +112,11 @@ class MultiTaskImages:
         targets = {name: values[chosen] for name, values in self.targets.items()}
         return MultiTaskImages(self.images[chosen], targets, self.tasks)
 
+    def with_tasks(self, names: Collection[str]) -> MultiTaskImages:
+        """The same images with some of the tasks, in the order of the set."""
+        tasks = tuple(task for task in self.tasks if task.name in names)
+        return replace(self, targets={t.name: self.targets[t.name] for t in tasks}, tasks=tasks)
+
 
 def _wrong_target(task: Task, values: Tensor, images: tuple[int, ...]) -> str | None:
     """What the targets of a task must be and are not, or None."""
@@ -179,7 +185,21 @@ class MultiTaskFiles:
             problem = f"Data file {path} is not as expected: {error}."
             raise data_error(self.data.name, problem) from error
         image, targets = decoded
-        return torch.from_numpy(image), {k: torch.from_numpy(v) for k, v in targets.items()}
+        return torch.from_numpy(image), {
+            task.name: torch.from_numpy(targets[task.name]) for task in self.tasks
+        }
+
+    def subset(self, indices: Tensor) -> MultiTaskFiles:
+        """The images at ``indices``, in that order; they stay in their files."""
+        other = copy.copy(self)
+        other._rows = [self._rows[row] for row in indices.tolist()]  # noqa: SLF001 - its own copy
+        return other
+
+    def with_tasks(self, names: Collection[str]) -> MultiTaskFiles:
+        """The same images with some of the tasks, in the order of the set."""
+        other = copy.copy(self)
+        other.tasks = tuple(task for task in self.tasks if task.name in names)
+        return other
 
     def in_memory(
         self, rows: Sequence[int] | None = None, size: tuple[int, int] | None = None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import ViT_B_16_Weights
 
-from data_prep import checksums, data_root, load
+from data_prep import checksums, data_root, load, scaled
 from experiments.cpeft import pretraining
 from experiments.cpeft.expert_outputs import ExpertOutputs
 from experiments.cpeft.joint_analyses import (
@@ -191,7 +191,7 @@ class ContinualExperiment(Generic[Parameters]):
             return IMAGENET_MEAN, IMAGENET_STD
         if weights:
             return IMAGE_MEAN, IMAGE_STD
-        pixels = self.train.images[self.base_task.train].float() / 255
+        pixels = scaled(self.train.images[self.base_task.train])
         return float(pixels.mean()), float(pixels.std())
 
     def _prepared(self, pixels: Tensor) -> ResizedImages:

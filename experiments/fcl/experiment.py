@@ -127,7 +127,7 @@ class FewShotExperiment(Generic[Parameters]):
         if self.parameters.weights:
             return IMAGENET_MEAN, IMAGENET_STD
         base = self.sessions(self.parameters.seeds[0])[0]
-        pixels = self.train.images[base.train].float() / 255
+        pixels = data.scaled(self.train.images[base.train])
         return float(pixels.mean()), float(pixels.std())
 
     @cached_property

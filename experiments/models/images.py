@@ -13,7 +13,7 @@ class NormalisedImages:
     """Images that are normalised when they are asked for, as all at once would fill the memory.
 
     Args:
-        pixels: uint8, ``(n, channels, height, width)``.
+        pixels: uint8, or floating-point from 0 to 1, ``(n, channels, height, width)``.
         mean: of the pixels on the scale 0 to 1, one number or one for each channel.
         std: their spread.
     """

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import data_prep as data
 from data_prep.common.multi_task import MultiTaskFiles, MultiTaskImages, Task
 from experiments.models.backbones import SETTINGS, backbone_for
+from experiments.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from experiments.mtl.augment import scale_crop_flip
 from experiments.mtl.network import MultiTaskModule, MultiTaskNetwork
 from experiments.mtl.parameters import GRADIENT_METHODS, MultiTaskParameters
@@ -38,8 +39,11 @@ Scores = dict[str, dict[str, float]]
 
 QUARTERS = 4
 
-# Images that are tested at once, and images behind the mean and the spread of the pixels.
-_CHUNK, _SAMPLE = 500, 1000
+# Images that are tested at once, and the most pixels of them, which a network of full width holds
+# beside its maps on a card of 24 GB; images behind the mean and the spread of the pixels.
+_CHUNK, _PIXELS, _SAMPLE = 500, 1 << 21, 1000
+# To which images of different sizes are filled up.
+_SIDES = (512, 512)
 
 
 @dataclass
@@ -95,7 +99,9 @@ class MultiTaskExperiment(Generic[Parameters]):
         self.parameters = parameters
         self.device = torch.device(device)
         self.validation_images = validation_images
-        self.train_data = _opened(parameters.dataset, "train")
+        if parameters.first_weights:
+            self.new_trunk()  # weights that are missing are named before anything is read
+        self.train_data = self._opened("train")
         self.tasks: dict[str, Task] = {task.name: task for task in self.train_data.tasks}
         available = len(self.train_data) - validation_images
         if available < QUARTERS * parameters.batch_size:
@@ -138,9 +144,14 @@ class MultiTaskExperiment(Generic[Parameters]):
 
     @cached_property
     def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and spread of the pixels, for each channel, of some training images."""
+        """Mean and spread of the pixels, for each channel, of some training images.
+
+        With weights of ImageNet those of ImageNet, which the network was trained with.
+        """
+        if self.parameters.first_weights:
+            return list(IMAGENET_MEAN), list(IMAGENET_STD)
         rows = self.training_rows(self.parameters.seeds[0])[:_SAMPLE]
-        pixels = _gathered(self.train_data, rows).images.float() / 255
+        pixels = data.scaled(_gathered(self.train_data, rows).images)
         spread = pixels.std(dim=(0, 2, 3)).clamp(min=1e-6)
         return pixels.mean(dim=(0, 2, 3)).tolist(), spread.tolist()
 
@@ -151,13 +162,20 @@ class MultiTaskExperiment(Generic[Parameters]):
         return order[: self.validation_images]
 
     @cached_property
-    def test_data(self) -> MultiTaskImages:
-        """The images to test on, the same for every seed."""
+    def test_data(self) -> MultiTaskImages | MultiTaskFiles:
+        """The images to test on, the same for every seed; in their files where they were there."""
         if self.validation_images:
-            return _gathered(self.train_data, self.held_out)
-        test = _opened(self.parameters.dataset, "test")
+            return self.train_data.subset(self.held_out)
+        test = self._opened("test")
         order = torch.randperm(len(test), generator=generator(0, "test images"))
-        return _gathered(test, order[: self.parameters.test_images or len(test)])
+        return test.subset(order[: self.parameters.test_images or len(test)])
+
+    def _opened(self, split: str) -> MultiTaskImages | MultiTaskFiles:
+        """A split in memory, or in its files where images differ in size; the chosen tasks."""
+        name, chosen = self.parameters.dataset, self.parameters.chosen_tasks
+        load = data.open_tasks if name == "pascal_context" else data.load_tasks
+        found: MultiTaskImages | MultiTaskFiles = load(name, split)
+        return found.with_tasks(chosen) if chosen else found
 
     def training_rows(self, seed: int) -> Tensor:
         """Numbers of the images that this seed trains on."""
@@ -182,10 +200,10 @@ class MultiTaskExperiment(Generic[Parameters]):
     # Networks ----------------------------------------------------------------------------------
 
     def new_trunk(self) -> Any:
-        """An untrained backbone; its initial weights come from the global generator."""
+        """A backbone before training; what no file gives comes from the global generator."""
         p = self.parameters
         known = p.dataset if p.dataset in SETTINGS else "multi_fashion_mnist"
-        return backbone_for(known, p.backbone, p.width)
+        return backbone_for(known, p.backbone, p.width, weights=p.first_weights or None)
 
     def new_network(
         self, seed: int, layers: Sequence[str] = (), tasks: Collection[str] | None = None
@@ -366,8 +384,11 @@ class MultiTaskExperiment(Generic[Parameters]):
         """Task -> metric -> value on :attr:`test_data`, the network in evaluation mode."""
         network.eval()
         counters: dict[str, Any] = {}
-        for rows in torch.arange(len(self.test_data)).split(_CHUNK):
-            images, targets = self.batch(self.test_data, rows)
+        test = self.test_data
+        height, width = _SIDES if isinstance(test, MultiTaskFiles) else test.images.shape[2:]
+        size = max(1, min(_CHUNK, _PIXELS // (height * width)))
+        for rows in torch.arange(len(test)).split(size):
+            images, targets = self.batch(test, rows)
             with autocast(self.device, self.parameters.precision):
                 outputs = network(images)
             for name, output in outputs.items():
@@ -420,15 +441,8 @@ def conflict_ranking(meter: ConflictMeter, severity: float) -> list[str]:
     return list(meter.layers)
 
 
-def _opened(name: str, split_name: str) -> MultiTaskImages | MultiTaskFiles:
-    """A data set in memory, or in its files where its images differ in size."""
-    if name == "pascal_context":
-        return data.open_tasks(name, split_name)
-    return data.load_tasks(name, split_name)
-
-
 def _gathered(images: MultiTaskImages | MultiTaskFiles, rows: Tensor) -> MultiTaskImages:
     """Some images of a set, in memory."""
     if isinstance(images, MultiTaskFiles):
-        return images.in_memory(rows.tolist(), size=(512, 512))
+        return images.in_memory(rows.tolist(), size=_SIDES)
     return images.subset(rows)

@@ -6,7 +6,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiments.run.parameters import SMALLEST_RATE, ChapterParameters, LearningRate
+from data_prep import task_names
+from experiments.run.parameters import (
+    SMALLEST_RATE,
+    ChapterParameters,
+    LearningRate,
+    is_file,
+)
 
 GRADIENT_METHODS = ("joint", "mgda", "pcgrad", "graddrop", "cagrad", "upgrad", "nashmtl")
 """Methods that make one update of the task gradients, by the ids of the tables."""
@@ -41,6 +47,10 @@ BACKBONES = dict.fromkeys(OVERLAID, ("resnet18",)) | {
 
 _LAYERS = {"resnet18": 40, "segnet": 52, "mtan": 72, "mobilenet_v2": 108}
 """Layers that the tasks share; half of them are batch norms."""
+
+
+TORCHVISION_WEIGHTS = ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2")
+"""Names of torchvision's weights of MobileNetV2."""
 
 
 class MultiTaskParameters(ChapterParameters):
@@ -88,6 +98,16 @@ class MultiTaskParameters(ChapterParameters):
     def severities(self) -> tuple[float, ...]:
         """Severities that are asked for: all that a search has to count."""
         return (self.severity,)
+
+    @property
+    def chosen_tasks(self) -> tuple[str, ...]:
+        """Tasks of the data set that are trained; all where none is named."""
+        return ()
+
+    @property
+    def first_weights(self) -> str:
+        """Weights that the trunk starts from; empty for random ones."""
+        return ""
 
     @model_validator(mode="after")
     def _lists_without_repetition(self) -> Self:
@@ -137,6 +157,10 @@ class MultiTaskParameters(ChapterParameters):
 class ReconParameters(MultiTaskParameters):
     """Parameters of ``chapters/recon.py``."""
 
+    tasks: list[str] = Field(description="tasks of the data set that are trained; empty: all")
+    weights: str = Field(
+        description="empty: random; else torchvision's of MobileNetV2 by name, or a file of them"
+    )
     methods: list[Literal[METHODS]] = Field(  # type: ignore[valid-type]
         min_length=1, description="methods to train as they are"
     )
@@ -146,6 +170,36 @@ class ReconParameters(MultiTaskParameters):
     compared_seeds: int = Field(ge=1, description="seeds, at most, that every method is run with")
     experts: int = Field(ge=2, le=64, description="expert networks of MMoE")
     timed_images: int = Field(ge=1, le=100_000, description="images of the timed forward pass")
+
+    @property
+    def chosen_tasks(self) -> tuple[str, ...]:
+        """Tasks of the data set that are trained; all where none is named."""
+        return tuple(self.tasks)
+
+    @property
+    def first_weights(self) -> str:
+        """Weights that the trunk starts from; empty for random ones."""
+        return self.weights
+
+    @model_validator(mode="after")
+    def _fits_the_set_and_the_network(self) -> Self:
+        known = task_names(self.dataset) if self.tasks else ()
+        if self.tasks and (len(self.tasks) < 2 or not set(self.tasks) <= set(known)):
+            raise ValueError(
+                f"tasks must be empty (all) or at least two of {', '.join(known)}. "
+                f"Found {self.tasks}"
+            )
+        if self.weights and (self.backbone != "mobilenet_v2" or self.width != 32):
+            raise ValueError(
+                "weights must be empty but for the backbone 'mobilenet_v2' of width 32. Found "
+                f"weights={self.weights!r} for {self.backbone!r} of width {self.width}"
+            )
+        if self.weights and self.weights not in TORCHVISION_WEIGHTS and not is_file(self.weights):
+            raise ValueError(
+                f"weights must be empty, one of {TORCHVISION_WEIGHTS} or a file. "
+                f"Found weights={self.weights!r}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_the_methods(self) -> Self:
@@ -160,7 +214,11 @@ class ReconParameters(MultiTaskParameters):
         if absent:
             raise ValueError(f"recon_methods must be among methods. Found {absent} beside them")
         if self.dataset == "celeba" and "bmtas" in self.methods:
-            raise ValueError("methods can hold 'bmtas' with at most 6 tasks. 'celeba' has 40")
+            count = len(self.tasks) or 40
+            if count > 6:
+                raise ValueError(
+                    f"methods can hold 'bmtas' with at most 6 tasks. 'celeba' has {count} here"
+                )
         if self.top_k == self.layers:
             raise ValueError(
                 f"top_k must be below {self.layers}, or no layer is left in which conflicts could "

@@ -3,6 +3,7 @@
 import io
 import zipfile
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -10,27 +11,11 @@ from scipy.io import savemat
 
 from data_prep import celeba, cityscapes, nyuv2, pascal_context
 from data_prep.celeba import ATTRIBUTES
-from data_prep.common.file_sets import numpy_set
 from tests.data_prep.small_photographs import jpeg
 
 NUMBERS = {"train": 3, "test": 2}
-SMALL_CITYSCAPES = numpy_set(
-    "cityscapes",
-    cityscapes.DATA.tasks,
-    {"segmentation": "label_7", "depth": "depth"},
-    NUMBERS,
-    (4, 6),
-    cityscapes.DATA.by_hand,
-)
-SMALL_NYUV2 = numpy_set(
-    "nyuv2",
-    nyuv2.DATA.tasks,
-    {"segmentation": "label", "depth": "depth", "normals": "normal"},
-    NUMBERS,
-    (4, 6),
-    nyuv2.DATA.by_hand,
-)
 SMALL_PASCAL = replace(pascal_context.DATA, numbers={"train": 2, "test": 1})
+FACES = (0, 0, 1, 0, 2, 1, 0)  # the split of each: train, valid, test
 CELEBA = replace(celeba.DATA, numbers={"train": 4, "valid": 2, "test": 1}, md5={}, space=1 << 20)
 
 
@@ -40,12 +25,23 @@ def npy(values):
     return content.getvalue()
 
 
-def numpy_files(name, size=(4, 6)):
+def small_numpy_set(data, size, numbers=NUMBERS):
+    """CityScapes or NYUv2 with smaller and fewer images."""
+    rows, decode = data.rows, data.decode  # partial functions, see `numpy_set`
+    return replace(
+        data,
+        numbers=numbers,
+        rows=partial(rows.func, rows.args[0], numbers),
+        decode=partial(decode.func, data.tasks, size),
+    )
+
+
+def numpy_files(name, size=(4, 6), numbers=NUMBERS):
     """From path to content: small images, as the prepared CityScapes or NYUv2 has them."""
     random = np.random.RandomState(0)
     files = {}
-    for part, number in (("train", 3), ("val", 2)):
-        for i in range(number):
+    for part, split in (("train", "train"), ("val", "test")):
+        for i in range(numbers[split]):
             label = random.randint(-1, 7, size).astype(np.float32)
             files[f"{part}/image/{i}.npy"] = npy(random.rand(*size, 3).astype(np.float32))
             files[f"{part}/depth/{i}.npy"] = npy(random.rand(*size, 1).astype(np.float32))
@@ -55,6 +51,10 @@ def numpy_files(name, size=(4, 6)):
                 files[f"{part}/label/{i}.npy"] = npy(label)
                 files[f"{part}/normal/{i}.npy"] = npy(random.randn(*size, 3))
     return files
+
+
+SMALL_CITYSCAPES = small_numpy_set(cityscapes.DATA, (4, 6))
+SMALL_NYUV2 = small_numpy_set(nyuv2.DATA, (4, 6))
 
 
 def mat(**variables):
@@ -99,13 +99,14 @@ def anno(name, things):
 PHOTOGRAPHS = {"2008_000008": (6, 9), "2008_000015": (8, 5), "2008_000002": (5, 7)}
 
 
-def pascal_files():
-    """From path in ``PASCAL_MT`` to content: two images to train with and one to test."""
+def pascal_files(photographs=PHOTOGRAPHS, test=1):
+    """From path in ``PASCAL_MT`` to content: images to train with and the last ones to test."""
+    lines = [f"{name}\n" for name in photographs]
     files = {
-        "ImageSets/Context/train.txt": b"2008_000008\n2008_000015\n",
-        "ImageSets/Context/val.txt": b"2008_000002\n",
+        "ImageSets/Context/train.txt": "".join(lines[:-test]).encode(),
+        "ImageSets/Context/val.txt": "".join(lines[-test:]).encode(),
     }
-    for i, (name, size) in enumerate(PHOTOGRAPHS.items()):
+    for i, (name, size) in enumerate(photographs.items()):
         random = np.random.RandomState(i)
         files[f"JPEGImages/{name}.jpg"] = jpeg(*size, i)
         classes = random.randint(0, 21, size)
@@ -123,21 +124,21 @@ def pascal_files():
         dog = ("dog", 12, whole, {"head": head})
         person = ("person", 15, whole, {"hair": head, "rfoot": foot})
         hidden = ("person", 15, whole, {})
-        things = {0: [dog, person, hidden], 1: [dog], 2: [person]}[i]
+        things = {0: [dog, person, hidden], 1: [dog], 2: [person]}[i % 3]
         files[f"human_parts/{name}.mat"] = anno(name, things)
     return files
 
 
-def celeba_files():
-    """From path to content: the two lists as published, with their spaces, and seven faces."""
+def celeba_files(splits=FACES):
+    """From path to content: the two lists as published, with their spaces, and the faces."""
     random = np.random.RandomState(0)
-    names = [f"{number:06d}.jpg" for number in range(1, 8)]
+    names = [f"{number:06d}.jpg" for number in range(1, len(splits) + 1)]
     lines = [f"{len(names)}", " ".join(ATTRIBUTES) + " "]
     files = {}
     for i, name in enumerate(names):
         lines.append(f"{name} " + " ".join(f"{v:2d}" for v in random.choice([-1, 1], 40)))
         files[f"img_align_celeba/{name}"] = jpeg(218, 178, i)
-    parts = [f"{name} {part}" for name, part in zip(names, (0, 0, 1, 0, 2, 1, 0), strict=True)]
+    parts = [f"{name} {part}" for name, part in zip(names, splits, strict=True)]
     files["list_attr_celeba.txt"] = ("\r\n".join(lines) + "\r\n").encode()
     files["list_eval_partition.txt"] = ("\n".join(parts) + "\n").encode()
     return files

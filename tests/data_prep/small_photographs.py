@@ -46,12 +46,12 @@ def jpeg(height, width, seed, mode="RGB"):
     return content.getvalue()
 
 
-def mini_files(size=84):
+def mini_files(size=84, wnids=WNIDS, train=(5, 6, 10, 14)):
     """From path in the folder ``miniimagenet`` to content: 4 train and 2 test images a class."""
     files = {}
-    for split, numbers in (("train", (5, 6, 10, 14)), ("test", (7, 28))):
+    for split, numbers in (("train", train), ("test", (7, 28))):
         lines = ["filename,label"]
-        for wnid in WNIDS:
+        for wnid in wnids:
             for number in numbers:
                 name = f"{wnid}{number:08d}.jpg"
                 lines.append(f"{name},{wnid}")

@@ -226,13 +226,18 @@ def test_normalised_values_by_hand():
     torch.testing.assert_close(same, torch.tensor([[[[-2.0, 2.0]], [[-1.2, -0.4]]]]))
     each = normalised(images, [0.0, 0.2], [1.0, 0.1])
     torch.testing.assert_close(each, torch.tensor([[[[0.0, 1.0]], [[0.0, 2.0]]]]))
+    # Numbers from 0 to 1, as the files of CityScapes hold them, in either precision.
+    for numbers in (images / 255, (images / 255).double()):
+        kept = numbers.clone()
+        torch.testing.assert_close(normalised(numbers, [0.0, 0.2], [1.0, 0.1]), each)
+        assert torch.equal(numbers, kept)
     assert images.flatten().tolist() == [0, 255, 51, 102]
 
 
 def test_normalising_refuses_what_cannot_be_meant():
     images = small_images().images
-    with pytest.raises(ValueError, match="images must be torch.uint8. Found torch.float32"):
-        normalised(images.float(), 0.0, 1.0)
+    with pytest.raises(ValueError, match="torch.uint8 or floating-point. Found torch.int64"):
+        normalised(images.long(), 0.0, 1.0)
     for std in (0.0, -1.0, float("nan"), [1.0, 0.0]):
         with pytest.raises(ValueError, match="std must be positive. Found std="):
             normalised(images, 0.0, std)

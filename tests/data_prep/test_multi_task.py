@@ -196,6 +196,14 @@ def test_images_of_many_sizes_are_filled_up_with_what_has_no_value(tmp_path):
             assert (own[..., height:, :] == empty).all()
             assert (own[..., width:] == empty).all()
     assert train.in_memory([1]).images.shape == (1, 3, 8, 5)
+    # Some of the images and tasks, still in their files; the set itself stays as it is.
+    some = train.subset(torch.tensor([1])).with_tasks({"normals", "segmentation"})
+    assert [task.name for task in some.tasks] == list(some[0][1]) == ["segmentation", "normals"]
+    assert (len(some), len(train), len(train.tasks)) == (1, 2, 5)
+    one, both = some.in_memory(), both.subset([1]).with_tasks({"segmentation", "normals"})
+    assert torch.equal(one.images, both.images[..., :5])
+    assert one.tasks == both.tasks
+    assert torch.equal(one.targets["normals"], both.targets["normals"][..., :5])
 
 
 def test_files_can_be_read_by_the_workers_of_a_loader(name, tmp_path):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from experiments.fcl.baselines.features import Features
 from experiments.fcl.baselines.session_training import (
     ExemplarLearner,
     TrainingOptions,
@@ -154,7 +155,7 @@ class ICaRL(ExemplarLearner):
         self.means = F.normalize(class_means(self.unit_embeddings(kept), kept_labels, self.classes))
 
     @override
-    def classify(self, features: Tensor) -> Tensor:
+    def classify(self, features: Features) -> Tensor:
         embeddings = F.normalize(self.trainer.embed(features))
         return self.classes[nearest_class_mean(embeddings, self.means)]
 

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from experiments.fcl.baselines.features import Features, embedded, prefix_features
 from experiments.fcl.baselines.learner import Learner
 from experiments.fcl.baselines.memory import Exemplars
 from ktlib.checks import require_at_least, require_finite, require_positive
@@ -166,12 +167,12 @@ class IDLVQC(Learner):
         return references.detach()
 
     @override
-    def features(self, images: Tensor) -> Tensor:
-        return embed(self.split.prefix, images)
+    def features(self, images: Tensor) -> Features:
+        return prefix_features(self.split.prefix, images)
 
     @override
-    def classify(self, features: Tensor) -> Tensor:
-        nearest = nearest_class_mean(embed(self.split.tail, features), self.references)
+    def classify(self, features: Features) -> Tensor:
+        nearest = nearest_class_mean(embedded(self.split.tail, features), self.references)
         return self.classes.index_select(0, nearest)
 
 

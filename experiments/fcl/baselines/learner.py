@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from experiments.fcl.baselines.features import Features, chosen
 from ktlib.checks import ImagePool, percent
 from ktlib.fcl.protocol import Session
 
@@ -47,7 +48,7 @@ class Learner(ABC):
     def learn(self, images: Tensor, labels: Tensor) -> None:
         """One few-shot session; arguments as in :meth:`start`, classes never seen before."""
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Features:
         """The part of a prediction that no session changes, computed once.
 
         Args:
@@ -55,11 +56,12 @@ class Learner(ABC):
 
         Returns:
             ``(n, ...)`` a row an image, without gradients; by default the images themselves.
+            Those of a prefix that would fill the memory are computed when they are asked for.
         """
         return images
 
     @abstractmethod
-    def classify(self, features: Tensor) -> Tensor:
+    def classify(self, features: Features) -> Tensor:
         """Class numbers ``(n,)`` of the images that have these features; no gradients.
 
         Args:
@@ -119,7 +121,7 @@ def run_learner(
     """
     _require_disjoint(sessions)
     results = SessionResults() if results is None else results
-    features: Tensor | None = None  # of the test images, computed once for all sessions
+    features: Features | None = None  # of the test images, computed once for all sessions
     origin = torch.zeros_like(test_labels)  # session in which a class first appears, 0: not yet
     for session in sessions:
         step = learner.start if session.number == 1 else learner.learn
@@ -133,7 +135,7 @@ def run_learner(
         seen = origin > 0
         if features is None:
             features = learner.features(test_images)
-        correct = learner.classify(features[seen]) == test_labels[seen]
+        correct = learner.classify(chosen(features, seen)) == test_labels[seen]
         _add_rows(results, session.number, correct, origin[seen])
     return results
 

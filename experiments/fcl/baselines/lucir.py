@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from experiments.fcl.baselines.features import Features
 from experiments.fcl.baselines.session_training import ExemplarLearner, TrainingOptions
 from ktlib.checks import require_at_least, require_bound, require_positive
 from ktlib.fcl.protocol import positions_of
@@ -240,6 +241,6 @@ class LUCIR(ExemplarLearner):
         }
 
     @override
-    def classify(self, features: Tensor) -> Tensor:
+    def classify(self, features: Features) -> Tensor:
         embeddings = self.trainer.embed(features)
         return self.classes[cosines(embeddings, self.weight).argmax(dim=1)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from experiments.fcl.baselines.features import Features, embedded, prefix_features
 from experiments.fcl.baselines.learner import Learner
 from experiments.fcl.baselines.memory import Exemplars
 from ktlib.checks import require_at_least, require_positive
@@ -55,13 +56,13 @@ class NearestMean(Learner):
         return class_means(embed(self.split.network, images), labels)
 
     @override
-    def features(self, images: Tensor) -> Tensor:
-        return embed(self.split.prefix, images)
+    def features(self, images: Tensor) -> Features:
+        return prefix_features(self.split.prefix, images)
 
     @override
-    def classify(self, features: Tensor) -> Tensor:
+    def classify(self, features: Features) -> Tensor:
         prototypes = normalise_prototypes(self.prototypes) if self.normalise else self.prototypes
-        nearest = nearest_class_mean(embed(self.split.tail, features), prototypes)
+        nearest = nearest_class_mean(embedded(self.split.tail, features), prototypes)
         predicted: Tensor = self.classes[nearest]
         return predicted
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from experiments.fcl.baselines.features import Features, embedded, prefix_features
 from experiments.fcl.baselines.learner import Learner
 from experiments.fcl.baselines.memory import Exemplars
 from ktlib.checks import require_at_least, require_finite, require_positive
@@ -73,13 +74,18 @@ class SessionTrainer:
         weights = split.network.parameters() if whole else split.tuned.values()
         self.parameters: list[Tensor] = list(weights)
 
-    def inputs(self, images: Tensor) -> Tensor:
-        """Inputs of :attr:`trained`: the images themselves, or their fixed prefix features."""
-        return images if self.train == "all" else embed(self.split.prefix, images)
+    @property
+    def prefix(self) -> nn.Module | None:
+        """What lies in front of :attr:`trained` and never changes; None without such a part."""
+        return None if self.train == "all" else self.split.prefix
 
-    def embed(self, inputs: Tensor) -> Tensor:
+    def inputs(self, images: Tensor) -> Features:
+        """Inputs of :attr:`trained`: the images themselves, or their fixed prefix features."""
+        return images if self.prefix is None else prefix_features(self.prefix, images)
+
+    def embed(self, inputs: Features) -> Tensor:
         """Embeddings ``(n, dim)`` of :meth:`inputs`, without gradients."""
-        return embed(self.trained, inputs)
+        return embedded(self.trained, inputs)
 
     def minimise(
         self,
@@ -169,7 +175,7 @@ class SessionLearner(Learner):
         self.classes = self.classes.to(labels)
 
     @override
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Features:
         return self.trainer.inputs(images)
 
 
@@ -198,7 +204,7 @@ class ExemplarLearner(SessionLearner):
         super().start(images, labels)
         self.remember(images, labels, base=True)
 
-    def joined_inputs(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def joined_inputs(self, images: Tensor, labels: Tensor) -> tuple[Features, Tensor]:
         """Inputs and labels of the exemplars, followed by those of the new images."""
         joined, joined_labels = self.kept.joined_with(images, labels)
         return self.trainer.inputs(joined), joined_labels

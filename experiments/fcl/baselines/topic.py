@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from experiments.fcl.baselines.features import Features, embedded, prefix_features
 from experiments.fcl.baselines.learner import Learner
 from experiments.fcl.baselines.memory import Exemplars
 from experiments.fcl.baselines.session_training import require_base_classes, require_rows
@@ -414,12 +415,12 @@ class TOPIC(Learner):
         self.anchors = torch.cat([self.anchors, embeddings[added]])
 
     @override
-    def features(self, images: Tensor) -> Tensor:
-        return embed(self.split.prefix, images)
+    def features(self, images: Tensor) -> Features:
+        return prefix_features(self.split.prefix, images)
 
     @override
-    def classify(self, features: Tensor) -> Tensor:
-        scores = F.linear(embed(self.split.tail, features), self.weight, self.bias)
+    def classify(self, features: Features) -> Tensor:
+        scores = F.linear(embedded(self.split.tail, features), self.weight, self.bias)
         return self.classes.index_select(0, scores.argmax(dim=1))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from experiments.fcl.baselines.features import Features, joined
 from experiments.fcl.baselines.session_training import (
     SessionLearner,
     TrainingOptions,
@@ -61,14 +62,14 @@ class Joint(SessionLearner):
     @override
     def start(self, images: Tensor, labels: Tensor) -> None:
         super().start(images, labels)
-        # The prefix never changes, so its features are as good as the images, for less work.
+        # The prefix never changes: its features are as good as the images, and less work if kept.
         self.inputs = self.trainer.inputs(images)
         self.labels = labels
 
     @override
     def learn(self, images: Tensor, labels: Tensor) -> None:
         new_classes = labels.unique()
-        self.inputs = torch.cat([self.inputs, self.trainer.inputs(images)])
+        self.inputs = joined(self.inputs, images, self.trainer.prefix)
         self.labels = torch.cat([self.labels, labels])
         self.classes = torch.cat([self.classes, new_classes])
         self.classifier = extend_linear(self.classifier, len(new_classes), self.trainer.generator)
@@ -84,7 +85,7 @@ class Joint(SessionLearner):
 
     @override
     @torch.no_grad()
-    def classify(self, features: Tensor) -> Tensor:
+    def classify(self, features: Features) -> Tensor:
         scores = self.scores(self.trainer.embed(features))
         return self.classes[scores.argmax(dim=1)]
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from data_prep import celeba, cityscapes, load_tasks, nyuv2, open_tasks, pascal_context
-from data_prep.common.file_sets import numpy_set
 from experiments.models.backbones import backbone_for
 from experiments.mtl.tasks import (
     TABLE_COLUMNS,
@@ -20,11 +19,11 @@ from ktlib.mtl import aggregator, apply_gradients
 from ktlib.mtl.conflict import ConflictMeter
 from tests.data_prep.small_multi_task import (
     CELEBA,
-    NUMBERS,
     SMALL_PASCAL,
     celeba_files,
     numpy_files,
     pascal_files,
+    small_numpy_set,
 )
 from tests.data_prep.small_photographs import unpack
 
@@ -36,17 +35,10 @@ def root(tmp_path_factory):
     """All sets on the disk, checked and recorded by data_prep as real ones are."""
     root = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
-        for name, module, folder in (
-            ("cityscapes", cityscapes, "label_7"),
-            ("nyuv2", nyuv2, "label"),
-        ):
-            whole = module.DATA
-            folders = {task.name: task.name for task in whole.tasks} | {"segmentation": folder}
-            if name == "nyuv2":
-                folders["normals"] = "normal"
-            small = numpy_set(name, whole.tasks, folders, NUMBERS, (SIDE, SIDE))
+        for module in (cityscapes, nyuv2):
+            small = small_numpy_set(module.DATA, (SIDE, SIDE))
             patch.setattr(module, "DATA", small)
-            unpack(numpy_files(name, (SIDE, SIDE)), root / name)
+            unpack(numpy_files(small.name, (SIDE, SIDE)), root / small.name)
             small.prepare(root)
         patch.setattr(pascal_context, "DATA", SMALL_PASCAL)
         unpack(pascal_files(), root / "pascal_context")

@@ -27,7 +27,7 @@ VALUES = {
     "lr_drops": [0.5], "lr_factor": 0.1, "cagrad_c": 0.2, "batch_norm": True, "augment": False,
     "severity": -0.1, "top_k": 3, "search_quarters": 1, "methods": ["single", "joint"],
     "recon_methods": ["joint"], "compared_seeds": 1, "method_lr": {}, "experts": 2,
-    "timed_images": 2,
+    "timed_images": 2, "tasks": [], "weights": "",
 }  # fmt: skip
 
 
@@ -204,12 +204,11 @@ def test_the_learning_rate_falls_where_it_is_told():
 
 
 def test_a_loss_that_is_not_finite_stops_the_training_and_is_named():
-    e = experiment(epochs=3)
-    e.parameters = e.parameters.model_copy(update={"lr": 1e12})  # no chapter would take it
     with pytest.raises(FloatingPointError, match="'(item|digit)'"):
-        e.train("joint", 0)
+        experiment(epochs=3).train("joint", 0, lr=1e12)
+    e = experiment(epochs=3)
     with pytest.raises(FloatingPointError, match="loss of task"):
-        e.optimise(e.new_network(0), 0)
+        e.optimise(e.new_network(0), 0, lr=1e12)
 
 
 @pytest.mark.parametrize("method", GRADIENT_METHODS)
@@ -266,6 +265,48 @@ def test_any_severity_that_is_asked_for_is_counted():
     run = e.train("joint", 0)
     assert sorted(e.ranking(run)) == sorted(experiment().ranking(run))
     assert len(e.recon_layers(run)) == 3
+
+
+def test_images_are_tested_in_batches_that_fit(monkeypatch):
+    e, seen = experiment(), []
+    network = e.new_network(0)
+    network.register_forward_hook(lambda _network, given, _made: seen.append(len(given[0])))
+    expected = e.scores(network)
+    monkeypatch.setattr("experiments.mtl.experiment._PIXELS", 5 * 16 * 16)
+    found = e.scores(network)
+    assert seen == [12, 5, 5, 2]
+    assert found == expected
+
+
+@pytest.mark.parametrize("spread", [1.0, 300.0])
+def test_images_of_floating_point_numbers_are_taken_as_they_are(spread, monkeypatch):
+    """CityScapes and NYUv2 come in files of float32 numbers."""
+    bytes_ = {"train": images(60, 0), "test": images(20, 1)}
+    numbers = {
+        split: MultiTaskImages(one.images / 255 * spread, one.targets, one.tasks)
+        for split, one in bytes_.items()
+    }
+    expected = experiment().batch(bytes_["train"], torch.arange(4))[0]
+    monkeypatch.setattr(data, "load_tasks", lambda _name, split: numbers[split])
+    e = experiment(epochs=1)
+    assert torch.allclose(e.batch(e.train_data, torch.arange(4))[0], expected, atol=1e-5)
+    assert torch.isfinite(weights(e.train("joint", 0))).all()
+
+
+def test_only_the_chosen_tasks_are_trained(monkeypatch):
+    three = {
+        split: MultiTaskImages(
+            one.images, {**one.targets, "bar": one.targets["item"]},
+            (*one.tasks, Task("bar", "classes", CLASSES)),
+        )
+        for split, one in (("train", images(60, 0)), ("test", images(20, 1)))
+    }  # fmt: skip
+    monkeypatch.setattr(data, "load_tasks", lambda _name, split: three[split])
+    assert list(experiment(epochs=1).train("joint", 0).losses) == ["item", "digit", "bar"]
+    e = experiment(epochs=1, tasks=["digit", "item"])
+    run = e.train("joint", 0)
+    assert list(run.losses) == list(e.scores(run.network)) == ["item", "digit"]
+    assert set(e.train_single(0)) == {"item", "digit"}
 
 
 def test_a_batch_is_at_most_a_quarter_of_the_images():

@@ -10,6 +10,8 @@ from tests.chapter_parameters import check_cell, check_profile, profiles
 
 MODELS = {"recon": ReconParameters, "recon_studies": ReconStudyParameters}
 
+PASCAL = {"dataset": "pascal_context", "backbone": "mobilenet_v2", "width": 32}
+
 
 def check(chapter, **changes):
     return check_cell(MODELS[chapter], chapter, **changes)
@@ -78,6 +80,7 @@ def test_wrong_values_are_named_with_what_is_allowed(chapter, changes, words):
         ({"dataset": "nyuv2"}, ["backbone", "'mtan' or 'segnet'", "'resnet18'"]),
         ({"top_k": 41}, ["top_k", "below 41"]),
         ({"dataset": "celeba", "methods": ["joint", "bmtas"]}, ["bmtas", "celeba"]),
+        ({"tasks": ["digit", "digit"]}, ["tasks may hold each value once", "digit"]),
         (
             {"dataset": "pascal_context", "backbone": "mobilenet_v2", "width": 6},
             ["width", "multiple of 4", "6"],
@@ -88,6 +91,11 @@ def test_wrong_values_are_named_with_what_is_allowed(chapter, changes, words):
         ({"method_lr": {"sgd": 0.1}}, ["method_lr", "'sgd'"]),
         ({"method_lr": {"mgda": 0.0}}, ["method_lr", "'mgda'"]),
         ({"experts": 1}, ["experts", "1"]),
+        ({"tasks": ["digit"]}, ["tasks", "empty (all) or at least two of item, digit"]),
+        ({"tasks": ["digit", "edges"]}, ["tasks", "item, digit", "['digit', 'edges']"]),
+        ({"weights": "DEFAULT"}, ["weights must be empty", "'DEFAULT' for 'resnet18'"]),
+        (PASCAL | {"weights": "IMAGENET"}, ["weights", "IMAGENET1K_V1", "or a file", "'IMAGENET'"]),
+        (PASCAL | {"weights": "DEFAULT", "width": 16}, ["weights", "width 32", "of width 16"]),
         ({"dataset": "cityscapes", "backbone": "segnet", "methods": ["single", "joint", "mmoe"]},
          ["'mmoe' with the backbone resnet18 only", "'segnet'"]),
     ],

@@ -20,9 +20,11 @@ from experiments.fcl.baselines import (
     Joint,
     NearestMean,
     TopicSettings,
+    features,
     run_learner,
 )
-from ktlib.fcl import embed
+from experiments.models.resnet import resnet18_features
+from ktlib.fcl import embed, last_convolutions, split_network
 
 STEPS = {"epochs": 2, "lr": 0.02}
 METHODS = {
@@ -152,3 +154,40 @@ def test_test_images_pass_the_first_layer_once(method, options, split, problem):
         for session in problem[0]:
             expected[torch.isin(problem[4].cpu(), session.classes)] = 4 - session.number
     assert torch.equal(times, expected)
+
+
+@pytest.mark.parametrize(("method", "options"), PARTS)
+def test_features_that_would_fill_the_memory_are_computed_each_time(
+    method, options, split, problem, monkeypatch
+):
+    """The same results, while nothing of the size of all features is kept."""
+    results, held = [], []
+    for largest in (features.LARGEST, 0):
+        monkeypatch.setattr(features, "LARGEST", largest)
+        learner = made(method, copy.deepcopy(split), problem, **options)
+        results.append(run_learner(learner, *problem))
+        test = learner.features(problem[3])
+        held.append([test, getattr(learner, "inputs", test)])
+    assert results[0] == results[1]
+    assert all(isinstance(one, torch.Tensor) for one in held[0])
+    lazy = [isinstance(one, features.PrefixFeatures) for one in held[1]]
+    assert lazy == [not options, not options]
+
+
+def test_the_features_of_mini_imagenet_fit_a_card_of_24_gb():
+    """Those of its 30,000 base images and 10,000 test images would take 36 GB."""
+    network = resnet18_features(3, 64, 1).to("meta")  # shapes alone: nothing is computed
+    split = split_network(network, last_convolutions(network, 8))
+    sizes = []
+    for count in (30_000, 10_000):
+        images = torch.empty(count, 3, 84, 84, device="meta")
+        sizes.append(embed(split.prefix, images).nbytes / 1e9)
+        found = features.prefix_features(split.prefix, images)
+        assert isinstance(found, features.PrefixFeatures)
+        joined = features.joined(found, images[:25], split.prefix)
+        assert joined.images.nbytes < 3e9
+    assert sum(sizes) == pytest.approx(36, abs=0.5)
+    # Features of the images of CIFAR-100 are kept, in the profile of the thesis's first table.
+    split = split_network(network, last_convolutions(network, 4))
+    images = torch.empty(30_000, 3, 32, 32, device="meta")
+    assert features.prefix_features(split.prefix, images).nbytes < features.LARGEST
