@@ -34,8 +34,8 @@ PROFILES = sorted(CHAPTERS.glob("params/*.paper*.yaml"))
 
 FEW = {"seeds": [0], "epochs": 1, "device": "cpu"}
 FEW_SHOT = FEW | {
-    "width": 16, "base_classes": 4, "sessions": 1, "ways": 2, "base_images": 2, "batch_size": 4,
-    "session_epochs": 2, "flatness_images": 4, "flatness_draws": 2,
+    "width": 16, "base_classes": 4, "sessions": 1, "ways": 2, "base_images": 2, "test_images": 1,
+    "batch_size": 4, "session_epochs": 2, "flatness_images": 4, "flatness_draws": 2,
 }  # fmt: skip
 MULTI_TASK = FEW | {"width": 8, "batch_size": 2, "train_images": 8, "test_images": 2}
 LANGUAGE = {
