@@ -51,13 +51,17 @@ def cifar_files(
     for split, number in (("train", train), ("test", test)):
         drawn = [int(label) for label in random.randint(0, 100, number)]
         fine = [i % classes for i in range(number)] if classes else drawn
+        data = random.randint(0, 256, (number, 3072))
+        if classes:  # each in a colour of its own
+            colours = np.random.RandomState(seed).randint(0, 256, (classes, 3))
+            data = (data + 3 * colours[fine].repeat(1024, axis=1)) // 4
         files[split] = dumps(
             {
                 "filenames": [f"image_{i}.png" for i in range(number)],
                 "batch_label": f"{split}ing batch 1 of 1",
                 "fine_labels": fine,
                 "coarse_labels": [label // 5 for label in fine],
-                "data": random.randint(0, 256, (number, 3072)).astype(np.uint8),
+                "data": data.astype(np.uint8),
             }
         )
     files["meta"] = dumps(

@@ -36,6 +36,14 @@ def experiment():
     return FewShotExperiment(parameters(), "cpu")
 
 
+@pytest.mark.parametrize("width", [4, 8, 16, 64])
+def test_narrow_networks_keep_the_usual_order_in_memory(width, experiment):
+    """Convolutions of 8 channels of 84x84 images in the other one end the process."""
+    convolution = experiment.with_parameters(width=width).new_network(3)[0].network.layer1[0].conv1
+    last = convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    assert last == (width >= 16)
+
+
 def same_weights(one, other):
     state = zip(
         one[0].network.state_dict().values(), other[0].network.state_dict().values(), strict=True
