@@ -51,7 +51,8 @@ def score_correlation(one: Mapping[str, float], other: Mapping[str, float]) -> f
     They are where nothing was learned, or where no layer makes a difference.
     """
     both = pd.DataFrame({"one": one, "other": other})
-    return None if (both.nunique() < 2).any() else float(both.corr("spearman").iloc[0, 1])
+    equal = (both.nunique() < 2).any()
+    return None if equal else float(both.corr("spearman").to_numpy()[0, 1])
 
 
 def agreement_matrix(rows: Rows, top_fraction: float) -> pd.DataFrame:
