@@ -560,7 +560,7 @@ from ktlib.fcl.noise import RELEASED_SHAPES
 
 beta = {"noise_levels": 5, "noise_shapes": RELEASED_SHAPES}
 spread = {"spread_weight": 2.0, "noise_draws": max(2, P.noise_draws)}  # a spread needs two draws
-no_gradient, half = {"prototype_gradient": False}, {"noise_bound": P.noise_bound / 2}
+no_gradient, half = {"prototype_gradient": False}, {"noise_bound": max(P.noise_bound / 2, 1e-9)}
 choices = {"as printed": vary(), "five levels": vary(noise_levels=5), "Beta levels": vary(**beta)}
 choices["spread"], choices["no gradient"] = vary(**spread), vary(**no_gradient)
 choices["half of b"] = vary(**half)

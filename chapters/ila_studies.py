@@ -411,14 +411,16 @@ agreement_matrix(across, P.top)
 # **Prediction.** Where the seeds differ in this direction, their learned rankings agree less, and the learned order agrees with ablation only where more is wanted.
 
 # %%
+from experiments.ila.report import score_correlation
+
 direction = []
 for seed, ranking in learned.items():
     scores = list(ranking.scores.values())
     row = {"seed": seed, "more wanted of": np.mean(np.array(scores) > P.initial_score)}
     row["sum of slopes"] = -sum(cheap[seed]["first order"].scores.values())
     for name in sorted(set(cheap[seed]) - {"first order"}):
-        both = pd.DataFrame({"learned": ranking.scores, name: cheap[seed][name].scores})
-        row[f"correlation with {name}"] = both.corr("spearman").iloc[0, 1]
+        found = score_correlation(ranking.scores, cheap[seed][name].scores)
+        row[f"correlation with {name}"] = found
     direction.append(row)
 record.table("direction", direction)
 pd.DataFrame(direction).set_index("seed").round(2)

@@ -20,8 +20,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -77,7 +78,7 @@ def _candidates(schema: Mapping[str, Any], base: Any, legal: Legal) -> Iterator[
         yield from _ends(schema, base, legal)
     elif kind == "array":
         inner, shorter, longer = schema["items"], base, base
-        ends = dict.fromkeys(
+        ends: Iterable[Any] = dict.fromkeys(
             x
             for item in base[:1]
             for x in _candidates(inner, item, lambda x: legal([x]) or legal([*base, x]))
@@ -94,11 +95,15 @@ def _candidates(schema: Mapping[str, Any], base: Any, legal: Legal) -> Iterator[
         yield {}
         inner = schema["additionalProperties"]
         for key, item in base.items():
-            for x in _candidates(inner, item, lambda x, key=key: legal({**base, key: x})):
-                yield {**base, key: x}
+            ends = _candidates(inner, item, partial(_legal_at, legal, base, key))
+            yield from ({**base, key: x} for x in ends)
 
 
-def _ends(schema: Mapping[str, Any], base: float, legal: Legal) -> Iterator[float]:
+def _legal_at(legal: Legal, base: Mapping[str, Any], key: str, value: Any) -> bool:
+    return legal({**base, key: value})
+
+
+def _ends(schema: Mapping[str, Any], base: Any, legal: Legal) -> Iterator[float]:
     """Lowest and highest legal number, and about twice ``base`` where the highest is above it."""
     if schema["type"] == "integer":
         low, high = schema.get("minimum", -(2**63)), schema.get("maximum", 2**63)

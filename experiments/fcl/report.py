@@ -58,7 +58,7 @@ def comparison_summary(rows: Rows, upper_bound: str = "crt") -> pd.DataFrame:
     Returns:
         Columns ``first session``, ``all classes``, ``base classes``, ``new classes``, ``drop``
         (first minus last session) and ``behind <upper_bound>``, mean ± standard deviation over
-        seeds, the mean alone for one seed.
+        seeds, the mean alone for one seed; ``diverged`` where no run reached the last session.
 
     Raises:
         ValueError: if ``upper_bound`` has no rows.
@@ -70,20 +70,22 @@ def comparison_summary(rows: Rows, upper_bound: str = "crt") -> pd.DataFrame:
     keys = ["method", "seed"]
     last = table[table["session"] == table["session"].max()].set_index(keys)
     first = table[table["session"] == table["session"].min()].set_index(keys)
-    bound = last.loc[upper_bound]["accuracy"]
+    # No row of a run that diverged before the last session.
+    bound = last["accuracy"][last.index.get_level_values("method") == upper_bound]
+    bound = bound.droplevel("method").reindex(last.index.get_level_values("seed"))
     columns = {
         "first session": first["accuracy"],
         "all classes": last["accuracy"],
         "base classes": last["base_accuracy"],
         "new classes": last["new_accuracy"],
         "drop": first["accuracy"] - last["accuracy"],
-        f"behind {upper_bound}": bound.reindex(last.index, level="seed") - last["accuracy"],
+        f"behind {upper_bound}": bound.to_numpy() - last["accuracy"],
     }
     texts = {}
     for name, values in columns.items():
         spread = mean_and_spread(values.rename("value").reset_index(), ["method"], "value")
         texts[name] = pd.Series(mean_std_texts(spread, 1), index=spread["method"])
-    return pd.DataFrame(texts).loc[list(table["method"].unique())]
+    return pd.DataFrame(texts).loc[list(table["method"].unique())].fillna("diverged")
 
 
 def paired_difference(

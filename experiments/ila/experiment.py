@@ -139,9 +139,10 @@ class LayerExperiment(Generic[Parameters]):
             max_tokens=p.max_tokens,
         )
         if split == "train" and len(made.examples) < p.largest_batch:
+            names = [name for name in type(p).model_fields if "batch_size" in name]
             raise ValueError(
-                f"batch sizes must be at most {len(made.examples)}, the training conversations of "
-                f"{dataset} with an answer within max_tokens={p.max_tokens}. "
+                f"{', '.join(names)} must be at most {len(made.examples)}, the training "
+                f"conversations of {dataset} with an answer within max_tokens={p.max_tokens}. "
                 f"Found {p.largest_batch}."
             )
         self._encoded[dataset, split] = made

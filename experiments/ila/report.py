@@ -45,6 +45,16 @@ def agreement_rows(
     return [jaccard(one, other, part).long_row(a, b) | known for part in top_fractions]
 
 
+def score_correlation(one: Mapping[str, float], other: Mapping[str, float]) -> float | None:
+    """Spearman's rank correlation of two scores of layers; None where all scores of one are equal.
+
+    They are where nothing was learned, or where no layer makes a difference.
+    """
+    both = pd.DataFrame({"one": one, "other": other})
+    equal = (both.nunique() < 2).any()
+    return None if equal else float(both.corr("spearman").to_numpy()[0, 1])
+
+
 def agreement_matrix(rows: Rows, top_fraction: float) -> pd.DataFrame:
     """Jaccard indices of one share of the layers, those of several pairs of seeds averaged.
 

@@ -62,6 +62,23 @@ def test_extremes_are_what_the_model_still_accepts(name, expected):
     assert drill.extremes(Small, BASE, name) == expected
 
 
+@pytest.mark.parametrize(
+    ("error", "trained", "expected"),
+    [
+        (ValueError("rate must be below 1"), False, drill.REFUSED),
+        (ValueError("rate must be below 1"), True, drill.LATE),
+        (ValueError("it must be below 1"), False, drill.LATE),
+        (KeyError("rate"), False, drill.LATE),
+        (FloatingPointError("the loss is nan: lower rate=10"), True, drill.DIVERGED),
+        (FloatingPointError("the loss is nan"), True, drill.LATE),
+        (ValueError("Metric `loss` must be finite. Found nan."), True, drill.INFINITE),
+        (RuntimeError("can't allocate memory"), True, drill.OVER),
+    ],
+)
+def test_kinds_of_errors(error, trained, expected):
+    assert drill._kind(error, "rate", trained=trained) == expected
+
+
 @pytest.mark.slow
 def test_faults_are_listed_and_the_next_call_goes_on(new_project, tmp_path):
     """The small chapter fails where it is told to, and a huge rate makes its number infinite."""

@@ -112,6 +112,13 @@ def test_comparison_by_hand():
     assert table.loc["ncm", "new classes"] == "42.0 ± 2.8"
     one = comparison_summary([row for row in rows if row["seed"] == 0], upper_bound="ncm")
     assert one.loc["f2m", "all classes"] == "71.0"
+    for seeds, behind in (((0, 1), "diverged"), ((1,), "-1.0")):  # the bound in all, in one
+        left = [r for r in rows if not (r["method"] == "ncm" and r["session"] == 2
+                                        and r["seed"] in seeds)]  # fmt: skip
+        short = comparison_summary(left, upper_bound="ncm")
+        assert short.loc["f2m", "behind ncm"] == behind
+        assert (short.loc["ncm", "all classes"] == "diverged") == (behind == "diverged")
+        assert short.loc["f2m", "drop"] == "7.0 ± 1.4"
     with pytest.raises(ValueError, match="upper_bound must be one of .* Found 'crt'"):
         comparison_summary(rows)
 

@@ -118,7 +118,7 @@ def test_choices_by_name(experiment):
 
 def test_a_set_smaller_than_a_batch_is_named_before_the_training(sets):
     small = LayerExperiment(parameters(sets, train_examples=0, stage_2_batch_size=40), "cpu")
-    with pytest.raises(ValueError, match="echo.json .*Found 40"):
+    with pytest.raises(ValueError, match="stage_2_batch_size must be.*echo.json .*Found 40"):
         small.encode_all()
     with pytest.raises(ValueError, match="quantized=True needs a CUDA device|made here"):
         LayerExperiment(parameters(sets, quantized=True, model="smollm2", device="auto"), "cpu")

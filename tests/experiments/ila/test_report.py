@@ -15,6 +15,7 @@ from experiments.ila.report import (
     printed_matrix,
     printed_range,
     run_name,
+    score_correlation,
     score_rows,
     share_by_kind,
 )
@@ -36,6 +37,16 @@ def results():
         for seed, loss in by_seed.items()
         for row in loss_rows({"a": loss, "b": 1.0}, method=method, layers="all", seed=seed)
     ]
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [((6.0, 9.0, 1.0, 2.0), 1.0), ((-3.0, -4.0, -1.0, -2.0), -1.0), ((4.0,) * 4, None)],
+)
+def test_scores_that_are_all_equal_have_no_correlation(other, expected):
+    scores = dict(zip(NAMES, other, strict=True))
+    for pair in ((RANKING.scores, scores), (scores, RANKING.scores)):
+        assert score_correlation(*pair) == (expected and pytest.approx(expected))
 
 
 def test_rows_of_scores_hold_every_layer():
