@@ -688,7 +688,8 @@ lines = {"f2m": ("f2m", {}), "f2m narrow": ("f2m", {"bound": P.narrow_bound})}
 lines["f2m unclamped"] = ("finetune", {})
 cases = [(k, seed) for k in P.shots_studied for seed in P.seeds]
 for k, seed in tqdm(cases, desc="shots", leave=False):
-    values = vary(shots=k, session_epochs=P.shot_steps, session_lr=4 * P.session_lr)
+    rate = min(4 * P.session_lr, 10.0)  # the most that is allowed
+    values = vary(shots=k, session_epochs=P.shot_steps, session_lr=rate)
     note("shots", k, "ncm", seed, run("ncm", seed, plain, values)[1])
     for name, (method, setting) in lines.items():
         learner, rows = run(method, seed, flat, values, new_exemplars=k, **setting)

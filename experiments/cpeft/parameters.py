@@ -102,7 +102,7 @@ class ContinualPeftParameters(ChapterParameters):
         description="further first thresholds of InfLoRA; the last one is raised to them if lower"
     )
     noise_bound: float = Field(ge=1e-9, le=10, description="half-width of the box of weight noise")
-    noise_draws: int = Field(ge=1, le=100_000, description="random points of the box")
+    noise_draws: int = Field(ge=2, le=100_000, description="random points of the box")
     ranking_steps: int = Field(ge=1, le=100_000, description="steps of ILA's second stage")
 
     @model_validator(mode="after")

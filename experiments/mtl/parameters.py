@@ -298,6 +298,11 @@ class ReconStudyParameters(MultiTaskParameters):
             raise ValueError(
                 f"timed_methods must hold 'joint', the reference. Found {self.timed_methods}"
             )
+        if self.timed_steps * self.batch_size > 10_000_000:
+            raise ValueError(
+                "timed_steps x batch_size must be at most 10000000, the images of a training. "
+                f"Found {self.timed_steps} x {self.batch_size}"
+            )
         if max(self.task_counts) > 40:
             raise ValueError(f"task_counts must be at most 40. Found {self.task_counts}")
         return self

@@ -60,6 +60,7 @@ def test_every_profile_is_accepted(chapter, path):
         ({"last_threshold": 0.5}, ["at least first_threshold", "Found 0.5"]),
         ({"tops": [1, 6]}, ["tops must lie in 1 to tasks=5", "[1, 6]"]),
         ({"tops": [1, 2]}, ["contain 5, all experts"]),
+        ({"noise_draws": 1}, ["noise_draws", "equal to 2"]),  # of one there is no standard error
         ({"tops": [2, 5]}, ["tops must contain 1", "[2, 5]"]),
         ({"temperatures": [0.5]}, ["temperatures must contain 1.0", "[0.5]"]),
         ({"temperatures": [0.0, 1.0]}, ["temperatures", "greater than"]),

@@ -120,6 +120,10 @@ def test_wrong_methods_are_refused(changes, words):
         ({"dataset": "celeba", "top_k": 5}, ["dataset", "celeba"]),
         ({"task_counts": [1]}, ["task_counts must be at least 2"]),
         ({"task_counts": [2, 80]}, ["task_counts must be at most 40"]),
+        (
+            {"timed_steps": 100_000, "batch_size": 500, "train_images": 0},
+            ["timed_steps x batch_size must be at most 10000000", "100000 x 500"],
+        ),
         ({"controls": ["middle"]}, ["controls", "middle", "random_layers"]),
         ({"transfer_from": ["celeba"]}, ["transfer_from", "celeba", "multi_mnist"]),
         ({"statistics_studied": ["first"]}, ["'Recon' or among controls", "Found ['first']"]),
