@@ -41,6 +41,9 @@ def recheck(record: RunRecord, again: RunRecord, reference: RunRecord | None = N
     """
     kept = reference or record
     both = [{k: v for k, v in r.parameters.items() if k != "seeds"} for r in (kept, again)]
+    # A parameter that is new since, and empty, stands for what the code did without it.
+    added = {k for k, value in both[1].items() if k not in both[0] and value in ("", [])}
+    both[0] |= {k: both[1][k] for k in added}
     other = sorted(k for k in {*both[0], *both[1]} if both[0].get(k) != both[1].get(k))
     if other or not {*again.seeds} <= {*kept.seeds} or again.chapter != record.chapter:
         raise ValueError(

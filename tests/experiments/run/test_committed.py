@@ -82,6 +82,14 @@ def test_anything_else_is_refused_and_named(again, words):
         recheck(record(*KEPT), again)
 
 
+def test_a_parameter_that_is_new_and_empty_is_as_it_was_without_it():
+    kept = record(*KEPT, parameters={"lr": 1})
+    again = record([4], [1.5], parameters={"lr": 1, "tasks": [], "weights": ""})
+    assert recheck(kept, again).rechecked.rows == 1
+    with pytest.raises(ValueError, match="tasks differ"):
+        recheck(kept, record([4], [1.5], parameters={"lr": 1, "tasks": ["a"]}))
+
+
 def test_a_note_counts_for_the_code_that_it_names(monkeypatch):
     kept = record(*KEPT)
     current = {"digest": "new"}
