@@ -600,7 +600,8 @@ finetune_table(long["finetune"]) if full else "no record yet"
 #
 # Each verdict below follows from a rule: a claim about several pairs counts the pairs for which it holds. A claim that something is larger, or smaller, is
 # *reproduced* if the 95 % interval of the difference within pairs lies on the claimed side of zero, *not reproduced* if it lies on the other
-# side, and *partly* if it contains zero. With one seed there is no interval, and nothing was tested.
+# side, and *partly* if it contains zero. With one seed there is no interval, and with fewer than
+# six held-out cases no test: nothing was tested.
 
 # %%
 from experiments.run.claims import (
@@ -665,7 +666,7 @@ from experiments.ila.report import finetune_difference, in_nats
 for name in P.transferred_from:
     pair = ("lora", f"top of {name}"), ("lora", "random top")
     change = finetune_difference(results, *pair, P.studied_on)
-    verdict = verdict_of_difference(change.low, change.high, "below")
+    verdict = verdict_of_difference(change.low, change.high, "below", cases=P.test_examples)
     text = f"Layers found on {name} are better than random ones for {P.studied_on}."
     place, theirs = "Table 5.14", "nearly as good as its own"
     found = in_nats(change)
@@ -677,7 +678,7 @@ if shares and "all" in P.solved_with:
     part, share = next(iter(shares.items()))  # the thesis's own share, where it was run
     pair = ("lora", part), ("lora", "all")
     change = finetune_difference(results, *pair, "tasks solved", "accuracy (%)")
-    verdict = verdict_of_difference(change.low, change.high, "above")
+    verdict = verdict_of_difference(change.low, change.high, "above", cases=P.tasks)
     text = "A model tuned on its important layers only solves more tasks."
     scores = printed["5.18"].set_index("ila")[["math500", "aime24"]]
     theirs = " and ".join(f"{gain:+.1f}" for gain in scores.loc[True] - scores.loc[False])

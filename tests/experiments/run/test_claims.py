@@ -86,6 +86,9 @@ def test_verdict_of_a_difference(low, high, above, below):
     assert verdict_of_difference(low, high, "below") == below
     # The same difference taken the other way round, and expected on the other side
     assert verdict_of_difference(-high, -low, "below") == above
+    # One held-out text says nothing, whatever the seeds; 0 stands for all of a test set.
+    assert verdict_of_difference(low, high, "above", cases=5) == "not testable here"
+    assert verdict_of_difference(low, high, "above", cases=6) == above
 
 
 @pytest.mark.parametrize(
