@@ -319,8 +319,11 @@ def test_missing_browser_gives_advice(monkeypatch, tmp_path, fails):
 
 
 def make(*arguments, cwd=project.ROOT):
-    """Run make; output and errors together."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    """Run make, as if it were not inside of `make test`; output and errors together."""
+    own = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": own}
     return subprocess.run(["make", *arguments], cwd=cwd, text=True, check=False, **pipes)
 
 

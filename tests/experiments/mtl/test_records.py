@@ -81,7 +81,7 @@ def test_rows_of_the_full_record():
     record = committed_record("recon", "full")
     if record is None:
         pytest.skip("no record of profile full is committed")
-    seed, known = record.seeds[0], record.parameters
+    seed, known = record.seeds[0], {"tasks": [], "weights": ""} | record.parameters
     experiment = MultiTaskExperiment(
         ReconParameters.model_validate(known | {"device": "cpu", "profile": "test", "run_dir": ""}),
         "cpu",
