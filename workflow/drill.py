@@ -30,6 +30,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from data_prep import DataError
 from experiments.run.chapter_source import (
     code_cells,
     imported_names,
@@ -209,18 +210,19 @@ def _run_cells(source: Path, values: dict[str, Any], name: str, sender: Connecti
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the result
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
-        sender.send((_kind(error, name, trained=bool(steps)), where + text))
+        sender.send((_kind(error, name, values.get(name), trained=bool(steps)), where + text))
 
 
-def _kind(error: Exception, name: str, *, trained: bool) -> str:
+def _kind(error: Exception, name: str, value: Any, *, trained: bool) -> str:
     if isinstance(error, MemoryError) or "allocate" in str(error):
         return OVER
     if "must be finite" in str(error):  # so records refuse a number
         return INFINITE
     if isinstance(error, FloatingPointError) and (name in str(error) or "lr" in name):
         return DIVERGED
-    refusals = (ValueError, FileNotFoundError)
-    named = isinstance(error, refusals) and bool(name) and name in str(error)
+    refusals = (ValueError, FileNotFoundError, DataError)  # data sets are named by their value
+    named = isinstance(error, refusals) and bool(name)
+    named = named and (name in str(error) or (isinstance(value, str) and value in str(error)))
     return REFUSED if named and not trained else LATE
 
 

@@ -663,7 +663,8 @@ save_figure(fig, P.run_dir, "condition")
 aligned = layers["cosine"] >= 0
 shares = {"all": layers["holds"].mean(), "aligned": layers[aligned]["holds"].mean()}
 for name, share in (shares | {"conflict": 1 - aligned.mean()}).items():
-    record.metric(f"share_{name}", float(share))
+    if pd.notna(share):  # with tiny batches there may be no aligned layer
+        record.metric(f"share_{name}", float(share))
     glue(f"recon-proof-{name}", 100 * float(share), display=False)
 
 # %% [markdown]

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data_prep import DataError
 from workflow import drill
 
 
@@ -68,6 +69,8 @@ def test_extremes_are_what_the_model_still_accepts(name, expected):
         (ValueError("rate must be below 1"), False, drill.REFUSED),
         (ValueError("rate must be below 1"), True, drill.LATE),
         (ValueError("it must be below 1"), False, drill.LATE),
+        (DataError("Data set digits is not prepared"), False, drill.REFUSED),
+        (DataError("Data set digits is not prepared"), True, drill.LATE),
         (KeyError("rate"), False, drill.LATE),
         (FloatingPointError("the loss is nan: lower rate=10"), True, drill.DIVERGED),
         (FloatingPointError("the loss is nan"), True, drill.LATE),
@@ -76,7 +79,7 @@ def test_extremes_are_what_the_model_still_accepts(name, expected):
     ],
 )
 def test_kinds_of_errors(error, trained, expected):
-    assert drill._kind(error, "rate", trained=trained) == expected
+    assert drill._kind(error, "rate", "digits", trained=trained) == expected
 
 
 @pytest.mark.slow
