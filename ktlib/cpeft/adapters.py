@@ -56,9 +56,14 @@ class LoraBackbone(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, *, layers: Sequence[str], rank: int, scale: float = 1.0,
+        self,
+        backbone: nn.Module,
+        *,
+        layers: Sequence[str],
+        rank: int,
+        scale: float = 1.0,
         seed: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         peft = require_extra("peft", "lora")
         require_at_least("rank", rank, 1)
@@ -150,7 +155,8 @@ class LoraBackbone(nn.Module):
     def load_adapters(self, values: Mapping[str, Tensor]) -> None:
         """Load what :meth:`adapters` returned; which parameters are trained stays the same.
 
-        A ValueError for other names or shapes, or a value that is not finite.
+        Raises:
+            ValueError: other names or shapes, or a value that is not finite.
         """
         own = self._named()
         _require_like("values", values, own)
@@ -178,9 +184,11 @@ def _layer_names(backbone: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
     fitting = {word: [name for name in linear if _fits(name, word)] for word in wanted}
     unknown = [word for word, names in fitting.items() if not names]
     if unknown:
-        raise ValueError("layers must be names of linear layers of the backbone, or last words of "
-                         f"them: {', '.join(linear) or 'it has none'}. Found "
-                         f"{unknown}.")  # fmt: skip
+        raise ValueError(
+            "layers must be names of linear layers of the backbone, or last words of "
+            f"them: {', '.join(linear) or 'it has none'}. Found "
+            f"{unknown}."
+        )
     found = {name for names in fitting.values() for name in names}
     _require_adaptable(backbone, found)
     return tuple(name for name in linear if name in found)

@@ -51,12 +51,16 @@ class LoraOracle(LoraLearner):
         experts: for each task its adapters, as :meth:`LoraBackbone.adapters` gives them.
 
     Example:
-        >>> from ktlib.cpeft import LoraOracle, LoraTraining
+        >>> from ktlib.cpeft import LoraOracle, LoraTraining, class_tasks
         >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8))
         >>> encoder.dim = 8
+        >>> images, labels = torch.rand(12, 1, 4, 4), torch.arange(12) % 4
         >>> training = LoraTraining(layers=["1"], rank=2, epochs=1, batch_size=4, lr=0.01, seed=0)
-        >>> LoraOracle(encoder, training).experts
-        []
+        >>> oracle = LoraOracle(encoder, training)
+        >>> for task in class_tasks(labels, classes=range(4), tasks=2):
+        ...     oracle.learn(task, images, labels)
+        >>> len(oracle.experts), oracle.scores(images).shape
+        (2, torch.Size([12, 4]))
     """
 
     def __init__(self, backbone: nn.Module, training: LoraTraining) -> None:
@@ -87,12 +91,16 @@ class JointLora(LoraLearner):
     earlier tasks: give it the same images and labels every time.
 
     Example:
-        >>> from ktlib.cpeft import JointLora, LoraTraining
+        >>> from ktlib.cpeft import JointLora, LoraTraining, class_tasks
         >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8))
         >>> encoder.dim = 8
+        >>> images, labels = torch.rand(12, 1, 4, 4), torch.arange(12) % 4
         >>> training = LoraTraining(layers=["1"], rank=2, epochs=1, batch_size=4, lr=0.01, seed=0)
-        >>> JointLora(encoder, training).classes
-        tensor([], dtype=torch.int64)
+        >>> learner = JointLora(encoder, training)
+        >>> for task in class_tasks(labels, classes=range(4), tasks=2):
+        ...     learner.learn(task, images, labels)
+        >>> learner.head.task_of
+        tensor([1, 1, 2, 2])
     """
 
     def __init__(self, backbone: nn.Module, training: LoraTraining) -> None:
@@ -122,6 +130,9 @@ class NearestMean:
     Attributes:
         classes: ``(k,)`` classes learned so far, in the order of the columns of :meth:`scores`.
         means: ``(k, dim)`` mean feature of each.
+
+    Raises:
+        ValueError: ``batch_size`` below 1.
 
     Example:
         >>> from ktlib.cpeft import NearestMean, class_tasks, predict

@@ -43,6 +43,9 @@ def layer_state(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]:
 
     Returns:
         Layer -> ``(d_out, d_in)``, float64, on the CPU.
+
+    Raises:
+        ValueError: a name that is not a linear layer.
     """
     weights = {}
     for name in layers:
@@ -55,9 +58,11 @@ def layer_state(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]:
 
 
 def drift_rows(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor],
-    moments_of_old_inputs: Mapping[str, InputMoment], memory: Mapping[str, DualGPM] | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    moments_of_old_inputs: Mapping[str, InputMoment],
+    memory: Mapping[str, DualGPM] | None = None,
+) -> list[dict[str, Any]]:
     """How far the outputs of each layer moved for old inputs and, with a memory, a bound on it.
 
     Args:
@@ -90,15 +95,18 @@ def drift_rows(
     for name, given in (("after", after), ("moments_of_old_inputs", moments_of_old_inputs),
                         ("memory", memory_layers)):  # fmt: skip
         if given.keys() != before.keys():
-            raise ValueError(f"{name} must have the layers of before: {list(before)}. Found "
-                             f"{list(given)}.")  # fmt: skip
+            raise ValueError(
+                f"{name} must have the layers of before: {list(before)}. Found {list(given)}."
+            )
     rows = []
     for name, weight in before.items():
         moment = moments_of_old_inputs[name]
         matrix, update = moment.matrix.cpu(), after[name] - weight  # (d_in, d_in), (d_out, d_in)
         if len(matrix) != weight.shape[1]:
-            raise ValueError(f"{name}: the moment must be of inputs of size {weight.shape[1]}. "
-                             f"Found {len(matrix)}.")  # fmt: skip
+            raise ValueError(
+                f"{name}: the moment must be of inputs of size {weight.shape[1]}. "
+                f"Found {len(matrix)}."
+            )
         norm = float(torch.linalg.matrix_norm(update, 2))
         moved, output = _rms(update, matrix), _rms(weight, matrix)
         row: dict[str, Any] = {"layer": name, "moved": moved, "output": output}

@@ -11,7 +11,11 @@ from ktlib.checks import HALF, images_for, widened
 
 
 def feature_dim(backbone: nn.Module) -> int:
-    """Number of features of an encoder: its attribute ``dim``, or a ValueError without one."""
+    """Number of features of an encoder: its attribute ``dim``.
+
+    Raises:
+        ValueError: it has no such attribute.
+    """
     dim = getattr(backbone, "dim", None)
     if not isinstance(dim, int):
         raise ValueError(  # noqa: TRY004 - most often there is none at all
@@ -47,8 +51,10 @@ def encode(backbone: nn.Module, images: Tensor) -> Tensor:
         features = backbone(given)
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(given):
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"backbone must return features ({len(given)}, dim) of {len(given)} "
-                         f"images. Found {shape}.")  # fmt: skip
+        raise ValueError(
+            f"backbone must return features ({len(given)}, dim) of {len(given)} "
+            f"images. Found {shape}."
+        )
     return widened(features)
 
 

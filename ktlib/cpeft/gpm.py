@@ -102,14 +102,19 @@ class DualGPM:
             ValueError: the vectors are of another size.
         """
         if vectors.shape[-1] != self.size:
-            raise ValueError(f"vectors must have {self.size} entries each. Found "
-                             f"{tuple(vectors.shape)}.")  # fmt: skip
+            raise ValueError(
+                f"vectors must have {self.size} entries each. Found {tuple(vectors.shape)}."
+            )
         given = vectors.cpu().double()  # (..., d)
         inside = given @ self.basis @ self.basis.T  # (..., d)
         return (given - inside if self.holds_old else inside).to(vectors)
 
     def residual_energy(self, moment: InputMoment) -> float:
-        """Energy of inputs of this size outside the old space, ``E||(I - M M^T) x||^2``."""
+        """Energy of inputs outside the old space, ``E||(I - M M^T) x||^2``.
+
+        Raises:
+            ValueError: the moment is of another size.
+        """
         free = self.free_basis()  # (d, free_rank)
         return max(0.0, float(((self.matrix_of(moment) @ free) * free).sum()))
 
@@ -165,8 +170,9 @@ class DualGPM:
     def matrix_of(self, moment: InputMoment) -> Tensor:
         """``(d, d)``, on the CPU, if the moment is of inputs of this size."""
         if len(moment.matrix) != self.size:
-            raise ValueError(f"moment must be of inputs of size {self.size}. Found "
-                             f"{len(moment.matrix)}.")  # fmt: skip
+            raise ValueError(
+                f"moment must be of inputs of size {self.size}. Found {len(moment.matrix)}."
+            )
         return moment.matrix.cpu()
 
     def _directions(self, matrix: Tensor, free: Tensor) -> tuple[float, Tensor, Tensor]:

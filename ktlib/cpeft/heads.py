@@ -52,8 +52,10 @@ class JoinedHead(nn.Module):
         classes = classes.to(self.classes)
         columns = torch.cat([self.classes, classes])
         if not len(classes) or len(columns.unique()) < len(columns):
-            raise ValueError(f"classes must be new, each once. Found {classes.tolist()}; already "
-                             f"known: {self.classes.tolist()}.")  # fmt: skip
+            raise ValueError(
+                f"classes must be new, each once. Found {classes.tolist()}; already "
+                f"known: {self.classes.tolist()}."
+            )
         number = len(self.heads) + 1
         stream, bound = generator(seed, "head", number), 1 / math.sqrt(self.dim)
         head = skip_init(nn.Linear, self.dim, len(classes))
@@ -70,7 +72,11 @@ class JoinedHead(nn.Module):
         return torch.cat([head(features) for head in self.heads], dim=1)
 
     def of_task(self, number: int, features: Tensor) -> Tensor:
-        """``(n, classes of the task)`` scores from features ``(n, dim)``, as :meth:`head`."""
+        """``(n, classes of the task)`` scores from features ``(n, dim)``.
+
+        Raises:
+            ValueError: ``number`` is not that of a task learned so far.
+        """
         scores: Tensor = self.head(number)(features)
         return scores
 

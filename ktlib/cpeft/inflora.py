@@ -53,15 +53,19 @@ def design_down(
     if rank < 1:
         raise ValueError(f"rank must be at least 1. Found rank={rank}.")
     if rank > memory.free_rank:
-        raise ValueError(f"{layer}: rank must be at most {memory.free_rank}, what the old tasks "
-                         f"leave free of {memory.size} dimensions. Found "
-                         f"rank={rank}.")  # fmt: skip
+        raise ValueError(
+            f"{layer}: rank must be at most {memory.free_rank}, what the old tasks "
+            f"leave free of {memory.size} dimensions. Found "
+            f"rank={rank}."
+        )
     values, vectors = _projected(moment, memory)  # (k,), (d, k)
     reached = len(values)
     if rank > reached:
-        raise ValueError(f"{layer}: rank must be at most {reached}, the rank of the new task's "
-                         f"inputs in the {memory.free_rank} dimensions that are free. Found "
-                         f"rank={rank}.")  # fmt: skip
+        raise ValueError(
+            f"{layer}: rank must be at most {reached}, the rank of the new task's "
+            f"inputs in the {memory.free_rank} dimensions that are free. Found "
+            f"rank={rank}."
+        )
     return vectors[:, :rank].T / math.sqrt(3)  # (rank, d)
 
 
@@ -124,10 +128,16 @@ class InfLora(LoraLearner):
     """
 
     def __init__(
-        self, backbone: nn.Module, training: LoraTraining, *, tasks: int,
-        first_threshold: float = 0.95, last_threshold: float = 1.0,
-        energy: EnergyName = "activations", on_full: OnFull = "error",
-    ) -> None:  # fmt: skip
+        self,
+        backbone: nn.Module,
+        training: LoraTraining,
+        *,
+        tasks: int,
+        first_threshold: float = 0.95,
+        last_threshold: float = 1.0,
+        energy: EnergyName = "activations",
+        on_full: OnFull = "error",
+    ) -> None:
         threshold_for(1, tasks, first_threshold, last_threshold)  # checks the three
         if on_full not in get_args(OnFull):
             raise ValueError(f"on_full must be one of {get_args(OnFull)}. Found {on_full!r}.")

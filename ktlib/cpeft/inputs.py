@@ -40,7 +40,11 @@ class InputMoment:
 
     @classmethod
     def of(cls, inputs: Tensor) -> InputMoment:
-        """The moment of inputs ``(..., d)``, at least one; they are turned to float64 first."""
+        """The moment of inputs ``(..., d)``, which are turned to float64 first.
+
+        Raises:
+            ValueError: there are none.
+        """
         flat = inputs.detach().reshape(-1, inputs.shape[-1])  # (tokens, d)
         if not len(flat):
             raise ValueError(f"inputs must hold at least one token. Found {tuple(inputs.shape)}.")
@@ -54,10 +58,16 @@ class InputMoment:
         return float(self.matrix.trace())
 
     def merged(self, other: InputMoment) -> InputMoment:
-        """The moment of the inputs of both, which must be of the same size."""
+        """The moment of the inputs of both.
+
+        Raises:
+            ValueError: they are not of the same input size.
+        """
         if self.matrix.shape != other.matrix.shape:
-            raise ValueError("moments must be of the same input size to be merged. Found "
-                             f"{len(self.matrix)} and {len(other.matrix)}.")  # fmt: skip
+            raise ValueError(
+                "moments must be of the same input size to be merged. Found "
+                f"{len(self.matrix)} and {len(other.matrix)}."
+            )
         tokens = self.tokens + other.tokens
         # Rounding differs with the order, as in every sum; it does not grow with the batches.
         moved = (other.matrix - self.matrix) * (other.tokens / tokens)
@@ -65,8 +75,12 @@ class InputMoment:
 
 
 def input_moments(
-    network: nn.Module, layers: Sequence[str], images: ImagePool, rows: Tensor, batch_size: int,
-) -> dict[str, InputMoment]:  # fmt: skip
+    network: nn.Module,
+    layers: Sequence[str],
+    images: ImagePool,
+    rows: Tensor,
+    batch_size: int,
+) -> dict[str, InputMoment]:
     """The second moment of the inputs of layers, over all tokens of some images.
 
     The network computes in evaluation mode and without gradients; its mode is put back.
@@ -107,13 +121,18 @@ def input_moments(
         raise ValueError(f"layers must be used by the network. These were not: {unused}.")
     broken = [name for name in layers if not bool(sums[name].matrix.isfinite().all())]
     if broken:
-        raise FloatingPointError(f"the inputs of layer {broken[0]!r} are not finite: images and "
-                                 "weights must be.")  # fmt: skip
+        raise FloatingPointError(
+            f"the inputs of layer {broken[0]!r} are not finite: images and weights must be."
+        )
     return {name: sums[name] for name in layers}
 
 
 def linear_layer(network: nn.Module, name: str) -> nn.Linear:
-    """A linear layer by its name, or a ValueError; in a network with adapters the one beneath."""
+    """A linear layer by its name; in a network with adapters the layer beneath them.
+
+    Raises:
+        ValueError: there is no linear layer of this name; the message lists all linear layers.
+    """
     if isinstance(network, LoraBackbone):
         return network.linear(name)
     linear = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}

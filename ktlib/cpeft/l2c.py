@@ -99,12 +99,15 @@ class L2CSettings:
             raise ValueError(f"top_k must be an integer of at least 1, or None. Found {k!r}.")
         require_temperature(self.temperature)
         if self.expert_classes not in get_args(ExpertClasses):
-            raise ValueError(f"expert_classes must be one of {get_args(ExpertClasses)}. "
-                             f"Found {self.expert_classes!r}.")  # fmt: skip
+            raise ValueError(
+                f"expert_classes must be one of {get_args(ExpertClasses)}. "
+                f"Found {self.expert_classes!r}."
+            )
         if self.consistency and self.expert_classes == "own":
-            raise ValueError("consistency must be 0 with expert_classes='own', where no other "
-                             f"expert knows the new classes. Found {self.consistency!r}."
-                             )  # fmt: skip
+            raise ValueError(
+                "consistency must be 0 with expert_classes='own', where no other "
+                f"expert knows the new classes. Found {self.consistency!r}."
+            )
 
 
 class L2C:
@@ -157,9 +160,10 @@ class L2C:
         self._network = training.adapted(backbone)
         smallest = min(min(self._network.linear(n).weight.shape) for n in self._network.layers)
         if settings.start_from_old and training.rank > smallest:
-            raise ValueError(f"rank must be at most {smallest}, the size of the smallest adapted "
-                             f"layer, with start_from_old=True. Found rank={training.rank}."
-                             )  # fmt: skip
+            raise ValueError(
+                f"rank must be at most {smallest}, the size of the smallest adapted "
+                f"layer, with start_from_old=True. Found rank={training.rank}."
+            )
         self._selector: Adapters = self._network.adapters()
         self._selector_head = self._new_head()
         self._selector_statistics = ClassStatistics(self.dim)
@@ -208,6 +212,9 @@ class L2C:
             ``(n, tasks)`` the selector's largest logit among the classes of each task, and
             ``(n, tasks, classes)`` the logarithm of the experts' probabilities, minus infinity for
             classes that an expert does not know.
+
+        Raises:
+            ValueError: no task has been learned yet.
         """
         task_logits = self._task_logits(self._features(self._selector, images))  # (n, tasks)
         experts = [self._log_probabilities(i + 1, images) for i in range(len(self._heads))]
@@ -267,9 +274,13 @@ class L2C:
         slow = {"params": network.trained(), "lr": self.settings.selector_lr}
         fast = {"params": list(head.head(number).parameters()), "lr": self.training.lr}
         self.selector_losses[number] = self._train(
-            head.head(number), [slow, fast], task, images, labels,
+            head.head(number),
+            [slow, fast],
+            task,
+            images,
+            labels,
             generator(self.training.seed, "selector", number),
-        )  # fmt: skip
+        )
         self._selector = network.adapters()
         if self.settings.aligned:
             features = self._training_features(images, task.train)
@@ -301,7 +312,11 @@ class L2C:
     def _update_old_expert(
         self, number: int, task: ClassTask, images: ImagePool, labels: Tensor
     ) -> Tensor:
-        """Let an older expert learn new classes; ``(m, k)`` its log-probabilities of them."""
+        """Let an older expert learn the classes of a new task from their statistics.
+
+        Returns:
+            ``(m, k)`` the logarithm of its probabilities of the new classes on the new images.
+        """
         self._network.load_adapters(self._experts[number - 1])
         features = self._training_features(images, task.train)  # (m, dim)
         head, statistics = self._heads[number - 1], self._statistics[number - 1]
@@ -313,9 +328,13 @@ class L2C:
         return known[:, -len(task.classes) :]
 
     def _learn_expert(
-        self, task: ClassTask, images: ImagePool, labels: Tensor, weights: Tensor | None,
+        self,
+        task: ClassTask,
+        images: ImagePool,
+        labels: Tensor,
+        weights: Tensor | None,
         old: Sequence[Tensor],
-    ) -> None:  # fmt: skip
+    ) -> None:
         number, network = len(self._experts) + 1, self._network
         seed = self.training.seed
         extra = self._consistency_term(images, task, len(labels), old)
@@ -339,7 +358,10 @@ class L2C:
     def _consistency_term(
         self, images: ImagePool, task: ClassTask, count: int, old: Sequence[Tensor]
     ) -> LossExtra | None:
-        """The term of the loss of a batch, of ``count`` images in all."""
+        """The term of the loss of a batch, of ``count`` images.
+
+        ``old`` holds what :meth:`_update_old_expert` returns, one tensor for each old expert.
+        """
         consistency = self.settings.consistency
         if not (consistency and old):
             return None
@@ -384,19 +406,38 @@ class L2C:
         return encode(self._network, images)
 
     def _train(
-        self, head: nn.Module, groups: list[dict[str, Any]], task: ClassTask, images: ImagePool,
-        labels: Tensor, rng: torch.Generator, loss_extra: LossExtra | None = None,
-    ) -> list[float]:  # fmt: skip
+        self,
+        head: nn.Module,
+        groups: list[dict[str, Any]],
+        task: ClassTask,
+        images: ImagePool,
+        labels: Tensor,
+        rng: torch.Generator,
+        loss_extra: LossExtra | None = None,
+    ) -> list[float]:
         targets = positions_of(labels, task.classes)
         return train_task(
-            self._network, head, groups, images, targets, task.train, self.training, rng=rng,
+            self._network,
+            head,
+            groups,
+            images,
+            targets,
+            task.train,
+            self.training,
+            rng=rng,
             loss_extra=loss_extra,
-        )  # fmt: skip
+        )
 
     def _align(self, head: JoinedHead, statistics: ClassStatistics, who: str, number: int) -> None:
         s, seed = self.settings, _seed(self.training.seed, who, number)
-        align_head(head, statistics, steps=s.align_steps, lr=s.align_lr,
-                   per_class=s.align_per_class, seed=seed)  # fmt: skip
+        align_head(
+            head,
+            statistics,
+            steps=s.align_steps,
+            lr=s.align_lr,
+            per_class=s.align_per_class,
+            seed=seed,
+        )
 
 
 def _seed(seed: int, who: str, number: int) -> int:
@@ -408,5 +449,7 @@ def _require_covariances(task: ClassTask, labels: Tensor) -> None:
     own = labels[task.train]
     few = [label for label in task.classes.tolist() if int((own == label).sum()) < 2]
     if few:
-        raise ValueError(f"task {task.number} must have at least two training images of each "
-                         f"class. Found fewer of the classes {few}.")  # fmt: skip
+        raise ValueError(
+            f"task {task.number} must have at least two training images of each "
+            f"class. Found fewer of the classes {few}."
+        )

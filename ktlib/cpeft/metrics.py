@@ -42,8 +42,10 @@ def accuracy_matrix(rows: Rows, key: str = "accuracy") -> list[list[float]]:
         ("of a task before it was learned", cells.keys() - expected),
     ):
         if places:
-            raise ValueError("rows must have every task up to the one that was learned last. Of "
-                             f"(after, task) {problem}: {sorted(places)[:5]}.")  # fmt: skip
+            raise ValueError(
+                "rows must have every task up to the one that was learned last. Of "
+                f"(after, task) {problem}: {sorted(places)[:5]}."
+            )
     return [[cells[place] for place in line] for line in wanted]
 
 

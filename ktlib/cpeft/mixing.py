@@ -64,8 +64,9 @@ def log_mixture(log_weights: Tensor, log_probabilities: Tensor) -> Tensor:
 def require_temperature(temperature: float) -> None:
     """Refuse a temperature below 0 or NaN; 0 and infinity are allowed."""
     if math.isnan(temperature) or temperature < 0:
-        raise ValueError("temperature must be at least 0, infinity included. Found "
-                         f"{temperature!r}.")  # fmt: skip
+        raise ValueError(
+            f"temperature must be at least 0, infinity included. Found {temperature!r}."
+        )
 
 
 def mixed_adapters(experts: Sequence[Adapters], weights: Tensor) -> dict[str, Tensor]:
@@ -90,9 +91,11 @@ def mixed_adapters(experts: Sequence[Adapters], weights: Tensor) -> dict[str, Te
             or a rank larger than a layer.
     """
     if not experts or weights.shape != (len(experts),) or bool((weights < 0).any()):
-        raise ValueError(f"weights must be {len(experts)} numbers >= 0, one for each expert, and "
-                         "there must be at least one expert. Found "
-                         f"{weights.tolist()}.")  # fmt: skip
+        raise ValueError(
+            f"weights must be {len(experts)} numbers >= 0, one for each expert, and "
+            "there must be at least one expert. Found "
+            f"{weights.tolist()}."
+        )
     shares = weights.tolist()
     mixed: dict[str, Tensor] = {}
     for name in experts[0]:
@@ -105,8 +108,10 @@ def mixed_adapters(experts: Sequence[Adapters], weights: Tensor) -> dict[str, Te
         up = torch.cat([w * one for w, one in zip(shares, ups, strict=True)], dim=1)  # (d_out, ...)
         rank = len(experts[0][name])
         if rank > min(len(up), down.shape[1]):
-            raise ValueError(f"rank must be at most {min(len(up), down.shape[1])}, the size of "
-                             f"{layer}, to mix adapters. Found rank={rank}.")  # fmt: skip
+            raise ValueError(
+                f"rank must be at most {min(len(up), down.shape[1])}, the size of "
+                f"{layer}, to mix adapters. Found rank={rank}."
+            )
         # up @ down has the same singular values as the small matrix between the orthogonal factors.
         left, between = torch.linalg.qr(up)  # (d_out, p), (p, experts x r)
         right, other = torch.linalg.qr(down.T)  # (d_in, q), (q, experts x r)

@@ -64,11 +64,14 @@ class ClassStatistics:
                 already, or one with fewer than two images.
         """
         if features.ndim != 2 or features.shape[1] != self.dim:
-            raise ValueError(f"features must be (n, {self.dim}). Found shape "
-                             f"{tuple(features.shape)}.")  # fmt: skip
+            raise ValueError(
+                f"features must be (n, {self.dim}). Found shape {tuple(features.shape)}."
+            )
         if labels.shape != features.shape[:1]:
-            raise ValueError(f"labels must be ({len(features)},), one for each feature. Found "
-                             f"{tuple(labels.shape)}.")  # fmt: skip
+            raise ValueError(
+                f"labels must be ({len(features)},), one for each feature. Found "
+                f"{tuple(labels.shape)}."
+            )
         if not bool(torch.isfinite(features).all()):
             raise ValueError("features must be finite numbers.")
         values, numbers = features.detach().cpu().double(), labels.cpu()
@@ -77,8 +80,10 @@ class ClassStatistics:
         if known:
             raise ValueError(f"labels must be of new classes. Found {known} again.")
         if bool((counts < 2).any()):
-            raise ValueError("a class must have at least two images for a covariance. Found one "
-                             f"of {classes[counts < 2].tolist()}.")  # fmt: skip
+            raise ValueError(
+                "a class must have at least two images for a covariance. Found one "
+                f"of {classes[counts < 2].tolist()}."
+            )
         fits = [_gaussian(values[numbers == label]) for label in classes]
         self.classes = torch.cat([self.classes, classes])
         means, roots = (torch.stack(part).float() for part in zip(*fits, strict=True))
@@ -109,9 +114,14 @@ class ClassStatistics:
 
 
 def align_head(
-    head: JoinedHead, statistics: ClassStatistics, *, steps: int, lr: float, per_class: int,
+    head: JoinedHead,
+    statistics: ClassStatistics,
+    *,
+    steps: int,
+    lr: float,
+    per_class: int,
     seed: int,
-) -> list[float]:  # fmt: skip
+) -> list[float]:
     """Retrain a joined head, in place, on pseudo-features of all its classes.
 
     Every step draws new ones, the same number of each class, and descends on the cross-entropy over
@@ -137,8 +147,10 @@ def align_head(
     require_at_least("per_class", per_class, 1)
     columns = head.classes.cpu()
     if not torch.equal(columns.sort().values, statistics.classes.sort().values):
-        raise ValueError("head and statistics must have the same classes. Found "
-                         f"{columns.tolist()} and {statistics.classes.tolist()}.")  # fmt: skip
+        raise ValueError(
+            "head and statistics must have the same classes. Found "
+            f"{columns.tolist()} and {statistics.classes.tolist()}."
+        )
     if not steps:
         return []
     parameters = list(head.parameters())

@@ -50,8 +50,10 @@ class ClassTask:
         if not classes or again or len(set(classes)) < len(classes):
             text = f"classes must be new, each once. Found {classes}, of which {again} are known."
         elif odd:
-            text = ("train must be images of each of its classes, and of no others. Found too few "
-                    f"or too many of {odd}.")  # fmt: skip
+            text = (
+                "train must be images of each of its classes, and of no others. Found too few "
+                f"or too many of {odd}."
+            )
         else:
             return labels
         raise ValueError(f"task {self.number}: {text}")
@@ -88,9 +90,15 @@ class ContinualLearner(Protocol):
 
 
 def class_tasks(
-    labels: Tensor, *, classes: Sequence[int], tasks: int, images: int | None = None,
-    class_seed: int = 0, seed: int = 0, validation_images: int = 0,
-) -> list[ClassTask]:  # fmt: skip
+    labels: Tensor,
+    *,
+    classes: Sequence[int],
+    tasks: int,
+    images: int | None = None,
+    class_seed: int = 0,
+    seed: int = 0,
+    validation_images: int = 0,
+) -> list[ClassTask]:
     """Split classes into tasks of equal size and draw the images of each.
 
     Classes are put in a random order by ``class_seed``, images are drawn by ``seed``, both with
@@ -173,10 +181,16 @@ def predict_with_task_id(learner: ContinualLearner, images: Tensor, classes: Ten
 
 
 def learn_tasks(
-    learner: ContinualLearner, tasks: Sequence[ClassTask], images: ImagePool, labels: Tensor,
-    test_images: ImagePool, test_labels: Tensor, *, batch_size: int = 500,
+    learner: ContinualLearner,
+    tasks: Sequence[ClassTask],
+    images: ImagePool,
+    labels: Tensor,
+    test_images: ImagePool,
+    test_labels: Tensor,
+    *,
+    batch_size: int = 500,
     observe: Callable[[int, ContinualLearner], None] | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Learn all tasks, testing on every task so far after each of them.
 
     Args:
@@ -225,9 +239,13 @@ def learn_tasks(
 
 
 def _accuracies(
-    learner: ContinualLearner, classes: Tensor, images: ImagePool, labels: Tensor, rows: Tensor,
+    learner: ContinualLearner,
+    classes: Tensor,
+    images: ImagePool,
+    labels: Tensor,
+    rows: Tensor,
     batch_size: int,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     parts = [_scores(learner, images[part]).cpu() for part in rows.split(batch_size)]
     scores = torch.cat(parts)  # (m, k)
     known, wanted = learner.classes.cpu(), labels[rows]  # (k,), (m,)

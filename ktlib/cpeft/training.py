@@ -109,17 +109,29 @@ class LoraLearner:
     ) -> None:  # fmt: skip
         trained = [*self.backbone.trained(), *head.parameters()]
         self.losses[task] = train_task(
-            self.backbone, head, trained, images, positions_of(labels, classes), rows,
-            self.training, rng=generator(self.training.seed, "batches", task),
-        )  # fmt: skip
+            self.backbone,
+            head,
+            trained,
+            images,
+            positions_of(labels, classes),
+            rows,
+            self.training,
+            rng=generator(self.training.seed, "batches", task),
+        )
 
 
 def train_task(
-    backbone: nn.Module, head_scores: Callable[[Tensor], Tensor],
-    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], images: ImagePool,
-    labels: Tensor, rows: Tensor, training: LoraTraining, *, rng: torch.Generator,
+    backbone: nn.Module,
+    head_scores: Callable[[Tensor], Tensor],
+    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
+    images: ImagePool,
+    labels: Tensor,
+    rows: Tensor,
+    training: LoraTraining,
+    *,
+    rng: torch.Generator,
     loss_extra: LossExtra | None = None,
-) -> list[float]:  # fmt: skip
+) -> list[float]:
     """Minimise the cross-entropy with Adam and a cosine schedule down to 0.
 
     The network is in ``eval`` mode all the time, so that there is no dropout and batch norm keeps

@@ -86,10 +86,17 @@ PRINTED = F2MVariant()
 
 
 def f2m_loss(
-    split: SplitNetwork, classifier: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, *,
-    bound: float, draws: int, prototype_weight: float, generator: torch.Generator,
+    split: SplitNetwork,
+    classifier: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    bound: float,
+    draws: int,
+    prototype_weight: float,
+    generator: torch.Generator,
     variant: F2MVariant = PRINTED,
-) -> F2MLoss:  # fmt: skip
+) -> F2MLoss:
     """Loss of the base session: equations (3.5) and (3.6) on one batch.
 
     For each of M noise draws the tuned weights are moved to ``phi + eps_j``; the loss there is the
@@ -157,10 +164,17 @@ def f2m_loss(
 
 
 def learn_session(
-    split: SplitNetwork, region: FlatRegion | None, images: Tensor, labels: Tensor,
-    base_prototypes: Tensor, base_classes: Tensor, *, epochs: int, lr: float,
+    split: SplitNetwork,
+    region: FlatRegion | None,
+    images: Tensor,
+    labels: Tensor,
+    base_prototypes: Tensor,
+    base_classes: Tensor,
+    *,
+    epochs: int,
+    lr: float,
     penalty: Callable[[], Tensor] | None = None,
-) -> list[float]:  # fmt: skip
+) -> list[float]:
     """One few-shot session: equation (3.7), then clamping, for a few full-batch steps.
 
     Only the tuned weights move, and batch norm runs with its stored statistics. The prototypes of
@@ -213,12 +227,16 @@ def learn_session(
     labels = as_labels(labels, where)
     base_classes = as_labels(base_classes, where, name="base_classes")
     if len(base_classes) != len(base_prototypes):
-        raise ValueError(f"base_classes must be {len(base_prototypes)}, one for each of the "
-                         f"base_prototypes. Found {len(base_classes)}.")  # fmt: skip
+        raise ValueError(
+            f"base_classes must be {len(base_prototypes)}, one for each of the "
+            f"base_prototypes. Found {len(base_classes)}."
+        )
     known = labels[torch.isin(labels, base_classes)].unique().tolist()
     if known:
-        raise ValueError("labels must hold new classes only: base data is not kept after session "
-                         f"1. Found base classes {known}.")  # fmt: skip
+        raise ValueError(
+            "labels must hold new classes only: base data is not kept after session "
+            f"1. Found base classes {known}."
+        )
     new_classes = labels.unique()
     targets = len(base_classes) + torch.searchsorted(new_classes, labels)
     optimizer = torch.optim.SGD(tuned.values(), lr=lr)

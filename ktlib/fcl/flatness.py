@@ -39,9 +39,16 @@ class Flatness:
 
 
 def flatness(
-    split: SplitNetwork, classifier: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, *,
-    bound: float, generator: torch.Generator, draws: int = 1000, batch_size: int = 512,
-) -> Flatness:  # fmt: skip
+    split: SplitNetwork,
+    classifier: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    bound: float,
+    generator: torch.Generator,
+    draws: int = 1000,
+    batch_size: int = 512,
+) -> Flatness:
     """Flatness indicator and variance of the cross-entropy around the present parameters.
 
     The noise is uniform. The features in front of the first tuned layer are computed once and kept
@@ -89,23 +96,33 @@ def flatness(
 
 @torch.no_grad()
 def losses_around(
-    split: SplitNetwork, classifier: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor,
-    shifts: Iterable[Mapping[str, Tensor] | None], *, batch_size: int = 512,
-) -> Tensor:  # fmt: skip
+    split: SplitNetwork,
+    classifier: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    shifts: Iterable[Mapping[str, Tensor] | None],
+    *,
+    batch_size: int = 512,
+) -> Tensor:
     """Mean cross-entropy with the tuned weights moved by each of some shifts.
 
-    The weights themselves are never written to; each layer is left in the mode it had.
+    The features in front of the first tuned layer are computed once and kept for all shifts. The
+    weights themselves are never written to; the network is run in ``eval`` mode, and each layer is
+    left in the mode it had.
 
     Args:
         split: the network.
-        classifier: never moved.
+        classifier: embeddings ``(batch, dim)`` -> scores ``(batch, classes)``; never moved.
         images: ``(n, ...)``.
         labels: ``(n,)`` integers.
         shifts: name -> tensor of the tuned parameter's shape; ``None`` moves nothing.
-        batch_size: images per pass.
+        batch_size: images per pass; changes memory, not the result beyond rounding.
 
     Returns:
         One loss a shift, in float64 on the CPU.
+
+    Raises:
+        ValueError: if there are no images.
     """
     require_at_least("number of images", len(images), 1)
     with evaluating(split.network), images_for(split.network, images) as given:

@@ -17,9 +17,12 @@ RELEASED_SHAPES = (0.3, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
 
 
 def draw_noise(
-    tuned: Mapping[str, Tensor], bound: float, generator: torch.Generator, levels: int = 0,
+    tuned: Mapping[str, Tensor],
+    bound: float,
+    generator: torch.Generator,
+    levels: int = 0,
     shapes: Sequence[float] = (),
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """One draw ``eps``, each entry inside ``[-bound, bound]`` (thesis, section 3.3).
 
     The thesis does not name the law. The two it could be are offered, and the one of the authors'
@@ -50,8 +53,10 @@ def draw_noise(
     if levels < 0 or levels == 1:
         raise ValueError(f"levels must be 0 (uniform) or at least 2. Found levels={levels!r}.")
     if shapes and (levels == 0 or min(shapes) <= 0):
-        raise ValueError("shapes must be above 0 and come with levels >= 2. Found "
-                         f"shapes={tuple(shapes)!r}, levels={levels!r}.")  # fmt: skip
+        raise ValueError(
+            "shapes must be above 0 and come with levels >= 2. Found "
+            f"shapes={tuple(shapes)!r}, levels={levels!r}."
+        )
     noise = {}
     for name, parameter in tuned.items():
         values = torch.empty(parameter.shape, device=generator.device)

@@ -28,8 +28,10 @@ class ModelParameters(Mapping[str, nn.Parameter]):
         try:
             found: nn.Parameter = self.model.get_parameter(name)
         except AttributeError as error:
-            raise ValueError(f"{name!r} is no longer a parameter of the model ({error}): split it, "
-                             "or make the region, anew.") from None  # fmt: skip
+            raise ValueError(
+                f"{name!r} is no longer a parameter of the model ({error}): split it, "
+                "or make the region, anew."
+            ) from None
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -76,9 +78,13 @@ class FlatRegion:
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor] | nn.Module, bound: float,
-        center: Mapping[str, Tensor] | None = None, *, grid_step: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        parameters: Mapping[str, Tensor] | nn.Module,
+        bound: float,
+        center: Mapping[str, Tensor] | None = None,
+        *,
+        grid_step: float = 0.0,
+    ) -> None:
         if isinstance(parameters, nn.Module):
             parameters = ModelParameters(parameters, [n for n, _ in parameters.named_parameters()])
         if not parameters:
@@ -129,9 +135,10 @@ class FlatRegion:
         own = set(map(id, model.parameters()))
         foreign = [name for name, parameter in self._now().items() if id(parameter) not in own]
         if foreign:
-            raise ValueError(f"region must be of the network itself. {foreign[0]!r} is of another "
-                             "one, such as a copy: give FlatRegion `center=region.center`."
-                             )  # fmt: skip
+            raise ValueError(
+                f"region must be of the network itself. {foreign[0]!r} is of another "
+                "one, such as a copy: give FlatRegion `center=region.center`."
+            )
 
     def _now(self) -> dict[str, Tensor]:
         """The parameters as they are now, for which the box is put right."""
@@ -139,16 +146,20 @@ class FlatRegion:
         for name, parameter in found.items():
             center = self.center[name] = self.center[name].to(parameter.device)
             if parameter.shape != center.shape:
-                raise ValueError(f"{name!r} must keep its shape {tuple(center.shape)}. "
-                                 f"Found {tuple(parameter.shape)}.")  # fmt: skip
+                raise ValueError(
+                    f"{name!r} must keep its shape {tuple(center.shape)}. "
+                    f"Found {tuple(parameter.shape)}."
+                )
             dtype, bound = parameter.dtype, float(self.bound)
             box = self._box.get(name, (None, None))[0]
             if box is not None and (box.device, box.dtype) == (parameter.device, dtype):
                 continue
             lower, upper = edge(center, -bound, dtype), edge(center, bound, dtype)
             if parameter.dtype != center.dtype and bool((lower > upper).any()):
-                raise ValueError(f"bound must leave a number of {parameter.dtype} in the box "
-                                 f"around {name!r}. Found {self.bound!r}.")  # fmt: skip
+                raise ValueError(
+                    f"bound must leave a number of {parameter.dtype} in the box "
+                    f"around {name!r}. Found {self.bound!r}."
+                )
             self._box[name] = lower, upper
         return found
 
@@ -160,9 +171,10 @@ def _require_fitting(parameters: Mapping[str, Tensor], center: Mapping[str, Tens
     for name, parameter in parameters.items():
         shapes = tuple(parameter.shape), tuple(center[name].shape)
         if shapes[0] != shapes[1]:
-            raise ValueError(f"center must have the shape of the parameters. {name!r} has "
-                             f"{shapes[0]}. Found {shapes[1]}: is it from another architecture?"
-                             )  # fmt: skip
+            raise ValueError(
+                f"center must have the shape of the parameters. {name!r} has "
+                f"{shapes[0]}. Found {shapes[1]}: is it from another architecture?"
+            )
         if not (parameter.is_floating_point() and center[name].is_floating_point()):
             raise ValueError(f"parameters must be floating-point numbers. {name!r} is not.")
         if not bool(torch.isfinite(center[name]).all()):

@@ -101,9 +101,15 @@ class BaseTraining:
 
 
 def train_base(
-    network: nn.Module, classifier: nn.Module, images: Tensor, labels: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor], settings: BaseTraining, *, generator: torch.Generator,
-) -> list[float]:  # fmt: skip
+    network: nn.Module,
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    settings: BaseTraining,
+    *,
+    generator: torch.Generator,
+) -> list[float]:
     """Minimise ``loss(images, labels)`` by SGD with a cosine schedule down to 0.
 
     With ``settings.sam_radius``, by sharpness-aware minimisation instead: Foret et al., ICLR 2021,
@@ -168,8 +174,9 @@ def train_base(
         if not math.isfinite(history[-1]):
             finite = bool(torch.isfinite(images).all())
             cause = f"lower lr={settings.lr!r}" if finite else "not all images are finite numbers"
-            raise FloatingPointError(f"the loss is {history[-1]} in epoch {epoch + 1} of "
-                                     f"{settings.epochs}: {cause}.")  # fmt: skip
+            raise FloatingPointError(
+                f"the loss is {history[-1]} in epoch {epoch + 1} of {settings.epochs}: {cause}."
+            )
     network.eval()
     return history
 

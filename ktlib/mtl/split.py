@@ -75,9 +75,13 @@ def split(
         (['0'], [(2, 8), (2,)])
     """
     return SplitTrunk(
-        trunk, layers, tasks, share_prefix=share_prefix, own_statistics=own_statistics,
+        trunk,
+        layers,
+        tasks,
+        share_prefix=share_prefix,
+        own_statistics=own_statistics,
         example=example,
-    )  # fmt: skip
+    )
 
 
 class SplitTrunk(nn.Module):
