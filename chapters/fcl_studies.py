@@ -560,7 +560,7 @@ from ktlib.fcl.noise import RELEASED_SHAPES
 
 beta = {"noise_levels": 5, "noise_shapes": RELEASED_SHAPES}
 spread = {"spread_weight": 2.0, "noise_draws": max(2, P.noise_draws)}  # a spread needs two draws
-no_gradient, half = {"prototype_gradient": False}, {"noise_bound": max(P.noise_bound / 2, 1e-9)}
+no_gradient, half = {"prototype_gradient": False}, {"noise_bound": P.noise_bound / 2}
 choices = {"as printed": vary(), "five levels": vary(noise_levels=5), "Beta levels": vary(**beta)}
 choices["spread"], choices["no gradient"] = vary(**spread), vary(**no_gradient)
 choices["half of b"] = vary(**half)
@@ -688,8 +688,7 @@ lines = {"f2m": ("f2m", {}), "f2m narrow": ("f2m", {"bound": P.narrow_bound})}
 lines["f2m unclamped"] = ("finetune", {})
 cases = [(k, seed) for k in P.shots_studied for seed in P.seeds]
 for k, seed in tqdm(cases, desc="shots", leave=False):
-    rate = min(4 * P.session_lr, 10.0)  # the most that is allowed
-    values = vary(shots=k, session_epochs=P.shot_steps, session_lr=rate)
+    values = vary(shots=k, session_epochs=P.shot_steps, session_lr=4 * P.session_lr)
     note("shots", k, "ncm", seed, run("ncm", seed, plain, values)[1])
     for name, (method, setting) in lines.items():
         learner, rows = run(method, seed, flat, values, new_exemplars=k, **setting)

@@ -255,6 +255,12 @@ class FclStudyParameters(FewShotParameters):
         most = SIZES[self.dataset].train
         if max(self.shots_studied) > most:
             raise ValueError(f"shots_studied must be at most {most}. Found {self.shots_studied}")
+        if self.noise_bound < 2e-9 or self.session_lr > 2.5:
+            raise ValueError(
+                "noise_bound must be at least 2e-09, as half of it is studied, and session_lr at "
+                "most 2.5, as four times that is. Found "
+                f"noise_bound={self.noise_bound!r}, session_lr={self.session_lr!r}"
+            )
         if self.split == "topic" and self.shots_studied != [self.shots]:
             raise ValueError(
                 f"shots_studied must be [{self.shots}] with split 'topic'. "

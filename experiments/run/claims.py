@@ -141,7 +141,12 @@ LEAST_CASES = 6
 
 
 def verdict_of_difference(
-    low: float, high: float, expected: Literal["above", "below"], *, cases: int = 0
+    low: float,
+    high: float,
+    expected: Literal["above", "below"],
+    *,
+    cases: int = 0,
+    acted: bool = True,
 ) -> Verdict:
     """Verdict on a claim that something is larger, or smaller, than something else.
 
@@ -154,13 +159,15 @@ def verdict_of_difference(
         expected: the side of 0 on which the thesis puts the difference.
         cases: held-out images or texts behind each value; fewer than six test nothing. 0: all of a
             test set.
+        acted: whether the method did anything in this run, such as a search that counted at least
+            one conflict; otherwise nothing was tested.
 
     Raises:
         ValueError: only one end is NaN, the ends are swapped, or the side is unknown.
     """
     if expected not in ("above", "below"):
         raise ValueError(f"expected must be 'above' or 'below'. Found {expected!r}.")
-    if (math.isnan(low) and math.isnan(high)) or 0 < cases < LEAST_CASES:
+    if (math.isnan(low) and math.isnan(high)) or 0 < cases < LEAST_CASES or not acted:
         return "not testable here"
     if not low <= high:
         raise ValueError(f"low must be at most high. Found low={low}, high={high}.")

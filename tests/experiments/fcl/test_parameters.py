@@ -94,6 +94,8 @@ def study(**changes):
         ({"rates_studied": [0.0]}, ["rates_studied", "0.0"]),
         ({"layers_studied": [18]}, ["layers_studied", "18", "17"]),
         ({"shots_studied": []}, ["shots_studied"]),
+        ({"noise_bound": 1e-9}, ["noise_bound must be at least 2e-09", "noise_bound=1e-09"]),
+        ({"session_lr": 3.0}, ["session_lr at most 2.5", "session_lr=3.0"]),
         ({"shots_studied": [5, 501]}, ["shots_studied must be at most 500", "501"]),
         ({"class_orders": [2**32]}, ["class_orders", "4294967296"]),
         ({"class_orders": [1, 1]}, ["class_orders", "differ"]),

@@ -89,6 +89,7 @@ def test_verdict_of_a_difference(low, high, above, below):
     # One held-out text says nothing, whatever the seeds; 0 stands for all of a test set.
     assert verdict_of_difference(low, high, "above", cases=5) == "not testable here"
     assert verdict_of_difference(low, high, "above", cases=6) == above
+    assert verdict_of_difference(low, high, "above", acted=False) == "not testable here"
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,11 @@ def _view_written(self, x):
     return h + y
 
 
+def _data_replaced(self, x):
+    self.a.weight.data = self.a.weight.data.clamp(-0.1, 0.1)
+    return self.c(self.b(self.a(x)))
+
+
 def _transposed_written(self, x):
     h = self.norm(self.a(x))
     y = self.c(x)
@@ -496,6 +501,8 @@ MATRIX = [
     Row("work in place behind the split", linears(_in_place_later)),
     Row("view written across the split", linears(_view_written), outcome=WARNS,
         says="another value be a view"),
+    Row("data of a weight replaced in forward", linears(_data_replaced), outcome=WARNS,
+        says="sets 'data'"),
     Row("transposed view written across the split", linears(_transposed_written)),
     Row("checkpointed block", _checkpointed(False)),
     Row("checkpointed block, reentrant", _checkpointed(True), outcome=WARNS,
