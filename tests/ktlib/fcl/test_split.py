@@ -102,6 +102,28 @@ def test_a_box_of_width_zero_is_flat(row):
     assert found.indicator == 0
 
 
+class Leaky(nn.Module):
+    """Works in place, behind the cut, on the value that is handed on."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x):
+        x = self.a(x)
+        y = nn.functional.leaky_relu(x, 0.2, inplace=True)
+        return self.c(self.b(y) + x)
+
+
+def test_work_in_place_behind_the_cut_spoils_no_features_of_the_next_draw():
+    network, x = Leaky(), torch.randn(5, 6)
+    split = split_network(network, ["b"])
+    features = split.prefix(x)
+    assert len(list(split.prefix.parameters())) == 2
+    for _ in range(2):
+        torch.testing.assert_close(split.tail_forward(features), network(x))
+
+
 class Scale(nn.Module):
     """A layer of one's own, without children."""
 
