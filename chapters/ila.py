@@ -303,7 +303,8 @@ save_figure(fig, P.run_dir, "dial")
 # it the model would be better.
 #
 # `LayerExperiment.rank` calls `rank_layers`, which works on any model of `transformers` with LoRA adapters of `peft`. It trains one
-# number per layer on a few batches and leaves the model as it was:
+# number per layer on a few batches and leaves the model as it was. A score that ends below its start says that on these batches the loss
+# falls with *less* of that update: it overshoots, or harms.
 
 # %%
 from experiments.ila.report import score_rows
@@ -320,6 +321,8 @@ record.table("layer_scores", scores)
 first = rankings[P.tuned_on, P.seeds[0]]
 print("best:", ", ".join(first.names[:3]))
 print("last:", ", ".join(first.names[-3:]))
+below = np.mean([score < P.initial_score for score in first.scores.values()])
+print(f"below the start, {P.initial_score:g}: {below:.0%} of the layers")
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Two heat maps of scores, one per data set, with a row per projection and a column per block.", "classes": "photo"}, "figure": {"name": "fig-ila-heat", "caption": "Scores of all layers after stage 2, by block (columns) and projection (rows), minus the mean of the map. First seed, live run. Compare with figure 5.1 of the thesis."}}
 fig, axes = plt.subplots(len(P.datasets), 1, figsize=(7.2, 2.0 * len(P.datasets)), squeeze=False)

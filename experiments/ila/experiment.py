@@ -8,7 +8,9 @@ chapter ``chapters/ila.py`` shows the functions in the order in which it explain
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -297,7 +299,8 @@ class LayerExperiment(Generic[Parameters]):
         """
         order = run.seed if seed is None else seed
         found, settings = self._stage_2(run.dataset, order, options)
-        return rank_layers(self.adapted(run, share), found, **settings)
+        with _pages_tell():
+            return rank_layers(self.adapted(run, share), found, **settings)
 
     def rank_full(self, dataset: str, seed: int, **options: Any) -> LayerRanking:
         """Both stages with full fine-tuning instead of LoRA."""
@@ -305,7 +308,8 @@ class LayerExperiment(Generic[Parameters]):
         self.train(model, "full", dataset, seed)
         found, settings = self._stage_2(dataset, seed, options)
         before = _pristine(self.parameters.model, str(self.device), False).state_dict()
-        return rank_layers_full(model, before, found, **settings)
+        with _pages_tell():
+            return rank_layers_full(model, before, found, **settings)
 
     def _stage_2(
         self, dataset: str, seed: int, options: dict[str, Any]
@@ -363,6 +367,14 @@ class LayerExperiment(Generic[Parameters]):
         model = self.prepared(tuning, layers, seed)
         self.train(model, tuning, dataset, seed, lr=lr)
         return self.losses(model)
+
+
+@contextmanager
+def _pages_tell() -> Iterator[None]:
+    """Without the warning of scores below their start, whose share the pages print."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* scores are below the start", UserWarning)
+        yield
 
 
 @lru_cache(maxsize=1)
