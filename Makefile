@@ -17,11 +17,11 @@ export PYTHONPATH := $(CURDIR)
 export UV_SYSTEM_CERTS ?= true
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book plan test gpu drill lint types env data browser notebooks sweep record recheck lock clean
+.PHONY: help book plan test gpu drill lint types env data browser notebooks sweep record recheck lock clean clean-cache
 
 help: ## say what can be done
 	@echo "make <target> [PROFILE=smoke|cpu|full|gpu|paper] (default: cpu)"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 book: env ## execute the chapters that need it, and render the book
 	@$(BUILD) book $(BUILD_OPTIONS)
@@ -83,6 +83,9 @@ clean: ## remove runs, the rendered book and caches; data and environment stay
 	rm -rf runs notebooks .snakemake book/_build book/_generated book/chapters
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+clean-cache: ## remove the kept trainings, so that each is computed again
+	rm -rf runs/cache
 
 env: $(READY) ## make the environment in .venv
 

@@ -4,6 +4,7 @@
 #
 # What makes a chapter run again is a digest of its code cells, the project's modules behind them and its
 # parameters, not the age of files: a change in the text, or a fresh clone, executes nothing.
+import json
 import re
 import sys
 from functools import cache
@@ -13,6 +14,7 @@ from data_prep import DATA_SETS, MANIFEST
 from experiments.run.provenance import run_digest
 from workflow.project import (
     MAIN_RUN, PROFILES, RUN_NAME, chapter_source, chapters, data_folder, data_sets, parameter_file,
+    run_values,
 )
 
 PROFILE = config["profile"]
@@ -87,10 +89,11 @@ rule check:
         "runs/.checked/{chapter}.{profile}.{run}",
     params:
         digest=digest,
+        values=lambda wildcards: [f"-p={n}={json.dumps(v)}" for n, v in run_values(wildcards.run).items()],
     priority: 10
     shell:
-        "{PYTHON:q} -m workflow.run_chapter {wildcards.chapter:q} {wildcards.profile:q} {wildcards.run:q}"
-        " --check && echo {params.digest:q} > {output:q}"
+        "{PYTHON:q} -m experiments.check {wildcards.chapter:q} --profile {wildcards.profile:q}"
+        " {params.values:q} > /dev/null && echo {params.digest:q} > {output:q}"
 
 
 # `ancient` only for files that no rule makes: where it marks one that is being made, Snakemake overlooks

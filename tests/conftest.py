@@ -31,7 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the strict device for the whole run, if asked to."""
+    """Keep no trainings between tests; make the strict device for the whole run, if asked to."""
+    os.environ["KTLIB_CACHE"] = ""
     if config.getoption("--strict-device"):
         from tests import strict_device
 
@@ -91,7 +92,9 @@ class Project:
     @property
     def own(self) -> dict[str, str]:
         """Variables for commands in the copy: its code, and where the data lies."""
-        return {"PYTHONPATH": str(self.root), "KTLIB_DATA": str(self.data)}
+        variables = {"PYTHONPATH": self.root, "KTLIB_DATA": self.data}
+        variables["KTLIB_CACHE"] = self.root / "runs" / "cache"
+        return {name: str(value) for name, value in variables.items()}
 
     def command(self, *arguments: str) -> list[str]:
         """The command behind ``make``, with the arguments for it."""

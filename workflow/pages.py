@@ -200,8 +200,9 @@ def _when(record: RunRecord) -> str:
 
 
 def _duration(record: RunRecord) -> str:
-    seconds = record.wall_seconds
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    seconds, taken = record.wall_seconds, sum(record.from_cache.values())
+    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    return f"{time}, {taken} trainings from the cache" if taken else time
 
 
 def _memory(record: RunRecord) -> str:

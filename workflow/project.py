@@ -15,52 +15,16 @@ import yaml
 
 # The one import from outside of `experiments.run`: which data can be prepared, and where it lies.
 from data_prep import DATA_SETS, data_root
+from experiments.run.chapter_source import PROFILES, chapter_source, chapters, parameter_file
 from experiments.run.provenance import chapter_header
+
+__all__ = ["PROFILES", "chapter_source", "chapters", "parameter_file"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs"
-PROFILES = ("smoke", "cpu", "full", "gpu", "paper")
 GENERATED = ("reasoning", "tiny")  # generated tasks; a random model
 MAIN_RUN = "main"  # the run that the book shows; others belong to sweeps
 RUN_NAME = re.compile(r"main|[a-z_]\w*=[\w.+-]+(,[a-z_]\w*=[\w.+-]+)*")
-
-
-def chapters(root: Path = ROOT) -> list[str]:
-    """Names of all chapters, such as ``"fcl"`` for ``chapters/fcl.py``."""
-    folder = root / "chapters"
-    files = (path.relative_to(folder) for path in folder.rglob("*.py"))
-    return sorted(file.with_suffix("").as_posix() for file in files)
-
-
-def chapter_source(chapter: str, root: Path = ROOT) -> Path:
-    """The file of a chapter.
-
-    Raises:
-        ValueError: there is no such chapter.
-    """
-    path = root / "chapters" / f"{chapter}.py"
-    if not path.is_file():
-        raise ValueError(f"CHAPTER must be one of {', '.join(chapters(root))}. Found {chapter!r}.")
-    return path
-
-
-def parameter_file(chapter: str, profile: str, root: Path = ROOT) -> Path:
-    """The file with a chapter's parameter values in a profile.
-
-    Raises:
-        ValueError: there is no such profile, or the chapter has no values for it.
-    """
-    if profile not in PROFILES:
-        raise ValueError(f"PROFILE must be one of {', '.join(PROFILES)}. Found {profile!r}.")
-    chapter_source(chapter, root)
-    files = {p: root / "chapters" / "params" / f"{chapter}.{p}.yaml" for p in PROFILES}
-    if not files[profile].is_file():
-        there = ", ".join(p for p in PROFILES if files[p].is_file()) or "none"
-        raise ValueError(
-            f"PROFILE must be one that chapter {chapter!r} has values for: {there}. "
-            f"Found {profile!r}, whose file {files[profile].relative_to(root)} is missing."
-        )
-    return files[profile]
 
 
 def data_folder(root: Path = ROOT) -> str:

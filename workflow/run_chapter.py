@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from experiments.run.parameters import check_parameter_file, read_parameter_file
+from experiments.run.parameters import read_parameter_file
 from workflow.guard import end_with_build, move_into_place, partial_folder
 from workflow.project import MAIN_RUN, ROOT, RUNS, chapter_source, parameter_file, run_values
 
@@ -38,16 +38,6 @@ NO_RESTARTS = "ignore:A worker stopped while some jobs"
 
 class ChapterError(RuntimeError):
     """A chapter failed; the message names chapter, cell and error."""
-
-
-def check(chapter: str, profile: str, run: str) -> None:
-    """Check the parameter values of a run against what the chapter accepts.
-
-    Raises:
-        ValueError: the chapter, the profile or the run has a wrong name, or a value is not allowed.
-    """
-    source, file = chapter_source(chapter), parameter_file(chapter, profile)
-    check_parameter_file(source.relative_to(ROOT), file.relative_to(ROOT), changes=run_values(run))
 
 
 def run_chapter(
@@ -209,13 +199,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", nargs="?", default=MAIN_RUN)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cell-seconds", type=int, default=0, help="0: no limit")
-    parser.add_argument("--check", action="store_true", help="only check the parameters")
     given = parser.parse_args(arguments)
     end_with_build(RUNS)
     try:
-        if given.check:
-            check(given.chapter, given.profile, given.run)
-            return 0
         limit = given.cell_seconds or None
         run_chapter(given.chapter, given.profile, given.run, given.threads, limit)
     except (ChapterError, ValueError, OSError) as error:

@@ -7,7 +7,6 @@ classes and images of each task, the test images, the settings of each method.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import ViT_B_16_Weights
 
-from data_prep import checksums, data_root, load, scaled
+from data_prep import checksums, load, scaled
 from experiments.cpeft import pretraining
 from experiments.cpeft.expert_outputs import ExpertOutputs
 from experiments.cpeft.joint_analyses import (
@@ -38,6 +37,7 @@ from experiments.cpeft.report import as_recorded
 from experiments.models import vit
 from experiments.models.images import NormalisedImages
 from experiments.models.resnet import IMAGENET_MEAN, IMAGENET_STD
+from experiments.run.cache import kept
 from ktlib.cpeft.comparisons import JointLora, LoraOracle, NearestMean, SequentialLora
 from ktlib.cpeft.drift import layer_state
 from ktlib.cpeft.inflora import InfLora
@@ -50,6 +50,7 @@ from ktlib.ila.ranking import LayerRanking
 from ktlib.seeding import generator
 
 Parameters = TypeVar("Parameters", bound=ContinualPeftParameters)
+_USES = ("cpeft", "ktlib/fcl", "models/images", "models/vit", "data_prep")
 VALIDATION_SHARE = 0.2  # of a class's training images, held out in searches
 IMAGE_MEAN = IMAGE_STD = 0.5  # what ViT-B/16 of ImageNet-21k (timm's augreg_in21k) was trained with
 
@@ -245,8 +246,8 @@ class ContinualExperiment(Generic[Parameters]):
     def pretrained(self, sam_radius: float = 0.0) -> nn.Module:
         """The model that every method starts from: features ``(batch, dim)`` of images.
 
-        The small one is trained on the base classes and cached in the data folder under a name that
-        is a hash of all inputs; ViT-B/16 is loaded.
+        The small one is trained on the base classes and kept, see :mod:`experiments.run.cache`;
+        ViT-B/16 is loaded.
 
         Args:
             sam_radius: above 0 for a flat pre-training, see
@@ -256,10 +257,8 @@ class ContinualExperiment(Generic[Parameters]):
         if p.model == "vit_b16":
             return vit.vit_b16(p.weights).to(self.device).eval()
         network = self.new_network()
-        path = pretraining.cache_path(
-            data_root(), self._settings(sam_radius), _files(vit, pretraining)
-        )
-        weights = pretraining.load_or_make(path, partial(self._pretrain, sam_radius))
+        make = partial(self._pretrain, sam_radius)
+        weights = kept("pre-training", _USES, self._settings(sam_radius), make, device=self.device)
         network.load_state_dict(weights)
         return network.eval()
 
@@ -270,8 +269,8 @@ class ContinualExperiment(Generic[Parameters]):
                  "blocks", "heads", "pretraining_epochs", "pretraining_lr", "batch_size",
                  "precision")  # fmt: skip
         found = {name: getattr(p, name) for name in names}
-        found |= {"held_out": self._held_out(), "sam_radius": sam_radius, "data": self.checksums()}
-        return found | {"device": self.device.type, "threads": torch.get_num_threads()}
+        found |= {"held_out": self._held_out(), "pixels": self.normalisation}
+        return found | {"sam_radius": sam_radius, "data": self.checksums()}
 
     def checksums(self) -> dict[str, str]:
         """SHA-256 of the files of the data set."""
@@ -466,11 +465,6 @@ class ContinualExperiment(Generic[Parameters]):
             draws=p.noise_draws,
             seed=p.class_seed,
         )
-
-
-def _files(*modules: Any) -> list[str]:
-    """The source files of modules."""
-    return [inspect.getfile(module) for module in modules]
 
 
 def all_rows(runs: Sequence[MethodRun]) -> list[dict[str, Any]]:

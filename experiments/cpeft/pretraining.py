@@ -1,4 +1,4 @@
-"""A small pre-trained model, made in minutes: supervised training on base classes, cached on disk.
+"""A small pre-trained model, made in minutes: supervised training on base classes.
 
 Chapters on continual learning start from a model that knows other classes of the same kind. This
 makes one where none can be fetched. With a ``sam_radius`` it is *flat* in the sense of the chapter
@@ -7,27 +7,19 @@ on F2M: its loss rises less when the weights are moved.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments.run.atomic import write_bytes
 from ktlib.checks import require_at_least, require_positive
 from ktlib.device import autocast
 from ktlib.fcl.sam import sam_step
 from ktlib.seeding import generator
 
-FOLDER = "pretrained"
 WARM_UP = 0.1  # share of the steps in which the rate rises: transformers need it
 WEIGHT_DECAY = 0.05
 
@@ -111,37 +103,6 @@ def pretrain(
         losses.append(total / len(targets))
     both.eval()
     return losses
-
-
-def load_or_make(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Load weights from a file of safetensors, or make and write them if there is none.
-
-    A file that cannot be read is made anew; a folder that cannot be written to causes a warning.
-    """
-    if path.is_file():
-        try:
-            return load_file(path)
-        except Exception as error:  # noqa: BLE001 - safetensors raises an error of its own
-            warnings.warn(f"{path} cannot be read ({error}); it is made anew.", stacklevel=2)
-    made = make()
-    try:
-        write_bytes(path, save({name: value.contiguous().cpu() for name, value in made.items()}))
-    except OSError as error:
-        warnings.warn(f"pre-trained weights are not cached: {error}", stacklevel=2)
-    return made
-
-
-def cache_path(root: Path, settings: Mapping[str, Any], modules: list[str]) -> Path:
-    """File of the weights; its name is a hash of all that they depend on.
-
-    Args:
-        root: the data root.
-        settings: values that JSON can hold: sizes, rates, seeds, checksums of the data, the device.
-        modules: files of code that make the weights; when one changes, so does the name.
-    """
-    code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in modules]
-    key = json.dumps([dict(settings), code, torch.__version__], sort_keys=True)
-    return root / FOLDER / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
 
 def _optimizers(

@@ -28,6 +28,8 @@ from experiments.models.resnet import (
     imagenet_resnet18_features,
     resnet18_features,
 )
+from experiments.models.weights import weights_checksum
+from experiments.run.cache import kept
 from ktlib.device import autocast
 from ktlib.fcl.f2m import F2MVariant, f2m_loss
 from ktlib.fcl.flatness import Flatness, flatness
@@ -47,6 +49,14 @@ Parameters = TypeVar("Parameters", bound=FewShotParameters)
 
 # What the images of session 1, and so their mean and spread, depend on.
 _DATA_PARAMETERS = {"seeds", "split", "base_classes", "base_images", "class_seed", "weights"}
+
+# What the training on session 1 does not read, and what only F2M's does.
+_AFTERWARDS = {
+    *("seeds", "profile", "run_dir", "test_images", "session_epochs", "session_lr"),
+    *("flatness_draws", "flatness_images"),
+}
+_NOISE = {"noise_bound", "noise_draws", "noise_levels", "prototype_weight"}
+_USES = ("fcl", "models/images", "models/resnet", "models/weights", "data_prep")
 
 
 class FewShotExperiment(Generic[Parameters]):
@@ -245,6 +255,15 @@ class FewShotExperiment(Generic[Parameters]):
         train_base(split.network, classifier, *pool, loss, settings, generator=batches)
         return split, classifier
 
+    def _kept(self, without: set[str], make: Callable[[], Trained], **settings: Any) -> Trained:
+        """A base training, from the cache where it was done before."""
+        names = FewShotParameters.model_fields.keys() - _AFTERWARDS - without
+        settings |= {name: getattr(self.parameters, name) for name in names}
+        settings |= {"validation_images": self.validation_images, "pixels": self.normalisation}
+        settings["data"] = data.checksums(self.parameters.dataset)
+        settings["weights"] = weights_checksum(self.parameters.weights)
+        return kept("base training", _USES, settings, make, device=self.device)
+
     def train_plain(self, seed: int, *, cosine: bool = False, sam_radius: float = 0.0) -> Trained:
         """Cross-entropy alone; with a radius, by sharpness-aware minimisation (SAM)."""
 
@@ -255,7 +274,9 @@ class FewShotExperiment(Generic[Parameters]):
 
             return loss
 
-        return self.train_with(seed, make_loss, cosine=cosine, sam_radius=sam_radius)
+        options: dict[str, Any] = {"cosine": cosine, "sam_radius": sam_radius}
+        make = partial(self.train_with, seed, make_loss, **options)
+        return self._kept(_NOISE, make, seed=seed, loss="plain", **options)
 
     def train_f2m(self, seed: int, **released: Any) -> Trained:
         """F2M: cross-entropy under weight noise, and the shift of the prototypes.
@@ -286,7 +307,8 @@ class FewShotExperiment(Generic[Parameters]):
 
             return loss
 
-        return self.train_with(seed, make_loss)
+        make = partial(self.train_with, seed, make_loss)
+        return self._kept(set(), make, seed=seed, loss="f2m", **released)
 
     # Few-shot sessions -------------------------------------------------------------------------
 

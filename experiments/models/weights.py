@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Collection
 from pathlib import Path
@@ -53,6 +54,12 @@ def read_weights(weights: str, choices: type[WeightsEnum]) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"weights must be a file with a state dict. {path} holds something else.")
     return state
+
+
+def weights_checksum(weights: str) -> str:
+    """SHA-256 of a file of weights; names of torchvision's stand for themselves."""
+    path = Path(weights).expanduser()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else weights
 
 
 def load_weights(

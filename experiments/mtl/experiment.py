@@ -22,10 +22,12 @@ import data_prep as data
 from data_prep.common.multi_task import MultiTaskFiles, MultiTaskImages, Task
 from experiments.models.backbones import SETTINGS, backbone_for
 from experiments.models.resnet import IMAGENET_MEAN, IMAGENET_STD
+from experiments.models.weights import weights_checksum
 from experiments.mtl.augment import scale_crop_flip
 from experiments.mtl.network import MultiTaskModule, MultiTaskNetwork
 from experiments.mtl.parameters import GRADIENT_METHODS, MultiTaskParameters
 from experiments.mtl.tasks import TABLE_COLUMNS, split_trunk, task_heads, task_loss, task_metric
+from experiments.run.cache import kept
 from ktlib.device import autocast
 from ktlib.mtl.aggregation import aggregator
 from ktlib.mtl.conflict import SEVERITIES, ConflictMeter
@@ -33,11 +35,19 @@ from ktlib.mtl.gradients import apply_gradients
 from ktlib.seeding import generator
 
 Parameters = TypeVar("Parameters", bound=MultiTaskParameters)
+Result = TypeVar("Result")
 Batch = tuple[Tensor, dict[str, Tensor]]
 Scores = dict[str, dict[str, float]]
 """Task -> metric -> value."""
 
 QUARTERS = 4
+
+# What training does not read, or is handed over beside it.
+_NOT_TRAINED = {
+    *("seeds", "profile", "run_dir", "test_images", "method_lr", "lr", "cagrad_c"),
+    *("batch_norm", "severity", "top_k", "search_quarters"),
+}
+_USES = ("mtl", "models", "data_prep")
 
 # Images that are tested at once, and the most pixels of them, which a network of full width holds
 # beside its maps on a card of 24 GB; images behind the mean and the spread of the pixels.
@@ -102,6 +112,7 @@ class MultiTaskExperiment(Generic[Parameters]):
         if parameters.first_weights:
             self.new_trunk()  # weights that are missing are named before anything is read
         self.train_data = self._opened("train")
+        self.own_images = False
         self.tasks: dict[str, Task] = {task.name: task for task in self.train_data.tasks}
         available = len(self.train_data) - validation_images
         if available < QUARTERS * parameters.batch_size:
@@ -134,7 +145,7 @@ class MultiTaskExperiment(Generic[Parameters]):
             train_data: in place of the training images of the data set.
         """
         other = copy.copy(self)
-        other.train_data = train_data
+        other.train_data, other.own_images = train_data, True
         other.tasks = {task.name: task for task in train_data.tasks}
         for name in ("normalisation", "held_out", "test_data"):
             other.__dict__.pop(name, None)  # computed anew when it is asked for
@@ -260,9 +271,28 @@ class MultiTaskExperiment(Generic[Parameters]):
             ValueError: for an unknown method.
             FloatingPointError: as soon as a gradient is not finite; task and layer are named.
         """
-        network = self.new_network(seed, layers)
         rate = self.parameters.rate(method) if lr is None else lr
-        return self.train_network(network, method, seed, lr=rate)
+
+        def make() -> TrainedRun:
+            return self.train_network(self.new_network(seed, layers), method, seed, lr=rate)
+
+        options = self.aggregator_options(method)
+        return self._kept(make, method=method, seed=seed, layers=layers, lr=rate, **options)
+
+    def _kept(self, make: Callable[[], Result], **settings: Any) -> Result:
+        """A training, from the cache where it was done before."""
+        p = self.parameters
+        if self.own_images:
+            return make()
+        names = MultiTaskParameters.model_fields.keys() - _NOT_TRAINED
+        settings = {name: getattr(p, name) for name in names} | settings
+        settings |= {"tasks": [*self.tasks], "severities": p.severities}
+        settings |= {"validation_images": self.validation_images, "pixels": self.normalisation}
+        settings |= {
+            "data": data.checksums(p.dataset),
+            "weights": weights_checksum(p.first_weights),
+        }
+        return kept("training", _USES, settings, make, device=self.device)
 
     def train_network(
         self,
@@ -298,10 +328,14 @@ class MultiTaskExperiment(Generic[Parameters]):
     def train_single(self, seed: int, *, lr: float | None = None) -> dict[str, TrainedRun]:
         """A network for each task alone, from the same initial weights and batches."""
         rate = self.parameters.rate("single") if lr is None else lr
-        return {
-            name: self.optimise(self.new_network(seed, tasks=[name]), seed, lr=rate)
-            for name in self.tasks
-        }
+
+        def make() -> dict[str, TrainedRun]:
+            return {
+                name: self.optimise(self.new_network(seed, tasks=[name]), seed, lr=rate)
+                for name in self.tasks
+            }
+
+        return self._kept(make, method="single", seed=seed, lr=rate)
 
     def optimise(
         self,

@@ -1,7 +1,4 @@
-"""Read a chapter's source: a notebook kept as text, in Jupytext's percent format.
-
-Needs the ``book`` extra (Jupytext) at the time of the call.
-"""
+"""Read a chapter's source: a notebook kept as text, in Jupytext's percent format."""
 
 from __future__ import annotations
 
@@ -9,13 +6,19 @@ import ast
 import contextlib
 import importlib
 import io
+import json
+import re
 import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+PROFILES = ("smoke", "cpu", "full", "gpu", "paper")
 PARAMETERS_TAG = "parameters"
+TAGS = re.compile(r"\btags=(\[[^\]]*\])")
+TEXT = re.compile(r"# %%+ \[(markdown|md|raw)\]")
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,64 @@ class ParameterLine:
     comment: str
 
 
-def code_cells(chapter_source: Path | str) -> list[Cell]:
-    """The code cells of a chapter, in order."""
-    import jupytext  # belongs to the `book` extra
+def chapters(root: Path = ROOT) -> list[str]:
+    """Names of all chapters, such as ``"fcl"`` for ``chapters/fcl.py``."""
+    folder = root / "chapters"
+    files = (path.relative_to(folder) for path in folder.rglob("*.py"))
+    return sorted(file.with_suffix("").as_posix() for file in files)
 
-    notebook = jupytext.read(chapter_source, fmt="py:percent")
+
+def chapter_source(chapter: str, root: Path = ROOT) -> Path:
+    """The file of a chapter.
+
+    Raises:
+        ValueError: there is no such chapter.
+    """
+    path = root / "chapters" / f"{chapter}.py"
+    if not path.is_file():
+        raise ValueError(f"CHAPTER must be one of {', '.join(chapters(root))}. Found {chapter!r}.")
+    return path
+
+
+def parameter_file(chapter: str, profile: str, root: Path = ROOT) -> Path:
+    """The file with a chapter's parameter values in a profile.
+
+    Raises:
+        ValueError: there is no such profile, or the chapter has no values for it.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"PROFILE must be one of {', '.join(PROFILES)}. Found {profile!r}.")
+    chapter_source(chapter, root)
+    files = {p: root / "chapters" / "params" / f"{chapter}.{p}.yaml" for p in PROFILES}
+    if not files[profile].is_file():
+        there = ", ".join(p for p in PROFILES if files[p].is_file()) or "none"
+        raise ValueError(
+            f"PROFILE must be one that chapter {chapter!r} has values for: {there}. "
+            f"Found {profile!r}, whose file {files[profile].relative_to(root)} is missing."
+        )
+    return files[profile]
+
+
+def code_cells(chapter_source: Path | str) -> list[Cell]:
+    """The code cells of a chapter, in order.
+
+    As Jupytext reads them, whose import alone takes seconds: too long for a check of parameters.
+    """
+    lines = Path(chapter_source).read_text(encoding="utf-8").splitlines()
+    if lines[:1] == ["# ---"] and "# ---" in lines[1:]:
+        lines = lines[lines.index("# ---", 1) + 1 :]
+    found: list[tuple[str, list[str]]] = [("", [])]
+    for line in lines:
+        if line.startswith("# %%"):
+            found.append((line, []))
+        else:
+            found[-1][1].append(line)
+    texts = [(head, "\n".join(body).strip("\n")) for head, body in found]
+    cells = [text for text in texts if text[0] or text[1].strip()]
     return [
-        Cell(number, cell.source, tuple(cell.metadata.get("tags", ())))
-        for number, cell in enumerate(notebook.cells, start=1)
-        if cell.cell_type == "code"
+        Cell(number, text, tuple(json.loads(tags[1])) if (tags := TAGS.search(head)) else ())
+        for number, (head, text) in enumerate(cells, start=1)
+        if not TEXT.match(head)
     ]
 
 

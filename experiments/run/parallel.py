@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import lru_cache
@@ -19,6 +20,7 @@ import joblib
 import torch
 from tqdm import tqdm
 
+from experiments.run import cache
 from ktlib.seeding import deterministic
 
 Item = TypeVar("Item")
@@ -93,7 +95,8 @@ def parallel_map(
             cloudpickle.dump(function, stream)
         parallel = joblib.Parallel(count, return_as="generator", batch_size=1, pre_dispatch=count)
         call = joblib.delayed(_in_worker)
-        return shown(parallel(call(file, item, threads, repeatable) for item in todo))
+        found = parallel(call(file, item, threads, repeatable) for item in todo)
+        return shown(map(_noted, found))
 
 
 def _computed(
@@ -108,9 +111,17 @@ def _computed(
             torch.set_num_threads(before)
 
 
-def _in_worker(file: Path, item: Any, threads: int, repeatable: bool) -> Any:
+def _in_worker(file: Path, item: Any, threads: int, repeatable: bool) -> tuple[Any, Counter[str]]:
+    """The result, and what was taken from the cache for it."""
     os.environ[VARIABLE] = "1"  # a worker has no workers of its own
-    return _computed(_function_in(file), item, threads, repeatable)
+    cache.taken.clear()
+    return _computed(_function_in(file), item, threads, repeatable), cache.taken
+
+
+def _noted(answer: tuple[Any, Counter[str]]) -> Any:
+    result, taken = answer
+    cache.taken.update(taken)
+    return result
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +94,42 @@ def code_files(chapter_source: Path | str) -> list[Path]:
     if root is None:
         return []
     header = chapter_header(source)
+    try:
+        found = {*part_files(root, header.get("uses", []))}
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from None
+    found.update(root / "data_prep" / f"{name}.py" for name in header.get("data", []))
+    return sorted(file for file in found if file.is_file())
+
+
+def part_files(root: Path, parts: Iterable[str]) -> list[Path]:
+    """The files of parts of ktlib and experiments, and :data:`MACHINERY`.
+
+    Args:
+        root: the project.
+        parts: as ``uses`` of :func:`code_files`.
+
+    Raises:
+        ValueError: there is no such part.
+    """
     found = {root / name for name in MACHINERY}
-    for name in header.get("uses", []):
+    for name in parts:
         places = [folder / name for folder in (root, root / "ktlib", root / "experiments")]
         files = [place.with_suffix(".py") for place in places]
         modules = [file for place in places for file in place.rglob("*.py")]
         modules += [file for file in files if file.is_file()]
         if not modules:
-            raise ValueError(
-                f"{source.name}: `uses` must name parts of ktlib or experiments. Found {name!r}."
-            )
+            raise ValueError(f"`uses` must name parts of ktlib or experiments. Found {name!r}.")
         found.update(modules)
-    found.update(root / "data_prep" / f"{name}.py" for name in header.get("data", []))
-    return sorted(file for file in found if file.is_file())
+    return sorted(found)
+
+
+@lru_cache
+def parts_digest(parts: tuple[str, ...]) -> str:
+    """SHA-256 of the code of parts of this project, without comments, docstrings and layout."""
+    root = HERE.parents[1]
+    files = part_files(root, parts)
+    return _digest(f"{file.relative_to(root).as_posix()}\n{_code(_text(file))}" for file in files)
 
 
 def code_digest(chapter_source: Path | str) -> str:
@@ -126,7 +150,7 @@ def current_code_digest(chapter: str) -> str | None:
         return None
     try:
         return code_digest(source)
-    except ImportError:  # Jupytext belongs to the book
+    except ImportError:  # YAML belongs to the book
         return None
 
 

@@ -70,6 +70,9 @@ class RunRecord(BaseModel):
     workers: int = Field(1, description="trainings at once on the CPU, which share the threads")
     started_at: str = Field(alias="start", description="when the run started, ISO 8601, UTC")
     wall_seconds: float = Field(ge=0, description="duration, in seconds")
+    from_cache: dict[str, int] = Field(
+        {}, description="kind of training -> how many were taken from the cache, not computed"
+    )
     peak_memory_bytes: int | None = Field(
         description="most main memory held, in bytes; workers not counted"
     )
@@ -96,10 +99,12 @@ class RunRecord(BaseModel):
         # Reading records, as the pipeline does at every start, must not wait for PyTorch.
         import torch
 
+        from experiments.run.cache import taken
         from experiments.run.parallel import workers
         from ktlib.device import choose_device, compute_dtype, hardware_name
 
         device = choose_device(parameters.device)
+        taken.clear()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         values = parameters.model_dump(mode="json", exclude={"run_dir", "profile"})
@@ -204,7 +209,10 @@ class RunRecord(BaseModel):
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def _measure(self, clock: float) -> None:
+        from experiments.run.cache import taken  # imports PyTorch
+
         self.wall_seconds = round(time.perf_counter() - clock, 3)
+        self.from_cache = dict(sorted(taken.items()))
         self.peak_memory_bytes = provenance.peak_memory_bytes()
         if self.device == "cuda":
             import torch

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import data_prep as data
-from experiments.cpeft import experiment as continual
 from experiments.cpeft.experiment import ContinualExperiment
 from experiments.cpeft.parameters import METHODS as CONTINUAL_METHODS
 from experiments.cpeft.parameters import ContinualPeftParameters
@@ -103,7 +102,7 @@ def test_layers_of_a_language_model(strict, sets, monkeypatch):
 
 @pytest.fixture
 def tasks_of_classes(strict, tmp_path, monkeypatch):
-    monkeypatch.setattr(continual, "data_root", lambda: tmp_path)
+    monkeypatch.setenv("KTLIB_CACHE", str(tmp_path))
     smoke = check_profile(
         ContinualPeftParameters, "continual_peft", CHAPTERS / "params/continual_peft.smoke.yaml"
     )

@@ -19,7 +19,6 @@ def parameters():
 
 @pytest.fixture
 def experiment(parameters, device, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "data_root", lambda: tmp_path)
     return ContinualExperiment(parameters, device)
 
 
@@ -56,7 +55,8 @@ def test_a_search_never_loads_the_test_split(parameters, device, monkeypatch):
         assert len(task.validation)
 
 
-def test_the_model_is_trained_once_and_flat_ones_are_others(experiment, monkeypatch):
+def test_the_model_is_trained_once_and_flat_ones_are_others(experiment, monkeypatch, tmp_path):
+    monkeypatch.setenv("KTLIB_CACHE", str(tmp_path))
     one = experiment.pretrained()
 
     def train(*_):

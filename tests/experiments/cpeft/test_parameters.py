@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from data_prep import load
-from experiments.cpeft import experiment
 from experiments.cpeft.experiment import ContinualExperiment, all_rows
 from experiments.cpeft.parameters import (
     CLASS_IMAGES,
@@ -89,9 +88,8 @@ def test_sizes_are_those_of_the_digits():
     assert found == tuple(table["digits"] for table in (IMAGE_SIZES, CLASSES, CLASS_IMAGES))
 
 
-def test_smallest_values_run_to_the_end(tmp_path, monkeypatch):
+def test_smallest_values_run_to_the_end():
     """One block, two classes a task, two images a class: all measures are computed."""
-    monkeypatch.setattr(experiment, "data_root", lambda: tmp_path)
     given = check_profile(
         ContinualPeftParameters, CHAPTER, CHAPTERS / f"params/{CHAPTER}.smoke.yaml"
     )

@@ -1,13 +1,10 @@
 """The small pre-trained model: it learns, repeats itself, and is kept under the right name."""
 
-import warnings
-
 import pytest
 import torch
 from torch import nn
 
-from experiments.cpeft import pretraining
-from experiments.cpeft.pretraining import Pretraining, cache_path, load_or_make, pretrain
+from experiments.cpeft.pretraining import Pretraining, pretrain
 
 
 def new_head(device):
@@ -62,46 +59,3 @@ def test_a_rate_that_is_too_large_is_named(tiny_vit, tiny_data, device):
 def test_bad_arguments(tiny_vit, tiny_data, device, changes, words):
     with pytest.raises(ValueError, match=words):
         trained(tiny_vit, tiny_data, device, **changes)
-
-
-def test_what_was_made_is_read_the_next_time(tmp_path):
-    made = []
-
-    def make():
-        made.append(1)
-        return {"weight": torch.arange(3.0)}
-
-    path = tmp_path / "deep" / "file.safetensors"
-    first, second = load_or_make(path, make), load_or_make(path, make)
-    assert len(made) == 1
-    assert torch.equal(first["weight"], second["weight"])
-    assert [p.name for p in path.parent.iterdir()] == ["file.safetensors"]
-
-
-def test_a_damaged_file_is_made_anew(tmp_path):
-    path = tmp_path / "file.safetensors"
-    path.write_bytes(b"\x00\x01 nothing")
-    with pytest.warns(UserWarning, match="cannot be read"):
-        found = load_or_make(path, lambda: {"weight": torch.ones(2)})
-    assert torch.equal(found["weight"], torch.ones(2))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_or_make(path, dict)
-
-
-def test_weights_are_not_lost_where_nothing_can_be_written(tmp_path):
-    occupied = tmp_path / "file"
-    occupied.write_text("no folder")
-    with pytest.warns(UserWarning, match="not cached"):
-        found = load_or_make(occupied / "file.safetensors", lambda: {"weight": torch.ones(2)})
-    assert torch.equal(found["weight"], torch.ones(2))
-
-
-def test_the_name_follows_from_settings_and_code(tmp_path):
-    code = tmp_path / "code.py"
-    code.write_text("one")
-    names = {cache_path(tmp_path, {"lr": lr}, [str(code)]) for lr in (0.1, 0.2)}
-    code.write_text("two")
-    names.add(cache_path(tmp_path, {"lr": 0.1}, [str(code)]))
-    assert len(names) == 3
-    assert {name.parent.name for name in names} == {pretraining.FOLDER}

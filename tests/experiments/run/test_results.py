@@ -187,7 +187,7 @@ def test_staleness_that_cannot_be_told(record, chapter, tmp_path, monkeypatch):
 
 
 def test_library_users_need_no_tools_of_the_book(project, toy_parameters, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "jupytext", None)
+    monkeypatch.setitem(__import__("sys").modules, "yaml", None)
     assert RunRecord.start("toy", toy_parameters, {}).code_digest is None
 
 
