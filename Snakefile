@@ -23,8 +23,10 @@ DATA = data_folder()
 PYTHON = sys.executable
 RUN = "runs/{chapter}/{profile}/{run}"
 
-# Threads are fixed: the last digits of a result depend on their number.
-THREADS = {"smoke": 1, "cpu": 2, "full": 2, "gpu": 4, "paper": 4}
+# Threads are fixed: the last digits of a result depend on their number. By default two chapters run at
+# once, and each trains several networks at once where there are more cores than two.
+THREADS = {"smoke": 1, "cpu": 1, "full": 2, "gpu": 4, "paper": 4}
+WORKERS = THREADS | {"cpu": max(1, workflow.cores // 2)}
 MEMORY_MB = {"smoke": 2000, "cpu": 3000, "full": 6000, "gpu": 16000, "paper": 32000}
 # The longest time for one cell, in seconds; 0: no limit.
 CELL_SECONDS = {"smoke": 300, "cpu": 1800, "full": 0, "gpu": 0, "paper": 0}
@@ -110,14 +112,15 @@ rule run:
     params:
         digest=digest,
         threads=lambda wildcards: THREADS[wildcards.profile],
+        workers=lambda wildcards: WORKERS[wildcards.profile],
         cell_seconds=lambda wildcards: CELL_SECONDS[wildcards.profile],
-    threads: lambda wildcards: THREADS[wildcards.profile]
+    threads: lambda wildcards: WORKERS[wildcards.profile]
     resources:
         mem_mb=lambda wildcards: MEMORY_MB[wildcards.profile],
         gpu=lambda wildcards: int(wildcards.profile in ("gpu", "paper")),
     shell:
         "{PYTHON:q} -m workflow.run_chapter {wildcards.chapter:q} {wildcards.profile:q} {wildcards.run:q}"
-        " --threads {params.threads:q} --cell-seconds {params.cell_seconds:q}"
+        " --threads {params.threads:q} --workers {params.workers:q} --cell-seconds {params.cell_seconds:q}"
 
 
 rule merge_outputs:

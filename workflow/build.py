@@ -12,9 +12,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from experiments.run.atomic import write_text
 from workflow.guard import BuildRunningError, build_lock
+from workflow.progress import longest_first, record_file, told
 from workflow.project import (
     MAIN_RUN,
     ROOT,
@@ -27,6 +29,7 @@ from workflow.project import (
     sweep_runs,
 )
 
+PRIORITIZED = 4  # chapters that start first, so that none of the long ones is left at the end
 INDEX = ROOT / "book" / "_build" / "html" / "index.html"
 STAMP = INDEX.with_name(".rendered")
 
@@ -70,6 +73,8 @@ def snakemake(
         # The steps print what they do. Of Snakemake only errors are shown, also those of its plan.
         logging.getLogger("snakemake.logging").addFilter(lambda r: r.levelno >= logging.ERROR)
         arguments += ["--quiet", "rules", "progress", "host", "reason"]
+    if options.first:
+        arguments += ["--prioritize", *options.first]
     if options.force:
         arguments += ["--forcerun", *options.force]
     try:
@@ -95,7 +100,11 @@ def invalidate_modified_data(names: list[str], profile: str, runs: Sequence[str]
 def book(options: argparse.Namespace) -> int:
     """Make the book, and say where it is."""
     before = STAMP.stat().st_mtime_ns if STAMP.exists() else None
-    if not snakemake(["book"], chapters(), options):
+    first = longest_first(chapters(), options.profile)[:PRIORITIZED]
+    options.first = [str(record_file(name, options.profile).relative_to(ROOT)) for name in first]
+    with nullcontext() if options.dry_run else told(options.profile, options.cores):
+        made = snakemake(["book"], chapters(), options)
+    if not made:
         print("The book was not made; the messages above say why.", file=sys.stderr)
         return 1
     if options.dry_run:
@@ -211,6 +220,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--allow-dirty", action="store_true")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("--force", nargs="*", default=[], help="targets to make again")
+    parser.set_defaults(first=[])
     return parser.parse_args(arguments)
 
 

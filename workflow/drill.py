@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parameter", help="only this parameter")
     parser.add_argument("--jobs", type=int, default=1, help="chapters at once")
     given = parser.parse_args(arguments)
-    os.environ.update(kernel_environment(1), KTLIB_WORKERS="1", KTLIB_CACHE="", MPLBACKEND="Agg")
+    os.environ.update(kernel_environment(1, 1), KTLIB_WORKERS="1", KTLIB_CACHE="", MPLBACKEND="Agg")
     names = [given.chapter] if given.chapter else chapters()
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.jobs, mp_context=spawn) as pool:

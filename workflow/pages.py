@@ -61,7 +61,7 @@ def parameters_part(names: Iterable[str]) -> str:
             for row in describe_parameters(source)
         ]
         link = f"/chapters/{name}.ipynb"
-        parts.append(f"## {_title(source)}")
+        parts.append(f"## {title(source)}")
         parts.append(f"Source: `chapters/{name}.py`. To the chapter: [](<{link}>).")
         parts.append(_table(["Parameter", "Default", "Allowed", "Meaning"], rows))
     return "\n\n".join(parts) + "\n"
@@ -130,9 +130,7 @@ def _claims_of_chapter(
         f"- **{label}**: {_origin(records[label])}" for label in records if found[label]
     )
     total = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    return "\n\n".join(
-        [f"## {_title(chapter_source(chapter))}", runs, f"Verdicts: {total}.", table]
-    )
+    return "\n\n".join([f"## {title(chapter_source(chapter))}", runs, f"Verdicts: {total}.", table])
 
 
 def _finding(label: str, claim: Claim) -> str:
@@ -173,7 +171,7 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>&$|~#])", r"\\\1", " ".join(text.split())).removesuffix(".")
 
 
-def _title(source: Path) -> str:
+def title(source: Path) -> str:
     """The chapter's first heading."""
     for line in source.read_text(encoding="utf-8").splitlines():
         if line.startswith("# # "):
@@ -265,15 +263,22 @@ def _versions(records: Sequence[RunRecord]) -> str:
     return _table(["What", *columns], rows)
 
 
-def write_pages(profile: str) -> None:
-    """Write all parts from the records of the runs ``main`` and from the chapters."""
-    names = chapters()
-    live = [load_record(RUNS / name / profile / MAIN_RUN) for name in names]
+def write_pages(profile: str, folder: Path = FOLDER, names: Sequence[str] | None = None) -> None:
+    """Write all parts from the records of the runs ``main`` and from the chapters.
+
+    Args:
+        profile: of the runs.
+        folder: to write into.
+        names: the chapters that have been run; all by default.
+    """
+    live = [
+        load_record(RUNS / n / profile / MAIN_RUN) for n in (chapters() if names is None else names)
+    ]
     files = record_files(ROOT / "results")
-    committed = [record for record in map(load_record, files) if record.chapter in names]
-    write_text(FOLDER / "execution.md", execution_part(live, committed))
-    write_text(FOLDER / "parameters.md", parameters_part(names))
-    write_text(FOLDER / "claims.md", claims_part(live, committed))
+    committed = [record for record in map(load_record, files) if record.chapter in chapters()]
+    write_text(folder / "execution.md", execution_part(live, committed))
+    write_text(folder / "parameters.md", parameters_part(chapters()))
+    write_text(folder / "claims.md", claims_part(live, committed))
 
 
 if __name__ == "__main__":

@@ -31,17 +31,7 @@ def render() -> Path:
     """
     print("Rendering the book", flush=True)
     with partial_folder(HTML) as folder:
-        start = "from jupyter_book.cli.main import main; main()"
-        command = [sys.executable, "-c", start, "build", str(BOOK), "-W", "-n"]
-        done = subprocess.run(
-            [*command, "--keep-going", "--path-output", str(folder)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        done = jupyter_book(BOOK, folder, "-W", "-n")
         output = COLOUR.sub("", done.stdout)
         write_text(LOG, output)
         if done.returncode != 0:
@@ -50,6 +40,21 @@ def render() -> Path:
         (pages / STAMP).touch()
         move_into_place(pages, HTML)
     return HTML
+
+
+def jupyter_book(source: Path, target: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Render the pages in ``source`` into ``target/_build/html``."""
+    start = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", start, "build", str(source), *options]
+    return subprocess.run(
+        [*command, "--keep-going", "--path-output", str(target)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
 
 
 def _failure(output: str) -> str:

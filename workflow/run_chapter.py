@@ -41,7 +41,7 @@ class ChapterError(RuntimeError):
 
 
 def run_chapter(
-    chapter: str, profile: str, run: str, threads: int, cell_seconds: int | None
+    chapter: str, profile: str, run: str, threads: int, workers: int, cell_seconds: int | None
 ) -> Path:
     """Execute a chapter and put the results into ``runs/<chapter>/<profile>/<run>``.
 
@@ -50,6 +50,7 @@ def run_chapter(
         profile: the set of parameter values.
         run: ``main``, or values that replace some, such as ``seeds=3``.
         threads: CPU threads; the last digits of the results depend on their number.
+        workers: trainings at once, which share the threads or have one each.
         cell_seconds: time limit of one cell; None: no limit.
 
     Raises:
@@ -71,7 +72,7 @@ def run_chapter(
     with partial_folder(target) as folder:
         values["run_dir"] = folder.relative_to(ROOT).as_posix()
         (folder / "parameters.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-        os.environ.update(kernel_environment(threads))
+        os.environ.update(kernel_environment(threads, workers))
         _log_to(folder / LOG)
         try:
             _execute(chapter, values, folder, cell_seconds)
@@ -144,7 +145,7 @@ def _cell_error(notebook: Any, error: Any) -> str:
     return f"{place}\n  {error.ename}: {error.evalue}"
 
 
-def kernel_environment(threads: int) -> dict[str, str]:
+def kernel_environment(threads: int, workers: int) -> dict[str, str]:
     """Environment variables that must be set before the process of a chapter starts.
 
     Equal settings, parameters, versions and kind of processor give equal numbers.
@@ -152,7 +153,7 @@ def kernel_environment(threads: int) -> dict[str, str]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     waiting = {"GOMP_SPINCOUNT": SPINS} if "OMP_WAIT_POLICY" not in os.environ else {}
     return waiting | {
-        "KTLIB_WORKERS": os.environ.get("KTLIB_WORKERS", str(threads)),
+        "KTLIB_WORKERS": os.environ.get("KTLIB_WORKERS", str(workers)),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "PYTHONHASHSEED": "0",
@@ -198,12 +199,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("profile")
     parser.add_argument("run", nargs="?", default=MAIN_RUN)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, help="trainings at once; by default the threads")
     parser.add_argument("--cell-seconds", type=int, default=0, help="0: no limit")
     given = parser.parse_args(arguments)
     end_with_build(RUNS)
     try:
         limit = given.cell_seconds or None
-        run_chapter(given.chapter, given.profile, given.run, given.threads, limit)
+        workers = given.workers or given.threads
+        run_chapter(given.chapter, given.profile, given.run, given.threads, workers, limit)
     except (ChapterError, ValueError, OSError) as error:
         print(f"\n{error}\n", file=sys.stderr)
         return 1

@@ -83,7 +83,9 @@ def test_executed_notebook_gives_the_same_outputs_again(smoke_book, chapter, tmp
     quiet = ["-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null", "-q", "--tb=short"]
     command = [sys.executable, "-m", "pytest", *options, *quiet, again.name]
     # Threads as in the Snakefile; one worker in place of two must not change a number.
-    done = smoke_book.run(*command, **kernel_environment(threads=1) | {"KTLIB_WORKERS": "1"})
+    done = smoke_book.run(
+        *command, **kernel_environment(threads=1, workers=1) | {"KTLIB_WORKERS": "1"}
+    )
     assert done.returncode == 0, done.stdout[-6000:]
 
 

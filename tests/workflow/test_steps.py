@@ -243,9 +243,9 @@ def test_execution_part_names_the_command_behind_a_record(profile, command):
 
 def test_a_chapter_has_a_worker_for_each_thread_by_default(monkeypatch):
     monkeypatch.delenv("KTLIB_WORKERS", raising=False)
-    assert kernel_environment(threads=2)["KTLIB_WORKERS"] == "2"
+    assert kernel_environment(threads=1, workers=2)["KTLIB_WORKERS"] == "2"
     monkeypatch.setenv("KTLIB_WORKERS", "1")  # as a record says that is rechecked
-    assert kernel_environment(threads=2)["KTLIB_WORKERS"] == "1"
+    assert kernel_environment(threads=1, workers=2)["KTLIB_WORKERS"] == "1"
 
 
 @pytest.mark.parametrize("path", pages.record_files(project.ROOT / "results"))
