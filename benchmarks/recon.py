@@ -182,11 +182,15 @@ def main() -> None:
             "gramians": lambda given=losses, by=meter: by.observe_gramians(
                 given, retain_graph=True
             ),
+            # A task that has learned all it can: its gradient is 0.
+            "observe_zero": lambda given=losses | {"task0": 0 * losses["task0"]}, by=meter: (
+                by.observe(given, retain_graph=True)
+            ),
         }
         taken = take_turns(calls, given.repeats, device)
         base = statistics.median(taken["backward"])
         line = f"T = {tasks:2d}: backward passes {base * 1e3:8.1f} ms"
-        for name in ("observe", "gramians"):
+        for name in ("observe", "gramians", "observe_zero"):
             pairs = [a / b for a, b in zip(taken[name], taken["backward"], strict=True)]
             line += (
                 f"   {name} {statistics.median(taken[name]) / base:.3f}x "

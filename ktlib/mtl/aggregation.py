@@ -1,9 +1,10 @@
 """Methods that make one update of the gradients of several tasks.
 
-Aggregation itself is that of ``torchjd``. Its methods differ in scale: some add the tasks up, some
-average them. Here all are on one scale, that of the sum of losses, so that one learning rate serves
-them all: where the gradients of the tasks are orthogonal and equally long, every method that does
-not set the length itself gives their sum (CAGrad ``1 + c`` times it).
+Aggregation itself is that of ``torchjd``, but for CAGrad of two tasks, which has a closed form. Its
+methods differ in scale: some add the tasks up, some average them. Here all are on one scale, that
+of the sum of losses, so that one learning rate serves them all: where the gradients of the tasks
+are orthogonal and equally long, every method that does not set the length itself gives their sum
+(CAGrad ``1 + c`` times it).
 
 A task whose gradient is 0 is left out: MGDA, CAGrad, IMTL-G and Krum would let it decide about the
 whole update. Where one task is left, the update is its gradient, and where none is, 0. ExcessMTL,
@@ -13,25 +14,21 @@ which remembers each task, and methods with an option for each (weights, prefere
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torchjd.aggregation
-from torch import Tensor
-from torchjd.aggregation import (
-    Aggregator,
-    CAGrad,
-    GramianWeightedAggregator,
-    NashMTL,
-    WeightedAggregator,
-)
+from torch import Tensor, nn
 
 from ktlib import DISTRIBUTION
 from ktlib.mtl.gradients import gramian
 from ktlib.seeding import generator
+
+if TYPE_CHECKING:
+    from torchjd.aggregation import Aggregator
 
 # Our names for the methods of the tables, and the classes behind them.
 TABLE_IDS = {
@@ -74,7 +71,7 @@ _SCALE_FREE = {
 _EVERY_TASK = {"Constant", "ExcessMTL", "Mean", "Sum"}
 
 
-class SumScale(Aggregator):
+class SumScale(nn.Module):
     """A torchjd aggregator on the scale of the sum of losses, with random numbers of its own.
 
     The weights of methods that only need inner products are computed in float64 on the CPU. Random
@@ -101,7 +98,7 @@ class SumScale(Aggregator):
         stream: torch.Generator,
     ) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner: Any = inner
         self.averages = averages
         self.scale_free = scale_free
         self.every_task = every_task
@@ -112,12 +109,14 @@ class SumScale(Aggregator):
     def from_gramian(self) -> bool:
         """Whether inner products of the gradients are enough, without the gradients."""
         linear = type(self.inner).__name__ in ("Sum", "Mean", "Constant", "Random")
-        return linear or isinstance(self.inner, GramianWeightedAggregator)
+        return linear or hasattr(self.inner, "gramian_weighting")
 
     def forward(self, matrix: Tensor, /) -> Tensor:
         """``(T, n)`` gradients of the tasks -> ``(n,)`` the update's direction."""
+        if matrix.dim() != 2:
+            raise ValueError(f"matrix must have 2 dimensions. Found shape {tuple(matrix.shape)}.")
         with torch.no_grad():
-            if isinstance(self.inner, GramianWeightedAggregator):
+            if hasattr(self.inner, "gramian_weighting"):
                 combined: Tensor = self.weights(gramian(matrix)).to(matrix) @ matrix
                 return combined
             rows, inner = matrix, self.inner
@@ -126,8 +125,8 @@ class SumScale(Aggregator):
                 return matrix.sum(dim=0) * self.factor
             if not all(kept):
                 rows = matrix[kept]
-                if isinstance(inner, NashMTL):  # which is for a fixed number of tasks
-                    inner = NashMTL(len(rows), inner.max_norm, 1, inner.optim_niter)
+                if type(inner).__name__ == "NashMTL":  # which is for a fixed number of tasks
+                    inner = type(inner)(len(rows), inner.max_norm, 1, inner.optim_niter)
             with self._random_stream(matrix.device), warnings.catch_warnings():
                 # NashMTL says at its first step how its solver works.
                 warnings.filterwarnings("ignore", message="(?s).*not DPP", category=UserWarning)
@@ -146,7 +145,7 @@ class SumScale(Aggregator):
         Raises:
             ValueError: the method needs the gradients themselves.
         """
-        if not self.from_gramian or not isinstance(self.inner, WeightedAggregator):
+        if not self.from_gramian:
             raise ValueError(
                 f"{self.inner} needs the gradients: their inner products are not enough."
             )
@@ -160,12 +159,14 @@ class SumScale(Aggregator):
         size = products.diagonal().sum()
         if self.scale_free and size > 0:
             products = products / size
-        weighting: Any = self.inner.weighting
-        if isinstance(self.inner, GramianWeightedAggregator):
-            weighting = self.inner.gramian_weighting
-        with torch.no_grad(), self._random_stream(products.device):
-            found: Tensor = weighting(products)
-        if isinstance(self.inner, CAGrad) and self.inner.c < 1 and not found.any():
+        weighting: Any = getattr(self.inner, "gramian_weighting", None) or self.inner.weighting
+        cagrad = type(self.inner).__name__ == "CAGrad"
+        if cagrad and len(products) == 2:
+            found = _cagrad_of_two(products, weighting.c, weighting.norm_eps)
+        else:
+            with torch.no_grad(), self._random_stream(products.device):
+                found = weighting(products)
+        if cagrad and weighting.c < 1 and not found.any():
             # torchjd stops where a mixture of the gradients is nearly 0. No further than c times
             # its length from the mean is the rule, and the mean itself keeps it.
             found = torch.full_like(found, 1 / len(found))
@@ -268,7 +269,43 @@ def aggregator(name: str, *, seed: int = 0, scale: float = 1.0, **options: Any) 
 
 
 def _torchjd_classes() -> dict[str, type[Aggregator]]:
+    from torchjd import aggregation  # late: it imports cvxpy and SciPy, which takes seconds
+
     bases = ("Aggregator", "GramianWeightedAggregator", "WeightedAggregator")
-    names = sorted(set(torchjd.aggregation.__all__) - set(bases))
-    kinds = {name: getattr(torchjd.aggregation, name) for name in names}
-    return {name: kind for name, kind in kinds.items() if issubclass(kind, Aggregator)}
+    names = sorted(set(aggregation.__all__) - set(bases))
+    kinds = {name: getattr(aggregation, name) for name in names}
+    return {name: kind for name, kind in kinds.items() if issubclass(kind, aggregation.Aggregator)}
+
+
+def _cagrad_of_two(products: Tensor, c: float, norm_eps: float) -> Tensor:
+    """Weights of CAGrad for two tasks: its problem has one unknown, and a solution in closed form.
+
+    Algorithm 1 of its paper minimises ``<g_w, g_0> + c |g_0| |g_w|`` over ``w`` in ``[0, 1]``, with
+    ``g_0`` the mean and ``g_w = w g_1 + (1 - w) g_2``. The first term is linear, and ``|g_w|^2``
+    is ``|g_1 - g_2|^2 (w - h)^2 + m`` with the point ``h`` of the line that is nearest to 0. So the
+    slope is 0 in one place at most, or the minimum is at an end.
+
+    Args:
+        products: ``(2, 2)`` Gramian.
+        c: distance from the mean, in lengths of the mean.
+        norm_eps: a ``g_w`` no longer than this is 0.
+
+    Returns:
+        ``(2,)``, of sum 1 for ``c = 0``; zeros where ``g_w`` is 0.
+    """
+    (a, b), (_, d) = products.tolist()
+    between = a - 2 * b + d  # |g_1 - g_2|^2
+    slope = (a - d) / 2  # <g_1 - g_2, g_0>
+    radius = c * math.sqrt(max(a + 2 * b + d, 0.0)) / 2  # c |g_0|
+    surplus = radius**2 * between - slope**2
+    if surplus > 0:
+        least = max(a * d - b**2, 0.0)  # m |g_1 - g_2|^2; rounding can make it negative
+        w = (d - b - slope * math.sqrt(least) / math.sqrt(surplus)) / between
+        w = min(max(w, 0.0), 1.0)
+    else:  # the linear term wins everywhere
+        w = 0.0 if slope > 0 else 1.0
+    mixture = products.new_tensor([w, 1 - w])
+    length = (mixture @ products @ mixture).clamp_min(0).sqrt()
+    if length <= norm_eps:
+        return torch.zeros_like(mixture)
+    return 0.5 + radius / length * mixture

@@ -422,10 +422,16 @@ class ConflictMeter:
         for index, (name, block) in enumerate(blocks.items()):
             if not doubtful[index]:
                 continue
-            for task, finite in zip(mine, block.isfinite().all(dim=1).tolist(), strict=True):
-                if not finite:
-                    raise not_finite(task, f"layer {name!r}")
-            # Finite, but too long or too short for their squares in float32; or 0.
+            if squares[index].isfinite().all():
+                squared = zip(block, squares[index].tolist(), strict=True)
+                entries = [row.any() for row, square in squared if square < 1e-30]
+                if not torch.stack(entries).any():
+                    continue  # the products of zeros are right in any precision
+            else:
+                for task, finite in zip(mine, block.isfinite().all(dim=1).tolist(), strict=True):
+                    if not finite:
+                        raise not_finite(task, f"layer {name!r}")
+            # Finite, but too long or too short for their squares in float32.
             found[index] = gramian(block.double()).cpu()
         if bound is not None and not numbers[-1].isfinite():
             check_own(own, mine)

@@ -131,6 +131,69 @@ def test_cagrad_between_mean_and_mgda_of_two_tasks():
     close(made("cagrad", c=c)(rows), expected, 1e-3)
 
 
+def hard_pairs(kind, source):
+    """``(2, 2)`` Gramians of trace 1 on which a solver may stumble."""
+    for _ in range(200):
+        one, noise = torch.randn(2, 12, generator=source, dtype=torch.float64)
+        small, length = 10.0 ** (torch.rand(2, generator=source, dtype=torch.float64) * 6 - 7)
+        other = {
+            "any": noise,
+            "short": length * noise,
+            "parallel": 3 * one + small * noise,
+            "opposite": -3 * one + small * noise,
+            "equal and opposite": -one + small * noise,
+            "the same": one,
+        }[kind]
+        rows = torch.stack([one, other])
+        yield rows @ rows.T / rows.square().sum()
+
+
+@pytest.mark.parametrize("c", [0.05, 0.4, 0.95, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "kind", ["any", "short", "parallel", "opposite", "equal and opposite", "the same"]
+)
+def test_cagrad_of_two_tasks_is_the_optimum(kind, c):
+    """The problem's value and its dual's agree at a point of the ball, which proves both."""
+    combine, mean = made("cagrad", c=c), torch.full((2,), 0.5, dtype=torch.float64)
+    scales = 10.0 ** torch.linspace(-10, 10, 200, dtype=torch.float64)
+    moved = 0
+    for products, scale in zip(
+        hard_pairs(kind, torch.Generator().manual_seed(0)), scales, strict=True
+    ):
+        found = combine.weights(scale * products) / 2
+        extra = found - mean
+        if extra.sum() <= 0:  # g_w is 0: the mean, or nothing for c >= 1
+            continue
+        moved += 1
+        mixture = extra / extra.sum()
+        assert (mixture > -1e-9).all()
+        radius = c * (mean @ products @ mean).sqrt()
+        assert extra @ products @ extra <= radius**2 * (1 + 1e-7) + 1e-15
+        value = (products @ found).min()  # of the task that improves least
+        dual = mixture @ products @ mean + radius * (mixture @ products @ mixture).sqrt()
+        assert dual - value == pytest.approx(0, abs=1e-9)
+    assert moved > (0 if kind == "equal and opposite" else 50)
+
+
+def test_cagrad_of_two_tasks_is_that_of_its_solver():
+    """torchjd's, which stops 1e-4 before the optimum."""
+    combine = made("cagrad", c=0.4)
+    for seed in range(20):
+        rows = spread(2, seed, 12)
+        torch.testing.assert_close(combine(rows), 2 * combine.inner(rows), rtol=1e-3, atol=1e-3)
+
+
+def test_cagrad_of_two_tasks_asks_no_solver(monkeypatch):
+    """Also where a third has no gradient; a NaN stays one, which a solver would refuse."""
+    monkeypatch.delattr("torchjd.aggregation._cagrad.cp")
+    combine = made("cagrad")
+    assert combine(matrix([1.0, 2.0], [0.0, 0.0], [0.5, -1.0])).isfinite().all()
+    assert combine(matrix([1.0, 2.0], [math.nan, 1.0])).isnan().all()
+    assert made("cagrad", c=0.0)(matrix(*CONFLICT)).tolist() == [1.0, 1.0]
+    with pytest.raises(NameError, match="cp"):
+        combine(torch.eye(3))
+
+
 def test_fairgrad_of_two_tasks_solves_its_equation():
     """Equation 4 of its paper: Gramian times weights = weights to the power -1 / alpha."""
     rows = matrix([2.0, 0.0], [-1.0, 2.0])
@@ -319,5 +382,7 @@ def test_unknown_methods_and_options_are_refused():
         aggregator("Krum")
     with pytest.raises(ValueError, match="scale must be above 0. Found scale=0"):
         aggregator("mgda", scale=0)
+    with pytest.raises(ValueError, match=r"matrix must have 2 dimensions. Found shape \(3,\)"):
+        aggregator("mgda")(torch.ones(3))
     with pytest.raises(ValueError, match="GradDrop needs the gradients"):
         aggregator("graddrop").weights(torch.eye(2))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ktlib.mtl.aggregation import aggregator
 from ktlib.mtl.conflict import BINS, SEVERITIES, ConflictMeter, pair_cosines
-from ktlib.mtl.gradients import apply_gradients
+from ktlib.mtl.gradients import apply_gradients, gramian
 from ktlib.mtl.layers import layers_of
 
 DEVICE = torch.device(os.environ.get("KTLIB_TEST_DEVICE", "cpu"))
@@ -342,6 +342,30 @@ def test_lengths_whose_squares_leave_single_precision(search, size):
     getattr(meter, search)({"a": a.sum(), "b": b.sum()})
     assert meter.histogram("first")[BINS.index(-0.71)] == 1  # cos 135 degrees
     assert meter.histogram("second")[-1] == 1
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize(("size", "expected"), [(0.0, []), (1e-30, ["first"])])
+def test_only_rows_that_are_short_but_not_0_go_through_double_precision(
+    search, size, expected, monkeypatch
+):
+    """A task without gradient costs no second pass; its zeros beside a short row change nothing."""
+    wide = []
+
+    def watched(rows):
+        wide.extend(["first"] * (rows.dtype == torch.float64))
+        return gramian(rows)
+
+    monkeypatch.setattr("ktlib.mtl.conflict.gramian", watched)
+    trunk = Vectors().float()
+    ones, mixed = torch.ones(2, device=DEVICE), torch.tensor([0.1, -0.3], device=DEVICE)
+    rows = {"a": 0 * ones, "b": size * ones, "c": mixed, "d": ones}
+    losses = {t: (trunk.first(row) + trunk.second(mixed)).sum() for t, row in rows.items()}
+    meter = ConflictMeter(trunk)
+    getattr(meter, search)(losses)
+    assert wide == expected
+    assert meter.pairs == {"first": 3 if size else 1, "second": 6}
+    assert meter.histogram("first")[BINS.index(-0.45)] == (2 if size else 1)
 
 
 @pytest.mark.parametrize("search", SEARCHES)
