@@ -264,7 +264,7 @@ compare(["joint"], SHARED)
 # - **graddrop** {cite}`chen2020graddrop` keeps, in each coordinate, only the positive or only the negative parts, at random;
 # - **cagrad** {cite}`liu2021cagrad` stays close to the mean and helps the task that would gain least.
 #
-# All of them come from the library `torchjd` {cite}`quinton2024upgrad`. Libraries differ in scale: some add up, some average. Here every
+# They come from the library `torchjd` {cite}`quinton2024upgrad`; only for two tasks CAGrad is solved here in closed form. Libraries differ in scale: some add up, some average. Here every
 # method is on the scale of the *sum* of losses, so one learning rate can serve them all.
 
 # %%

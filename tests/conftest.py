@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from bs4 import BeautifulSoup
@@ -26,8 +26,11 @@ ORDER = ("tests/book/", "tests/workflow/", "tests/", "tests/strict/")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--strict-device``: tests that run on ``KTLIB_TEST_DEVICE`` run on the strict device."""
+    """Own options."""
     parser.addoption("--strict-device", action="store_true", help="see tests/strict_device.py")
+    parser.addoption(
+        "--budget", type=float, help="fail where all tests take more minutes of the processor"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,6 +42,55 @@ def pytest_configure(config: pytest.Config) -> None:
         block = strict_device.active()
         os.environ["KTLIB_TEST_DEVICE"] = str(block.__enter__())
         config.add_cleanup(lambda: block.__exit__(None, None, None))
+
+
+MINUTES = pytest.StashKey[dict[str, float]]()  # a test -> what it took of the processor
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Measure what a test takes, with its fixtures and the processes that it starts."""
+    before = sum(os.times()[:4])
+    try:
+        return (yield)
+    finally:
+        item.config.stash.setdefault(MINUTES, {})[item.nodeid] = (sum(os.times()[:4]) - before) / 60
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """Fetch what a worker of pytest-xdist measured."""
+    node.config.stash.setdefault(MINUTES, {}).update(node.workeroutput["minutes"])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write ``runs/tests/minutes.csv``, the longest first; more than the budget is a failure."""
+    config, minutes = session.config, session.config.stash.get(MINUTES, {})
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["minutes"] = minutes
+        return
+    budget, total = config.getoption("--budget"), sum(minutes.values())
+    longest = sorted(minutes.items(), key=lambda found: -found[1])
+    if budget is not None:
+        file = ROOT / "runs" / "tests" / "minutes.csv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f'{took:.4f},"{test}"\n' for test, took in longest))
+    if budget is not None and total > budget:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        config.stash[OVER] = f"{total:.1f} minutes of the processor, more than {budget:g}"
+
+
+OVER = pytest.StashKey[str]()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say that the tests took too long, and which did."""
+    if OVER in config.stash:
+        terminalreporter.section("The tests took too long", red=True)
+        terminalreporter.line(f"{config.stash[OVER]}; the longest are:")
+        longest = sorted(config.stash[MINUTES].items(), key=lambda found: -found[1])
+        for test, took in longest[:20]:
+            terminalreporter.line(f"{60 * took:6.0f} s  {test}")
 
 
 # A name of a folder with what a shell, a URL or a pattern would take for something else.

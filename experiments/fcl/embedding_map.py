@@ -8,8 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 
@@ -59,6 +57,9 @@ def project(
         ValueError: for another method, embeddings that do not fit together, have fewer than two
             dimensions, are not finite or all alike, or a perplexity that is out of its range.
     """
+    from sklearn.decomposition import PCA  # takes a second
+    from sklearn.manifold import TSNE
+
     if method not in ("pca", "tsne"):
         raise ValueError(f"method must be 'pca' or 'tsne'. Found method={method!r}.")
     before, after = _rows(embeddings_before), _rows(embeddings_after)

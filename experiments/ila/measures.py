@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.ila.experiment import LayerExperiment
 from experiments.ila.harness import best_metric, evaluate
 from experiments.ila.judge import Answer, answer_questions, read_questions, write_answers
 from experiments.ila.report import loss_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Measured(NamedTuple):

@@ -27,7 +27,9 @@ print(json.dumps(sorted(sys.modules)))
             | {"sklearn", "torchvision", "transformers"},
         ),
         pytest.param(
-            "experiments", SOLVERS | {"datasets", "lm_eval", "peft"}, marks=pytest.mark.slow
+            "experiments",
+            SOLVERS | {"datasets", "lm_eval", "peft", "sklearn"},
+            marks=pytest.mark.slow,
         ),
     ],
 )
