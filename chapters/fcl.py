@@ -430,12 +430,16 @@ from tqdm import tqdm
 
 minima = {"ncm": plain, "f2m": flat, "sam": sharp_aware}
 settings = {"draws": P.flatness_draws, "images": P.flatness_images}
-measured = {}
-for method, networks in minima.items():
-    cases = list(product(networks, ("train", "test"), P.flatness_bounds))
-    for seed, part, bound in tqdm(cases, desc=f"flatness of {method}", leave=False):
-        found = experiment.flatness(networks[seed], seed, part, bound=bound, **settings)
-        measured[method, seed, part, bound] = found
+parts = "train", "test"
+measured = {
+    case: None
+    for method, networks in minima.items()
+    for case in product([method], networks, parts, P.flatness_bounds)
+}
+for seed, bound in tqdm(list(product(P.seeds, P.flatness_bounds)), desc="flatness", leave=False):
+    networks = {method: found[seed] for method, found in minima.items() if seed in found}
+    together = experiment.flatness_together(networks, seed, parts, bound=bound, **settings)
+    measured |= {(method, seed, part, bound): one for (method, part), one in together.items()}
 
 # %%
 columns = ["method", "seed", "split", "bound"]

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from ktlib.checks import require_at_least
 from ktlib.cpeft.drift import drift_rows
 from ktlib.cpeft.gpm import DualGPM
-from ktlib.cpeft.inflora import design_down, usable_rank
+from ktlib.cpeft.inflora import design_down
 from ktlib.cpeft.inputs import InputMoment
 from ktlib.seeding import generator
 
@@ -419,7 +419,7 @@ def network_drift(
         for inputs, wanted in zip(data, targets, strict=True):
             given, _ = _pass(weights, inputs)
             downs = [
-                _down(InputMoment.of(x), memory, rank)
+                design_down(InputMoment.of(x), memory, rank, on_full="shrink")
                 for x, memory in zip(given, memories, strict=True)
             ]
             kept = copy.deepcopy(memories)
@@ -476,11 +476,6 @@ def _recursion(
                                    **place))  # fmt: skip
         arrived = [sum(pair) for pair in zip(arrived, added, strict=True)]
     return rows
-
-
-def _down(moment: InputMoment, memory: DualGPM, rank: int) -> Tensor:
-    """``A`` with as many of the ``rank`` rows as there is room for."""
-    return design_down(moment, memory, min(rank, usable_rank(moment, memory)))
 
 
 def _trained(

@@ -7,7 +7,7 @@ on session 1, and how each method is set up. ``chapters/fcl.py`` explains the fu
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Generic, Self, TypeVar
 
@@ -32,7 +32,7 @@ from experiments.models.weights import weights_checksum
 from experiments.run.cache import kept
 from ktlib.device import autocast
 from ktlib.fcl.f2m import F2MVariant, f2m_loss
-from ktlib.fcl.flatness import Flatness, flatness
+from ktlib.fcl.flatness import Flatness, flatness_together
 from ktlib.fcl.protocol import Session, few_shot_sessions, positions_of
 from ktlib.fcl.split import SplitNetwork, last_convolutions, split_network
 from ktlib.fcl.training import BaseTraining, train_base
@@ -372,9 +372,26 @@ class FewShotExperiment(Generic[Parameters]):
             draws: random points of the box.
             images: how many images of the base classes.
         """
-        sample = self.base_sample(seed, part, images)
+        together = self.flatness_together(
+            {"": trained}, seed, [part], bound=bound, draws=draws, images=images
+        )
+        return together["", part]
+
+    def flatness_together(
+        self,
+        trained: Mapping[str, Trained],
+        seed: int,
+        parts: Sequence[str],
+        *,
+        bound: float,
+        draws: int,
+        images: int,
+    ) -> dict[tuple[str, str], Flatness]:
+        """What :meth:`flatness` gives for each network and part; the noise is drawn only once."""
+        samples = [(part, self.base_sample(seed, part, images)) for part in parts]
+        cases = {(k, part): (*pair, *pool) for k, pair in trained.items() for part, pool in samples}
         noise = generator(seed, "flatness noise")
-        return flatness(*trained, *sample, bound=bound, draws=draws, generator=noise)
+        return flatness_together(cases, bound=bound, draws=draws, generator=noise)
 
 
 def _memory_format(width: int) -> torch.memory_format:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ktlib.checks import ImagePool
 from ktlib.cpeft.gpm import ZERO_ENERGY, DualGPM, EnergyName, threshold_for
@@ -23,65 +24,89 @@ from ktlib.cpeft.training import LoraLearner, LoraTraining
 
 OnFull = Literal["error", "shrink"]
 
+SQUARED = 1e-3
+"""Singular values are taken from squares down to this share of the largest, where rounding of the
+squares costs less than a billionth of them; see :func:`design_down`."""
+
 
 def design_down(
-    moment: InputMoment, memory: DualGPM, rank: int, *, layer: str = "the layer"
+    moment: InputMoment,
+    memory: DualGPM,
+    rank: int,
+    *,
+    layer: str = "the layer",
+    on_full: OnFull = "error",
 ) -> Tensor:
     """The fixed matrix ``A`` of a new task, from its inputs and the memory of the old ones.
 
-    Its rows are the ``rank`` top left singular vectors of ``H - M M^T H``, where ``H`` is the
+    Its rows are the ``rank`` top left singular vectors of ``G = H - M M^T H``, where ``H`` is the
     moment of the new inputs and ``M`` the basis of the old space, each divided by the square root
     of 3: the released code does that, as if to give the entries the spread of a Kaiming start. They
     are computed in coordinates of the complement and are orthogonal to ``M`` up to rounding, also
-    where the singular values are small.
+    where the singular values are small. They are the top eigenvectors of ``G G^T``, which is far
+    cheaper than all singular vectors; these are computed only if one of the ``rank`` largest
+    singular values is below :data:`SQUARED` times the first and would drown in the rounding.
 
     Args:
         moment: of the layer's inputs in the new task, computed before the training.
         memory: of the old tasks' inputs.
         rank: how many rows.
         layer: its name, for messages.
+        on_full: what to do if there are fewer: ``"error"``, or ``"shrink"`` to the rows there are.
 
     Returns:
-        ``(rank, d_in)``, float64, on the CPU.
+        ``(rank, d_in)``, or fewer rows with ``"shrink"``; float64, on the CPU.
 
     Raises:
-        ValueError: the rank is below 1, or larger than the free space; or the new inputs reach
-            fewer directions of the free space than it asks for (singular values up to
-            :data:`~ktlib.cpeft.gpm.ZERO_ENERGY` of the energy count as zero): further rows would
-            be drawn from rounding errors.
+        ValueError: the rank is below 1. With ``"error"`` also if it is larger than the free space;
+            or the new inputs reach fewer directions of the free space than it asks for (singular
+            values up to :data:`~ktlib.cpeft.gpm.ZERO_ENERGY` of the energy count as zero): further
+            rows would be drawn from rounding errors.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1. Found rank={rank}.")
-    if rank > memory.free_rank:
+    if rank > memory.free_rank and on_full == "error":
         raise ValueError(
             f"{layer}: rank must be at most {memory.free_rank}, what the old tasks "
             f"leave free of {memory.size} dimensions. Found "
             f"rank={rank}."
         )
-    values, vectors = _projected(moment, memory)  # (k,), (d, k)
-    reached = len(values)
-    if rank > reached:
+    free, projected = _projected(moment, memory)  # (d, f), (f, d)
+    values, vectors = _top_directions(projected, min(rank, len(projected)))  # (k,), (f, k)
+    vectors = vectors[:, values > ZERO_ENERGY * moment.energy]  # (f, reached)
+    if vectors.shape[1] < rank and on_full == "error":
         raise ValueError(
-            f"{layer}: rank must be at most {reached}, the rank of the new task's "
+            f"{layer}: rank must be at most {vectors.shape[1]}, the rank of the new task's "
             f"inputs in the {memory.free_rank} dimensions that are free. Found "
             f"rank={rank}."
         )
-    return vectors[:, :rank].T / math.sqrt(3)  # (rank, d)
+    return (free @ vectors).T / math.sqrt(3)  # (rank, d)
 
 
 def usable_rank(moment: InputMoment, memory: DualGPM) -> int:
     """The largest rank that :func:`design_down` accepts; 0 if there is none."""
-    return len(_projected(moment, memory)[0])
+    values = torch.linalg.svdvals(_projected(moment, memory)[1])  # (f,)
+    return int((values > ZERO_ENERGY * moment.energy).sum())
 
 
 def _projected(moment: InputMoment, memory: DualGPM) -> tuple[Tensor, Tensor]:
-    """Singular values above zero ``(k,)``, falling, and left vectors ``(d, k)`` of H - M M^T H."""
-    free = memory.free_basis()  # (d, f)
-    # With the basis F of the complement, H - M M^T H = F (F^T H).
-    projected = free.T @ memory.matrix_of(moment)  # (f, d)
-    left, values, _ = torch.linalg.svd(projected, full_matrices=False)  # (f, f), (f,)
-    number = int((values > ZERO_ENERGY * moment.energy).sum())
-    return values[:number], free @ left[:, :number]  # (k,), (d, k)
+    """A basis F of the complement ``(d, f)``, and F^T H ``(f, d)``: H - M M^T H = F (F^T H)."""
+    free = memory.free_basis()
+    return free, free.T @ memory.matrix_of(moment)
+
+
+def _top_directions(matrix: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """The largest singular values ``(number,)``, falling, and left vectors ``(f, number)``."""
+    if number:
+        from scipy import linalg  # takes time to import
+
+        place = len(matrix) - number, len(matrix) - 1
+        squares, left = linalg.eigh((matrix @ matrix.T).numpy(), subset_by_index=place)  # rising
+        values = torch.from_numpy(squares).clamp(min=0).sqrt().flip(0)
+        if values[-1] > SQUARED * values[0]:
+            return values, torch.from_numpy(left).flip(1)
+    left, values, _ = torch.linalg.svd(matrix, full_matrices=False)  # (f, f), (f,)
+    return values[:number], left[:, :number]
 
 
 class InfLora(LoraLearner):
@@ -174,8 +199,12 @@ class InfLora(LoraLearner):
         self, moments: dict[str, InputMoment], task: int, threshold: float, down: dict[str, Tensor]
     ) -> None:
         """Add the inputs of a task to the memories, and record how full they are."""
+        twins = self._twins(moments)
         for name, memory in self.memories.items():
-            memory.update(moments[name], threshold)
+            if twins[name] == name:
+                memory.update(moments[name], threshold)
+            else:
+                memory.load_state_dict(self.memories[twins[name]].state_dict())
             row = {"task": task, "layer": name, "rank": int(down[name].any(1).sum())}
             row |= {"threshold": threshold, "occupied": memory.old_rank / memory.size}
             row |= {"free": memory.free_rank, "discarded": memory.discarded[-1]}
@@ -183,12 +212,28 @@ class InfLora(LoraLearner):
 
     def _design(self, moments: dict[str, InputMoment]) -> dict[str, Tensor]:
         """``A`` of each layer, ``(rank, d_in)``."""
-        rank = self.backbone.rank
-        down = {}
-        for name, moment in moments.items():
-            memory = self.memories[name]
-            used = rank if self.on_full == "error" else min(rank, usable_rank(moment, memory))
-            down[name] = torch.zeros(rank, memory.size, dtype=torch.float64)  # (rank, d_in)
-            if used:
-                down[name][:used] = design_down(moment, memory, used, layer=name)
-        return down
+        rank, twins = self.backbone.rank, self._twins(moments)
+        rows = {
+            name: design_down(
+                moments[name], self.memories[name], rank, layer=name, on_full=self.on_full
+            )
+            for name in self.memories
+            if twins[name] == name
+        }
+        return {name: F.pad(rows[t], (0, 0, 0, rank - len(rows[t]))) for name, t in twins.items()}
+
+    def _twins(self, moments: dict[str, InputMoment]) -> dict[str, str]:
+        """Layer -> the first layer with the same inputs and an equal memory, perhaps itself."""
+        return {
+            name: next(
+                other
+                for other, memory in self.memories.items()
+                if other == name or (moments[other] is moments[name] and _equal(memory, own))
+            )
+            for name, own in self.memories.items()
+        }
+
+
+def _equal(one: DualGPM, other: DualGPM) -> bool:
+    same = one.holds_old == other.holds_old and one.discarded == other.discarded
+    return same and torch.equal(one.basis, other.basis)

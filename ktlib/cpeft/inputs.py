@@ -83,7 +83,9 @@ def input_moments(
 ) -> dict[str, InputMoment]:
     """The second moment of the inputs of layers, over all tokens of some images.
 
-    The network computes in evaluation mode and without gradients; its mode is put back.
+    The network computes in evaluation mode and without gradients; its mode is put back. Layers that
+    read one tensor in succession, as query, key and value of an attention do, share one moment: the
+    same object.
 
     Args:
         network: called with a batch of images, on the device where it is.
@@ -107,10 +109,17 @@ def input_moments(
     if not len(rows):
         raise ValueError("rows must name at least one image. Found none.")
     sums: dict[str, InputMoment] = {}
+    last: tuple[Any, ...] = (None,) * 4  # tensor, writes to it, moment before it, moment with it
 
     def note(name: str, inputs: Tensor) -> None:
-        moment = InputMoment.of(inputs)
-        sums[name] = sums[name].merged(moment) if name in sums else moment
+        nonlocal last
+        # PyTorch counts writes in place, but in inference mode.
+        writes = None if inputs.is_inference() else inputs._version  # noqa: SLF001
+        new, before = inputs is not last[0] or writes is None or writes != last[1], sums.get(name)
+        if new or before is not last[2]:
+            moment = InputMoment.of(inputs)
+            last = inputs, writes, before, before.merged(moment) if before else moment
+        sums[name] = last[3]
 
     with _hooked(network, layers, note), evaluating(network), torch.no_grad():
         for batch in rows.split(batch_size):

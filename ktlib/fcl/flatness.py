@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +16,11 @@ from ktlib.checks import as_labels, images_for, require_at_least, widened
 from ktlib.fcl.evaluation import evaluating
 from ktlib.fcl.noise import draw_noise, warn_if_lost
 from ktlib.fcl.split import SplitNetwork
+
+Case = tuple[SplitNetwork, Callable[[Tensor], Tensor], Tensor, Tensor]
+"""A split network, its classifier, images and labels, as :func:`flatness` takes them."""
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -78,23 +85,79 @@ def flatness(
         >>> found.indicator, found.losses.shape  # these scores do not depend on the weights
         (0.0, torch.Size([5]))
     """
-    require_at_least("draws", draws, 1)
     warn_if_lost(split.tuned, bound)
-    noise = (draw_noise(split.tuned, bound, generator) for _ in range(draws))
-    shifts = itertools.chain([None], noise)
-    found = losses_around(split, classifier, images, labels, shifts, batch_size=batch_size)
-    if bool(found.isnan().any()):
-        raise FloatingPointError("the loss is NaN: images and weights must be finite numbers.")
-    minimum, losses = found[0], found[1:]
-    return Flatness(
-        indicator=float((losses - minimum).square().mean()),
-        variance=float(losses.var(unbiased=False)),
-        loss_at_minimum=float(minimum),
-        losses=losses,
-    )
+    case = split, classifier, images, labels
+    return _flatness([case], bound, generator, draws, batch_size)[0]
 
 
-@torch.no_grad()
+def flatness_together(
+    cases: Mapping[Name, Case],
+    *,
+    bound: float,
+    generator: torch.Generator,
+    draws: int = 1000,
+    batch_size: int = 512,
+) -> dict[Name, Flatness]:
+    """Flatness of several networks, or of one on several sets of images, with one set of draws.
+
+    Each point of the box is drawn once and used for all cases. The results are bit for bit those of
+    :func:`flatness`, called for each case with a generator of the same seed. No noise is kept; the
+    features in front of the tuned layers are, of all cases at once.
+
+    Args:
+        cases: name -> network, classifier, images and labels. The tuned weights must have the same
+            names, shapes, dtypes and devices in all cases.
+        bound: as in :func:`flatness`, as what follows.
+        generator: draws the noise.
+        draws: number of points.
+        batch_size: images per pass.
+
+    Returns:
+        Name -> flatness, in the order of ``cases``.
+
+    Raises:
+        ValueError: as :func:`flatness`; or there are no cases, or their tuned weights differ.
+        FloatingPointError: as :func:`flatness`.
+    """
+    require_at_least("number of cases", len(cases), 1)
+    kinds = {
+        name: {key: (w.shape, w.dtype, w.device) for key, w in split.tuned.items()}
+        for name, (split, *_) in cases.items()
+    }
+    first, *others = kinds
+    different = [name for name in others if kinds[name] != kinds[first]]
+    if different:
+        raise ValueError(
+            "cases must have tuned weights of the same names, shapes, dtypes and devices. Those of "
+            f"{different[0]!r} differ from those of {first!r}."
+        )
+    for split, *_ in cases.values():
+        warn_if_lost(split.tuned, bound)
+    found = _flatness([*cases.values()], bound, generator, draws, batch_size)
+    return dict(zip(cases, found, strict=True))
+
+
+def _flatness(
+    cases: Sequence[Case], bound: float, generator: torch.Generator, draws: int, batch_size: int
+) -> list[Flatness]:
+    require_at_least("draws", draws, 1)
+    noise = (draw_noise(cases[0][0].tuned, bound, generator) for _ in range(draws))
+    results = []
+    for found in _losses_around(cases, itertools.chain([None], noise), batch_size):
+        if bool(found.isnan().any()):
+            raise FloatingPointError("the loss is NaN: images and weights must be finite numbers.")
+        minimum, losses = found[0], found[1:]
+        results.append(
+            Flatness(
+                indicator=float((losses - minimum).square().mean()),
+                variance=float(losses.var(unbiased=False)),
+                loss_at_minimum=float(minimum),
+                losses=losses,
+            )
+        )
+    return results
+
+
 def losses_around(
     split: SplitNetwork,
     classifier: Callable[[Tensor], Tensor],
@@ -124,6 +187,29 @@ def losses_around(
     Raises:
         ValueError: if there are no images.
     """
+    return _losses_around([(split, classifier, images, labels)], shifts, batch_size)[0]
+
+
+@torch.no_grad()
+def _losses_around(
+    cases: Sequence[Case], shifts: Iterable[Mapping[str, Tensor] | None], batch_size: int
+) -> list[Tensor]:
+    """:func:`losses_around` for each case; every shift is made once."""
+    with ExitStack() as stack:
+        losses = [stack.enter_context(_mean_loss(*case, batch_size)) for case in cases]
+        found = [[loss(shift) for loss in losses] for shift in shifts]
+    return [torch.stack(column).cpu() for column in zip(*found, strict=True)]
+
+
+@contextmanager
+def _mean_loss(
+    split: SplitNetwork,
+    classifier: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+) -> Iterator[Callable[[Mapping[str, Tensor] | None], Tensor]]:
+    """The loss as a function of a shift, while the network is in ``eval`` mode."""
     require_at_least("number of images", len(images), 1)
     with evaluating(split.network), images_for(split.network, images) as given:
         features = [split.prefix(batch) for batch in given.split(batch_size)]
@@ -137,4 +223,4 @@ def losses_around(
             totals = [total(x, y, shift) for x, y in zip(features, targets, strict=True)]
             return torch.as_tensor(sum(totals)) / len(images)
 
-        return torch.stack([mean_loss(shift) for shift in shifts]).cpu()
+        yield mean_loss

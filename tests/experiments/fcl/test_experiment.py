@@ -152,6 +152,12 @@ def test_equal_seeds_draw_equal_noise_for_two_networks(experiment):
     one = experiment.flatness(trained, 3, "train", **options)
     assert torch.equal(one.losses, experiment.flatness(again, 3, "train", **options).losses)
     assert not torch.equal(one.losses, experiment.flatness(trained, 4, "train", **options).losses)
+    other = experiment.new_network(4)
+    nets = {"trained": trained, "other": other}
+    together = experiment.flatness_together(nets, 3, ("train", "test"), **options)
+    assert torch.equal(together["trained", "train"].losses, one.losses)
+    last = experiment.flatness(other, 3, "test", **options)
+    assert torch.equal(together["other", "test"].losses, last.losses)
 
 
 def test_settings_of_a_method_are_whole_where_they_count():

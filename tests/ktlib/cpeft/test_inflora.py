@@ -8,7 +8,7 @@ from torch import nn
 
 from ktlib.cpeft.comparisons import SequentialLora
 from ktlib.cpeft.drift import drift_rows, layer_state
-from ktlib.cpeft.gpm import DualGPM, threshold_for
+from ktlib.cpeft.gpm import ZERO_ENERGY, DualGPM, threshold_for
 from ktlib.cpeft.inflora import InfLora, design_down, usable_rank
 from ktlib.cpeft.inputs import InputMoment, input_moments
 from ktlib.cpeft.tasks import ClassTask, class_tasks, learn_tasks
@@ -89,6 +89,56 @@ def test_a_rank_larger_than_that_of_the_new_inputs_is_refused():
     assert full.free_rank == usable_rank(InputMoment.of(new), full) == 0
 
 
+def top_of_all(moment, memory, rank):
+    """From all singular vectors of H - M M^T H: the projector on the top ones, and how many.
+
+    Of equal values all are taken: which of them come first is not determined.
+    """
+    free = memory.free_basis()
+    left, values, _ = torch.linalg.svd(free.T @ moment.matrix, full_matrices=False)
+    reached = int((values > ZERO_ENERGY * moment.energy).sum())
+    rank = min(rank, reached)
+    while 0 < rank < reached and float(values[rank] / values[rank - 1]) > 1 - 1e-6:
+        rank += 1
+    chosen = free @ left[:, :rank]
+    return chosen @ chosen.T, rank
+
+
+def with_spectrum(values):
+    axes = torch.linalg.qr(normal(7, len(values), len(values))).Q
+    return InputMoment((axes * torch.as_tensor(values, dtype=torch.float64)) @ axes.T, 100)
+
+
+SPECTRA = {
+    "falling": [2.0**-k for k in range(24)],
+    "many equal": [3.0] * 5 + [1.0] * 7 + [0.5] * 12,
+    "four directions": [4.0, 3.0, 2.0, 1.0] + [0.0] * 20,
+    "one far above": [1e6, 1e-1, 1e-2, 1e-3] + [1e-7] * 8 + [0.0] * 12,
+    "none": [1.0] + [0.0] * 23,
+}
+
+
+@pytest.mark.parametrize("rank", [5, 12, 24])
+@pytest.mark.parametrize("old", [0, 2, 9, 15])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_the_directions_are_those_of_all_singular_vectors(spectrum, old, rank):
+    moment, memory = with_spectrum(SPECTRA[spectrum]), DualGPM(24)
+    if old and spectrum != "none":  # old tasks filled the first axes of the new one, and others
+        inputs = torch.linalg.eigh(moment.matrix).eigenvectors.T[-min(old, 2) :]
+        memory.update(InputMoment.of(torch.cat([inputs, normal(8, max(old - 2, 1), 24)])), 1.0)
+    expected, number = top_of_all(moment, memory, rank)
+    down = design_down(moment, memory, max(rank, number), on_full="shrink")
+    assert len(down) == number <= usable_rank(moment, memory)
+    torch.testing.assert_close(down @ down.T * 3, torch.eye(number, dtype=torch.float64))
+    torch.testing.assert_close(down.T @ down * 3, expected, rtol=0, atol=1e-8)
+
+
+def test_a_design_needs_no_decomposition_into_all_singular_vectors(monkeypatch):
+    monkeypatch.setattr(torch.linalg, "svd", None)
+    memory, moment = memory_of(normal(1, 60, 5) @ normal(2, 5, 8)), InputMoment.of(normal(3, 60, 8))
+    assert design_down(moment, memory, 3).shape == (3, 8)
+
+
 # A linear model --------------------------------------------------------------------------------
 
 
@@ -158,8 +208,8 @@ def test_without_the_design_old_outputs_move(linear_model, linear_data, monkeypa
     plain = SequentialLora(linear_model, SETTINGS)
     assert min(changes_of_old_outputs(plain, tasks, images, labels)) > 0.1
 
-    def of_the_inputs_alone(moment, memory, rank, *, layer):
-        return design_down(moment, DualGPM(memory.size), rank, layer=layer)
+    def of_the_inputs_alone(moment, memory, rank, **options):
+        return design_down(moment, DualGPM(memory.size), rank, **options)
 
     monkeypatch.setattr("ktlib.cpeft.inflora.design_down", of_the_inputs_alone)
     learner = InfLora(linear_model, SETTINGS, tasks=3, first_threshold=1.0)
@@ -246,6 +296,30 @@ def test_the_same_seed_gives_the_same_run(tiny_vit, tiny_data, vit_tasks):
     assert not torch.equal(first[0], other[0])
 
 
+def test_layers_with_the_same_inputs_are_computed_once(tiny_vit, tiny_data, vit_tasks, monkeypatch):
+    def run(shared):
+        calls, update = [], DualGPM.update
+        with monkeypatch.context() as patch:
+            patch.setattr(DualGPM, "update", lambda *a: (calls.append(a[0]), update(*a)))
+            if not shared:
+                patch.setattr("ktlib.cpeft.inflora.input_moments", apart)
+            learner = InfLora(tiny_vit, VIT, tasks=3, first_threshold=0.8)
+            for task in vit_tasks[:2]:
+                learner.learn(task, tiny_data.images, tiny_data.labels)
+        return learner, calls
+
+    def apart(*given):
+        return {name: replace(moment) for name, moment in input_moments(*given).items()}
+
+    (learner, calls), (other, all_calls) = run(True), run(False)
+    assert (len(calls), len(all_calls)) == (2 * 2, 2 * 4)  # tasks, blocks; key and value apart
+    assert learner.history == other.history
+    assert torch.equal(learner.scores(tiny_data.test_images), other.scores(tiny_data.test_images))
+    for name, memory in learner.memories.items():
+        assert torch.equal(memory.basis, other.memories[name].basis)
+    assert len({id(memory.basis) for memory in learner.memories.values()}) == 4
+
+
 def test_only_up_and_the_new_head_are_trained(tiny_vit, tiny_data, vit_tasks):
     learner = InfLora(tiny_vit, VIT, tasks=3, first_threshold=0.8)
     learner.learn(vit_tasks[0], tiny_data.images, tiny_data.labels)
@@ -301,12 +375,12 @@ def test_a_layer_without_room_stays_as_it_is(tiny_vit, tiny_data, vit_tasks):
     images, labels = tiny_data.images, tiny_data.labels
     learner = InfLora(tiny_vit, VIT, tasks=3, first_threshold=1.0, on_full="shrink")
     learner.learn(vit_tasks[0], images, labels)
-    name = learner.backbone.layers[0]
+    name, twin = learner.backbone.layers[:2]  # key and value of one attention: the same inputs
     learner.memories[name].update(InputMoment.of(normal(1, 50, 16)), 1.0)
     before = layer_state(learner.backbone, learner.backbone.layers)
     learner.learn(vit_tasks[1], images, labels)
     rank = {row["layer"]: row["rank"] for row in learner.history if row["task"] == 2}
-    assert rank[name] == 0
+    assert rank[name] == 0 < rank[twin]
     assert torch.equal(layer_state(learner.backbone, [name])[name], before[name])
     assert all(torch.isfinite(learner.scores(tiny_data.test_images)).flatten())
 

@@ -66,13 +66,42 @@ class InPlace(nn.Module):
         return self.second(stream)
 
 
-def test_a_tensor_that_is_changed_in_place_is_seen_as_each_layer_sees_it(tokens):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_tensor_that_is_changed_in_place_is_seen_as_each_layer_sees_it(tokens, mode):
     network = InPlace()
-    found = input_moments(network, ["first", "second"], tokens, torch.arange(7), 7)
+    with mode():
+        found = input_moments(network, ["first", "second"], tokens, torch.arange(7), 7)
     with torch.no_grad():
         expected = InputMoment.of(tokens + network.first(tokens))
     torch.testing.assert_close(found["first"].matrix, InputMoment.of(tokens).matrix)
     torch.testing.assert_close(found["second"].matrix, expected.matrix, rtol=1e-6, atol=1e-6)
+
+
+def test_layers_that_read_one_tensor_share_a_moment(network, tokens):
+    rows = torch.arange(7)
+    found = input_moments(network, LAYERS, tokens, rows, 3)
+    assert found["first"] is found["twin"]
+    alone = input_moments(network, ["twin"], tokens, rows, 3)["twin"]
+    assert torch.equal(found["twin"].matrix, alone.matrix)
+
+
+class Uneven(TwoLayers):
+    """``first`` is called twice, ``twin`` in between for some of the images only."""
+
+    def forward(self, tokens):
+        self.first(tokens)
+        if tokens[0, 0, 0] > 1:
+            self.twin(tokens)
+        return self.first(tokens)
+
+
+def test_layers_that_share_only_some_inputs_have_moments_of_their_own(tokens):
+    found = input_moments(Uneven(), ["first", "twin"], tokens, torch.arange(7), 1)
+    some = InputMoment.of(tokens[tokens[:, 0, 0] > 1])
+    assert 0 < some.tokens < 21
+    assert (found["first"].tokens, found["twin"].tokens) == (42, some.tokens)
+    torch.testing.assert_close(found["first"].matrix, InputMoment.of(tokens).matrix)
+    torch.testing.assert_close(found["twin"].matrix, some.matrix)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ktlib.fcl import draw_noise, flatness, split_network
+from ktlib.fcl.flatness import flatness_together
 
 
 def generator(seed=0):
@@ -96,6 +97,41 @@ def test_wrong_arguments(split, classifier, batch, wrong, message):
     given = {"images": batch[0], "labels": batch[1], "bound": 0.1, "generator": generator()}
     with pytest.raises((ValueError, FloatingPointError), match=message):
         flatness(split, classifier, **(given | wrong))
+
+
+def test_together_is_apart_with_the_same_draws(split, classifier, batch):
+    other = copy.deepcopy(split)
+    with torch.no_grad():
+        next(iter(other.tuned.values())).mul_(2)
+    other.network.train()
+    half = [part[:5] for part in batch]
+    cases = {("a", 0): (split, classifier, *batch), "b": (split, classifier, *half),
+             "c": (other, classifier, *half)}  # fmt: skip
+    options = {"bound": 0.1, "draws": 4, "batch_size": 3}
+    apart = {name: flatness(*case, generator=generator(1), **options)
+             for name, case in cases.items()}  # fmt: skip
+    rng = generator(1)
+    together = flatness_together(cases, generator=rng, **options)
+    assert list(together) == list(apart)
+    for name, found in together.items():
+        assert torch.equal(found.losses, apart[name].losses)
+        assert vars(found) == {**vars(apart[name]), "losses": found.losses}
+    assert len({found.indicator for found in together.values()}) == 3
+    assert other.network.training
+    # As much is drawn as for one of them.
+    flatness(*cases["b"], generator=(once := generator(1)), **options)
+    assert torch.equal(rng.get_state(), once.get_state())
+
+
+def test_cases_that_cannot_share_their_draws(split, classifier, batch):
+    options = {"bound": 0.1, "draws": 1, "generator": generator()}
+    wide = copy.deepcopy(split)
+    wide.network.double()
+    with pytest.raises(ValueError, match="same names, shapes.* Those of 'wide' differ from .*'a'"):
+        flatness_together(dict.fromkeys("ab", (split, classifier, *batch))
+                          | {"wide": (wide, classifier, *batch)}, **options)  # fmt: skip
+    with pytest.raises(ValueError, match="number of cases must be at least 1"):
+        flatness_together({}, **options)
 
 
 @pytest.mark.parametrize("turn", [torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.int])
