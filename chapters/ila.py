@@ -179,8 +179,11 @@ for seed in compared:
 def tune(case):
     """Fine-tune on some layers, and measure what was held out."""
     tuning, layers, seed = case
-    model = experiment.prepared(tuning, layers, seed)
-    experiment.train(model, tuning, P.tuned_on, seed)
+    if tuning == "lora":
+        model = experiment.adapted(experiment.tune(P.tuned_on, seed, layers))
+    else:
+        model = experiment.prepared(tuning, layers, seed)
+        experiment.train(model, tuning, P.tuned_on, seed)
     return measure(experiment, model, **measures)
 
 

@@ -7,13 +7,15 @@ A layer is a linear module, named as in the model of transformers, such as
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ktlib.ila.gates import GATE
 from ktlib.seeding import generator
 
 if TYPE_CHECKING:
@@ -242,6 +244,44 @@ def with_all_weights(
     for name in chosen or ():
         model.get_submodule(name).requires_grad_(True)
     return model
+
+
+@contextmanager
+def merged_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside, the update of LoRA is in the weights: a forward pass costs what it did without.
+
+    Results in evaluation mode are those of adapters beside their weights, up to rounding.
+    Afterwards, also after an error, the weights are the same tensors as before, which are kept for
+    that: peft would subtract the update, which leaves rounding. Layers stay as they are in 4 or 8
+    bits or half precision, where they are tied or gated, and with other adapters than plain LoRA.
+    """
+    from peft.tuners.lora import Linear
+
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    # Those in few bits, and other kinds of adapters, are of classes of their own.
+    layers: list[Any] = [module for module in model.modules() if type(module) is Linear]
+    kept: list[tuple[Any, Tensor]] = []
+    try:
+        for layer in layers:
+            if _mergeable(layer) and owners[id(layer.weight)] == 1:
+                kept.append((layer, layer.weight.data))
+                active = [name for name in layer.active_adapters if name in layer.lora_A]
+                with torch.no_grad():  # into a new tensor; layer.merge() would change this one
+                    updates = map(layer.get_delta_weight, active)
+                    layer.weight.data = sum(updates, layer.weight.data)
+                layer.merged_adapters.extend(active)
+        yield
+    finally:
+        for layer, weight in kept:
+            layer.weight.data = weight
+            layer.merged_adapters.clear()
+
+
+def _mergeable(layer: Any) -> bool:
+    """Whether a layer of LoRA is plain, in use, and held in full precision."""
+    plain = not (layer.lora_variant or any(layer.lora_bias.values()) or hasattr(layer, GATE))
+    in_use = not (layer.merged or layer.disable_adapters or layer.weight.is_meta)
+    return plain and in_use and layer.weight.dtype in (torch.float32, torch.float64)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -123,6 +123,7 @@ def finetune(
     options: TrainingOptions = DEFAULT_OPTIONS,
     milestones: Sequence[float] = (),
     after_step: Callable[[int, float], object] | None = None,
+    after_backward: Callable[[float], object] | None = None,
     accelerator: Accelerator | None = None,
 ) -> Training:
     """Train the parameters that have ``requires_grad``, in place; the others stay bit for bit.
@@ -142,6 +143,9 @@ def finetune(
         milestones: shares in (0, 1] of the training at which the trained parameters are kept.
         after_step: called with the number of every step, from 1, and its loss. If it returns
             ``True`` the training ends there.
+        after_backward: called in every step while its gradients are there, before they are clipped,
+            with the factor that they bear; such as ``step`` of
+            :class:`~ktlib.ila.FirstOrderScores`.
         accelerator: of accelerate; by default a new one, which leaves the model where it is
             unless several processes were launched.
 
@@ -188,6 +192,9 @@ def finetune(
                 started = time.perf_counter()
                 pieces = _pieces(on_device(batch, device), accelerator, options.rows_at_once)
                 loss = _backward(wrapped, pieces, accelerator, context, step)
+                if after_backward is not None:
+                    scaler = accelerator.scaler  # that of float16
+                    after_backward(1.0 if scaler is None else scaler.get_scale())
                 if options.clip is not None:
                     norm = float(accelerator.clip_grad_norm_(list(trained.values()), options.clip))
                     _check_finite("gradient", norm, step)

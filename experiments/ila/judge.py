@@ -21,6 +21,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from torch import nn
 from tqdm import tqdm
 
+from experiments.ila.adapters import merged_adapters
 from experiments.ila.evaluation import device_of, in_mode
 from experiments.run.atomic import write_text
 
@@ -118,7 +119,7 @@ def answer_questions(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1. Found {max_new_tokens=}.")
     answers = []
-    with in_mode(model, training=False):
+    with in_mode(model, training=False), merged_adapters(model):
         for question in tqdm(list(questions), desc="answering", leave=False):
             conversation: list[dict[str, str]] = []
             said: list[str] = []

@@ -17,7 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -36,6 +36,9 @@ from experiments.ila.finetuning import (
 from ktlib.device import PrecisionName
 from ktlib.ila.checks import model_loss
 from ktlib.ila.gates import gated_updates
+
+AfterStep = Callable[[int, float], object]
+"""Called with the number of a step, from 1, and its loss."""
 
 # The profiler writes to the terminal when it starts and stops; it reads this at its first start.
 QUIET = ("KINETO_LOG_LEVEL", "6")
@@ -76,8 +79,8 @@ def training_cost(
         model: with adapters or without; what is trained is decided before. Not with AdaLoRA, whose
             state a measurement would change.
         batch: of ``input_ids``, ``attention_mask`` and ``labels``, each ``(batch, length)``.
-        steps: number of timed steps.
-        warmup: number of steps before them that do not count.
+        steps: number of timed steps; they follow the two that memory is counted in.
+        warmup: number of steps before all of these that do not count.
         options: of ``finetune``, such as the precision.
 
     Raises:
@@ -85,8 +88,9 @@ def training_cost(
     """
     model, device = _measurable(model, steps, warmup)
 
-    def run(count: int) -> list[float]:
-        return finetune(model, [batch], steps=count, lr=1e-5, options=options).seconds
+    def run(count: int, after: AfterStep) -> list[float]:
+        training = finetune(model, [batch], steps=count, lr=1e-5, options=options, after_step=after)
+        return training.seconds
 
     before = snapshot(model)
     try:
@@ -111,8 +115,8 @@ def ranking_cost(
     Args:
         model: with LoRA adapters, as for :func:`ktlib.ila.rank_layers`; it is left as it was.
         batch: of ``input_ids``, ``attention_mask`` and ``labels``, each ``(batch, length)``.
-        steps: number of timed steps.
-        warmup: number of steps before them that do not count.
+        steps: number of timed steps; they follow the two that memory is counted in.
+        warmup: number of steps before all of these that do not count.
         precision: as in :func:`ktlib.device.autocast`.
 
     Raises:
@@ -120,18 +124,19 @@ def ranking_cost(
     """
     model, device = _measurable(model, steps, warmup)
 
-    def run(count: int) -> list[float]:
+    def run(count: int, after: AfterStep) -> list[float]:
         scores = [gate.score for gate in gates.values()]
         optimizer = torch.optim.AdamW(scores, lr=0.05, weight_decay=0.0)
         seconds = []
-        for _ in range(count):
+        for step in range(1, count + 1):
             started = time.perf_counter()
             loss = model_loss(model, batch, precision)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            loss.item()  # as in the training: the device has to be done
+            value = loss.item()  # as in the training: the device has to be done
             seconds.append(time.perf_counter() - started)
+            after(step, value)
         return seconds
 
     with gated_updates(model) as gates:
@@ -151,19 +156,24 @@ def _measurable(model: nn.Module, steps: int, warmup: int) -> tuple[nn.Module, t
 
 
 def _cost_of(
-    run: Callable[[int], list[float]],
+    run: Callable[[int, AfterStep], list[float]],
     model: nn.Module,
     device: torch.device,
     steps: int,
     warmup: int,
 ) -> TrainingCost:
-    """Cost of steps; ``run`` takes a number of steps and returns the seconds of each."""
+    """Cost of steps; ``run`` takes their number and what to call after each; returns seconds."""
     own = model_bytes(model)
-    run(warmup)  # what libraries set up once
-    # Two steps: the averages of AdamW are there from the end of the first on.
-    growth = peak_growth(lambda: run(max(2, warmup)), device)
-    seconds = run(warmup + steps)[warmup:]
-    return TrainingCost(own + growth, own, statistics.median(seconds))
+    run(warmup, lambda *_: None)  # what libraries set up once
+    with ExitStack() as watch:
+        growth = watch.enter_context(_growth(device))
+
+        def after(step: int, _: float) -> None:
+            if step == 2:  # the averages of AdamW are there from the end of the first step on
+                watch.close()
+
+        seconds = run(2 + steps, after)[2:]
+    return TrainingCost(own + growth[0], own, statistics.median(seconds))
 
 
 def cost_row(method: str, layers: str, cost: TrainingCost) -> dict[str, str | int | float]:
@@ -193,16 +203,26 @@ def model_bytes(model: nn.Module) -> int:
 
 def peak_growth(work: Callable[[], object], device: torch.device | str) -> int:
     """Largest growth, in bytes, of what tensors hold while some work is done."""
+    with _growth(device) as found:
+        work()
+    return found[0]
+
+
+@contextmanager
+def _growth(device: torch.device | str) -> Iterator[list[int]]:
+    """A list that holds, after the block, the largest growth inside it."""
+    found: list[int] = []
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         start = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        work()
+        yield found
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - start
+        found.append(torch.cuda.max_memory_allocated(device) - start)
+        return
     with _quiet(), _memory_profile() as profile:
-        work()
+        yield found
         # What is freed later would be missed: the record would end with tensors that are gone.
         gc.collect()
     events = profile.profiler.kineto_results.events()
@@ -211,7 +231,7 @@ def peak_growth(work: Callable[[], object], device: torch.device | str) -> int:
     for _, change in sorted(changes, key=lambda found: found[0]):
         held += change
         peak = max(peak, held)
-    return peak
+    found.append(peak)
 
 
 def _memory_profile() -> Any:

@@ -14,7 +14,9 @@ import torch
 from tqdm import tqdm
 
 from data_prep.reasoning import ReasoningTask
+from experiments.ila.adapters import merged_adapters
 from experiments.ila.chat import context_length, encode_prompt
+from experiments.ila.evaluation import in_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +53,8 @@ def accuracy(
     are stripped.
 
     Args:
-        model: A causal language model, with or without adapters; left in the mode it was in.
+        model: A causal language model, with or without adapters, which are merged while it answers;
+            left as it was.
         tokenizer: Its tokenizer.
         tasks: From :func:`data_prep.reasoning.reasoning_tasks`.
         batch_size: Tasks that are answered at once.
@@ -73,15 +76,11 @@ def accuracy(
     order = sorted(range(len(tasks)), key=lambda i: len(prompts[i]))
     groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     answers = [""] * len(tasks)
-    training = model.training
-    model.train(False)
-    try:
+    with in_mode(model, training=False), merged_adapters(model):
         for rows in tqdm(groups, desc="answering", total=len(groups), leave=False):
             said = _generate(model, tokenizer, [prompts[i] for i in rows], max_new_tokens)
             for i, answer in zip(rows, said, strict=True):
                 answers[i] = answer
-    finally:
-        model.train(training)
     return judged(tasks, answers)
 
 

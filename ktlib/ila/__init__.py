@@ -13,10 +13,15 @@ A *batch* is a dict of ``input_ids``, ``attention_mask`` and ``labels``, each ``
 with labels of -100 where there is nothing to predict. The model is bit for bit as before when a
 ranking returns. :func:`rank_layers_full` does the same for a model that was fine-tuned as a whole;
 :func:`first_order_scores`, :func:`ablation_scores` and :func:`update_norms` are cheap rankings to
-compare with.
+compare with, and :class:`FirstOrderScores` reads one from the training itself.
 """
 
-from ktlib.ila.baselines import ablation_scores, first_order_scores, update_norms
+from ktlib.ila.baselines import (
+    FirstOrderScores,
+    ablation_scores,
+    first_order_scores,
+    update_norms,
+)
 from ktlib.ila.freezing import freeze_unimportant
 from ktlib.ila.gates import gated_updates, gated_weights
 from ktlib.ila.layers import adapted_layers
@@ -24,6 +29,7 @@ from ktlib.ila.ranking import LayerRanking
 from ktlib.ila.search import rank_layers, rank_layers_full
 
 __all__ = [
+    "FirstOrderScores",
     "LayerRanking",
     "ablation_scores",
     "adapted_layers",

@@ -19,7 +19,13 @@ from tqdm import tqdm
 from ktlib.device import PrecisionName
 from ktlib.ila.checks import Batch, Loss, batches_for, compute_loss, require_finite
 from ktlib.ila.gates import gates_of
-from ktlib.ila.layers import norms_of_updates, without_update
+from ktlib.ila.layers import (
+    active_adapter,
+    norms_of_updates,
+    plain_lora_layers,
+    some_of,
+    without_update,
+)
 from ktlib.ila.ranking import LayerRanking
 from ktlib.ila.search import provenance_of
 
@@ -75,6 +81,115 @@ def first_order_scores(
         names = list(gates)
     _require_finite_scores(rows, names)
     return _ranking(model, norms, rows, base_state, "first_order", data)
+
+
+class FirstOrderScores:
+    """First-order scores from a training of LoRA itself, for next to nothing.
+
+    A loss knows ``B`` through the update ``beta B A`` alone, which is linear in ``B``. So
+    ``<grad_i L, beta B A> = <grad_B L, B>``: a training computes all that it takes::
+
+        scores = FirstOrderScores(model)
+        for batch in batches:
+            model(**batch).loss.backward()
+            scores.step()                 # then clip, update, zero_grad
+            ...
+        scores.ranking().top(0.3)
+
+    Equal to :func:`first_order_scores` where weights and loss are. But the mean is over the steps
+    of a training, each with the adapters, the batch and the dropout of its own; so are the standard
+    errors, which count the drift of the adapters as noise.
+
+    Args:
+        model: with plain LoRA adapters of peft, each ``B`` trained and whole on this process.
+
+    Raises:
+        ValueError: a ``B`` is frozen or sharded; as :func:`~ktlib.ila.layers.plain_lora_layers`.
+
+    Example:
+        >>> import peft
+        >>> config = peft.LoraConfig(r=1, lora_alpha=1, target_modules=["0"])
+        >>> model = peft.get_peft_model(nn.Sequential(nn.Linear(2, 1, bias=False)), config)
+        >>> for name, weight in model.named_parameters():
+        ...     _ = weight.data.fill_(0.0 if "base_layer" in name else 1.0)
+        >>> model(torch.ones(5, 2)).mean().square().backward()  # (2 gamma)^2; its slope at 1: 8
+        >>> scores = FirstOrderScores(model)
+        >>> scores.step()
+        >>> scores.ranking().scores
+        {'0': -8.0}
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        layers = plain_lora_layers(model)
+        adapter = active_adapter(layers)
+        self._model = model
+        self._trained = {n: [*layer.lora_B[adapter].parameters()] for n, layer in layers.items()}
+        self._steps: list[Tensor] = []  # one (layers,) a step, where the model is
+        self._require_trained()
+
+    def step(self, scale: float = 1.0) -> None:
+        """Note the gradients of a step: once, when they are complete, before they are clipped.
+
+        With accumulated gradients that is before the update, not after every backward pass. Nothing
+        is waited for: values stay on the device.
+
+        Args:
+            scale: factor that the loss was multiplied by, such as ``GradScaler.get_scale()``.
+
+        Raises:
+            ValueError: there are no gradients; a ``B`` was frozen since; ``scale`` is not positive.
+        """
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive. Found scale={scale!r}.")
+        self._require_trained()
+        layers = list(self._trained.values())
+        if all(weight.grad is None for weight, *_ in layers):
+            raise ValueError(
+                "model must have gradients: call step() after loss.backward(), before zero_grad()."
+            )
+        device = layers[0][0].device
+        found = [torch.stack([_product(p) for p in parts]).sum().to(device) for parts in layers]
+        self._steps.append(torch.stack(found) / -scale)
+
+    def ranking(self, data: str = "") -> LayerRanking:
+        """The mean over the steps so far. Steps without finite gradients are left out and counted.
+
+        Args:
+            data: a note on the batches, for the provenance.
+
+        Raises:
+            FloatingPointError: no step had finite gradients.
+            ValueError: there was no step; the update of every layer is zero.
+        """
+        if not self._steps:
+            raise ValueError("step() must be called before ranking(). Found no step.")
+        steps = torch.stack(self._steps)
+        rows = steps[steps.isfinite().all(dim=1)].tolist()
+        if not rows:
+            raise FloatingPointError("gradients must be finite. Found no step in which all are.")
+        norms = norms_of_updates(self._model, None)
+        found = _ranking(self._model, norms, rows, None, "first_order_training", data)
+        left_out = {"left_out": len(steps) - len(rows)}
+        return found.model_copy(update={"settings": {**found.settings, **left_out}})
+
+    def _require_trained(self) -> None:
+        bad = [
+            name
+            for name, (weight, *_) in self._trained.items()
+            if not weight.requires_grad or weight.ndim < 2 or hasattr(weight, "device_mesh")
+        ]
+        if bad:
+            raise ValueError(
+                f"model must train every B, each whole. Found frozen or sharded: {some_of(bad)}."
+            )
+
+
+def _product(parameter: Tensor) -> Tensor:
+    """``<parameter, gradient>`` in float32 at least; 0 where no gradient came, as to an expert."""
+    if parameter.grad is None:
+        return torch.zeros((), device=parameter.device)
+    wide = torch.promote_types(parameter.dtype, torch.float32)
+    return torch.dot(parameter.detach().flatten().to(wide), parameter.grad.flatten().to(wide))
 
 
 @torch.no_grad()

@@ -352,6 +352,17 @@ def rankings_of_a_language_model(place):
     return [ranking.scores for ranking in one]
 
 
+@covers(ila, "FirstOrderScores")
+def scores_of_a_training(place):
+    model = adapted(place)
+    scores = ila.FirstOrderScores(model)
+    for batch in rows_of_numbers(place):
+        mean_square(model, batch).backward()
+        scores.step()
+        model.zero_grad()
+    return scores.ranking().scores, scores.ranking().standard_errors
+
+
 # Continual learning of adapters -------------------------------------------------------------------
 
 

@@ -120,6 +120,15 @@ def first_order(place, steps):
     ila.first_order_scores(public.adapted(place), batches, loss=public.mean_square)
 
 
+def first_order_of_a_training(place, steps):
+    model = public.adapted(place)
+    scores = ila.FirstOrderScores(model)
+    for _ in range(steps):
+        public.mean_square(model, torch.ones(2, 6, device=place)).backward()
+        scores.step(scale=2.0)
+    scores.ranking()
+
+
 def continual(make, tasks=1):
     """The steps of one task, or those of the first and the second together."""
 
@@ -174,6 +183,7 @@ LOOPS = {
     "stage 2 of ILA, full": (stage_2_full, 2),
     "stage 2 of ILA, Llama": (stage_2_of_a_language_model, 4),
     "first-order scores, a batch": (first_order, 2),
+    "first-order scores, a step of training": (first_order_of_a_training, 0),
     "InfLoRA": (continual(lambda encoder, training: cpeft.InfLora(encoder, training, tasks=1)), 0),
     "L2C": (continual(cooperating), 0),
     "L2C, two tasks": (continual(cooperating, tasks=2), 0),

@@ -1,13 +1,19 @@
 """Held-out loss, perplexity and forgetting."""
 
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from experiments.ila.adapters import trained_parameters, with_adalora, with_lora
+from experiments.ila.adapters import (
+    merged_adapters,
+    trained_parameters,
+    with_adalora,
+    with_lora,
+)
 from experiments.ila.evaluation import (
     forgetting,
     held_out_loss,
@@ -16,6 +22,7 @@ from experiments.ila.evaluation import (
     perplexity,
     target_tokens,
 )
+from ktlib.ila.gates import gated_updates
 
 
 class Certain(nn.Module):
@@ -64,6 +71,49 @@ def test_does_not_depend_on_how_text_is_batched(llama, batches):
     halves = [{k: v[i : i + 1] for k, v in batch.items()} for batch in batches for i in range(2)]
     assert held_out_loss(llama, halves) == pytest.approx(held_out_loss(llama, batches), rel=1e-5)
     assert held_out_loss(llama, iter(batches)) == held_out_loss(llama, batches)
+
+
+def filled(model):
+    """The model with trained parameters drawn at random."""
+    for parameter in trained_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def test_merged_adapters_give_the_same_loss_and_come_apart_bit_for_bit(llama, batches):
+    model = filled(with_lora(llama, rank=2))
+    weights = {name: (p, p.data_ptr(), p.detach().clone()) for name, p in model.named_parameters()}
+    apart = held_out_loss(model, batches)
+    with merged_adapters(model):
+        assert held_out_loss(model, batches) == pytest.approx(apart, rel=1e-5)
+        changed = [n for n, (p, _, value) in weights.items() if not torch.equal(p, value)]
+        assert len(changed) == 14
+    for name, parameter in model.named_parameters():
+        same, place, value = weights[name]
+        assert parameter is same
+        assert parameter.data_ptr() == place
+        assert torch.equal(parameter, value)
+    assert held_out_loss(model, batches) == apart
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize(
+    ("kind", "merged"),
+    [("tied", ["q_proj"]), ("half", []), ("adalora", []), ("dora", []), ("off", []), ("gated", [])],
+)
+def test_adapters_are_merged_where_that_is_exact(kind, merged, new_llama, new_lora):
+    targets = ["q_proj"]
+    if kind == "adalora":
+        model = with_adalora(new_llama(blocks=1), steps=9, target_rank=1, layers=targets)
+    else:
+        targets += ["lm_head"] * (kind == "tied")  # the head has the weight of the embedding
+        model = new_lora(new_llama(blocks=1), targets=targets, use_dora=kind == "dora")
+    model = filled(model).to(torch.bfloat16 if kind == "half" else torch.float32)
+    if kind == "off":
+        model.disable_adapter_layers()
+    with gated_updates(model) if kind == "gated" else nullcontext(), merged_adapters(model):
+        found = [name for name, module in model.named_modules() if getattr(module, "merged", False)]
+    assert [name.rpartition(".")[2] for name in found] == merged
 
 
 def test_adapters_off_is_the_base(llama, batches):

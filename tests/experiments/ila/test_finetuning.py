@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 
 from experiments.ila.finetuning import (
     TrainingOptions,
@@ -19,6 +20,7 @@ from experiments.ila.finetuning import (
     with_lora,
     with_qlora,
 )
+from ktlib.ila.baselines import FirstOrderScores, first_order_scores
 from ktlib.ila.targets import keep_target_logits
 
 FIRST, LAST = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
@@ -267,6 +269,29 @@ def test_clip_bounds_and_refuses_what_is_not_finite(new_llama, batches):
     with pytest.raises(FloatingPointError, match="The gradient of step 1 is not finite"):
         finetune(model, batches, steps=1, lr=0.01, options=TrainingOptions(clip=1.0))
     assert_same(snapshot(model), before)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_scores_can_be_read_from_the_gradients_of_a_training(scaled, new_llama, batches):
+    """Whole and not clipped, whatever the accelerator multiplies the loss by."""
+    model = with_lora(new_llama(), rank=2, layers=[FIRST, LAST])
+    for parameter in trained_parameters(model).values():
+        torch.nn.init.normal_(parameter)
+    scores, accelerator = FirstOrderScores(model), Accelerator()
+    if scaled:
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    wanted = first_order_scores(model, batches[:1]).scores
+    finetune(
+        model,
+        batches[:1],
+        steps=1,
+        lr=0.01,
+        options=TrainingOptions(clip=1e-3, rows_at_once=1),
+        after_backward=scores.step,
+        accelerator=accelerator,
+    )
+    assert scores.ranking().scores == pytest.approx(wanted, rel=1e-4, abs=1e-7)
+    assert wanted[FIRST]
 
 
 def test_callback_ends_the_training(new_llama, batches):

@@ -1,11 +1,14 @@
 """Solving generated tasks: what is generated, and how it is judged."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from data_prep.reasoning import reasoning_tasks
+from experiments.ila.adapters import trained_parameters, with_lora
 from experiments.ila.chat import encode_prompt
 from experiments.ila.reasoning import accuracy, judged
 from experiments.models.language import byte_tokenizer, tiny_language_model
@@ -28,21 +31,15 @@ def test_only_the_full_score_counts(tasks):
     assert found.answers == tuple(answers)
 
 
-class Knowing:
+class Knowing(torch.nn.Module):
     """Answers each prompt with what a dictionary says, as a model of transformers would."""
 
     def __init__(self, answers, tokenizer):
+        super().__init__()
         self.answers, self.tokenizer = answers, tokenizer
         self.device = torch.device("cpu")
         self.config = SimpleNamespace(max_position_embeddings=512)
-        self.training = True
         self.seen = []
-
-    def eval(self):
-        self.training = False
-
-    def train(self, mode):
-        self.training = mode
 
     def generate(self, input_ids, attention_mask, max_new_tokens, do_sample, pad_token_id):
         assert not self.training
@@ -83,13 +80,53 @@ def test_answers_of_a_model_do_not_depend_on_its_neighbours(tasks):
     assert alone.accuracy == 0  # it has learned nothing
 
 
-def test_a_model_that_fails_is_left_in_its_mode(tasks):
-    model, tokenizer = tiny_language_model()
+@pytest.fixture
+def adapted():
+    """The tiny model with LoRA that changes its answers, and its tokenizer."""
+    model, tokenizer = tiny_language_model(seed=2)
+    model = with_lora(model, rank=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for parameter in trained_parameters(model).values():
+            parameter.data.normal_(std=0.3)
+    return model, tokenizer
+
+
+def test_adapters_are_merged_while_a_model_answers(adapted, tasks, monkeypatch):
+    model, tokenizer = adapted
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen, generate = [], model.generate
+
+    def spy(**arguments):
+        seen.extend(layer.merged for layer in layers)
+        return generate(**arguments)
+
+    monkeypatch.setattr(model, "generate", spy)
+    merged = accuracy(model, tokenizer, tasks, max_new_tokens=8)
+    assert len(seen) == len(layers)
+    assert all(seen)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not any(layer.merged for layer in layers)
+    monkeypatch.setattr("experiments.ila.reasoning.merged_adapters", nullcontext)
+    apart = accuracy(model, tokenizer, tasks, max_new_tokens=8)
+    assert apart == merged
+    assert not all(seen)
+    with model.disable_adapter():
+        assert accuracy(model, tokenizer, tasks, max_new_tokens=8) != apart
+
+
+def test_a_model_that_fails_is_left_as_it_was(adapted, tasks):
+    model, tokenizer = adapted
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     model.generate = None
     with pytest.raises(TypeError):
         accuracy(model, tokenizer, tasks)
     assert model.training
+    assert not any(getattr(module, "merged", False) for module in model.modules())
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
 
 
 def test_what_cannot_be_answered_is_refused(tasks):

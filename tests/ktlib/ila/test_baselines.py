@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from ktlib.ila.baselines import ablation_scores, first_order_scores, update_norms
+from ktlib.ila.baselines import (
+    FirstOrderScores,
+    ablation_scores,
+    first_order_scores,
+    update_norms,
+)
 from ktlib.ila.gates import gated_updates
 from ktlib.ila.layers import adapted_layers, linear_layers
 
@@ -47,6 +52,88 @@ def test_the_first_order_score_of_a_whole_model(new_llama, batches):
         expected = -float((layer.weight.grad * update).sum())
         assert ranking.scores[name] == pytest.approx(expected, rel=1e-3, abs=1e-6), name
     assert ranking.provenance["tuning"] == "full"
+
+
+def close(one, other):
+    """Equal up to rounding, in parts of the largest score."""
+    assert list(one) == list(other)
+    found, wanted = torch.tensor(list(one.values())), torch.tensor(list(other.values()))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}])
+def test_a_training_gives_the_first_order_scores(settings, new_llama, new_lora, batches):
+    model = new_lora(new_llama(), **settings).eval()
+    scores = FirstOrderScores(model)
+    for batch in batches:
+        model.zero_grad()
+        model(**batch).loss.backward()
+        scores.step()
+    found, wanted = scores.ranking(data="some"), first_order_scores(model, batches, data="some")
+    close(found.scores, wanted.scores)
+    close(found.standard_errors, wanted.standard_errors)
+    assert found.names == wanted.names
+    assert found.provenance == wanted.provenance
+    assert found.settings == {"method": "first_order_training", "batches": 3, "left_out": 0}
+
+
+def test_biases_of_b_are_a_part_of_the_update(new_llama, new_lora, batches):
+    model = new_lora(new_llama(attention_bias=True), targets=["q_proj"], lora_bias=True).eval()
+    scores = FirstOrderScores(model)
+    for layer in adapted_layers(model).values():
+        layer.lora_B["default"].bias.data.normal_()
+    model(**batches[0]).loss.backward()
+    scores.step()
+    close(scores.ranking().scores, first_order_scores(model, batches[:1]).scores)
+
+
+def test_scores_of_a_training_follow_its_steps(new_llama, new_lora, batches):
+    """Accumulated, with dropout, with a factor on the loss; a step that overflows is left out."""
+    model = new_lora(new_llama(), lora_dropout=0.5).train()
+    scores, expected = FirstOrderScores(model), []
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    layer = adapted_layers(model)["model.layers.1.mlp.up_proj"]
+    for factor in (1.0, 1024.0, float("inf")):
+        losses = [model(**batch).loss for batch in batches[:2]]
+        second = layer.lora_B["default"].weight
+        gradient = torch.autograd.grad(sum(losses), second, retain_graph=True)[0]
+        expected.append(-float((gradient * second.detach()).sum()))
+        for value in losses:  # twice backward, one step
+            (value * factor).backward()
+        scores.step(min(factor, 2.0**16))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+        optimizer.zero_grad()
+    ranking = scores.ranking()
+    mean = sum(expected[:2]) / 2
+    assert ranking.scores["model.layers.1.mlp.up_proj"] == pytest.approx(mean, rel=1e-4)
+    assert ranking.settings["batches"] == 2
+    assert ranking.settings["left_out"] == 1
+
+
+def test_scores_of_a_training_that_cannot_be_known_are_refused(new_llama, new_lora, batches):
+    with pytest.raises(ValueError, match="DoraLinearVariant"):
+        FirstOrderScores(new_lora(new_llama(), use_dora=True))
+    model = new_lora(new_llama())
+    scores = FirstOrderScores(model)
+    with pytest.raises(ValueError, match="must be called before"):
+        scores.ranking()
+    with pytest.raises(ValueError, match=r"after loss.backward\(\), before zero_grad"):
+        scores.step()
+    model(**batches[0]).loss.backward()
+    with pytest.raises(ValueError, match="scale must be positive. Found scale=0"):
+        scores.step(0)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.fill_(float("nan"))
+    scores.step()
+    with pytest.raises(FloatingPointError, match="no step in which all are"):
+        scores.ranking()
+    name = "model.layers.0.self_attn.q_proj"
+    adapted_layers(model)[name].lora_B["default"].weight.requires_grad_(False)
+    for call in (scores.step, lambda: FirstOrderScores(model)):
+        with pytest.raises(ValueError, match=f"frozen or sharded: {name}"):
+            call()
 
 
 def test_ablation_is_the_loss_without_one_update(lora_llama, batches):
