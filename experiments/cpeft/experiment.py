@@ -265,7 +265,7 @@ class ContinualExperiment(Generic[Parameters]):
     def _settings(self, sam_radius: float) -> dict[str, Any]:
         """All that the pre-trained weights depend on, besides the code."""
         p = self.parameters
-        names = ("dataset", "base_classes", "base_images", "class_seed", "patch_size", "width",
+        names = ("model", "dataset", "base_classes", "base_images", "class_seed", "patch_size", "width",
                  "blocks", "heads", "pretraining_epochs", "pretraining_lr", "batch_size",
                  "precision")  # fmt: skip
         found = {name: getattr(p, name) for name in names}

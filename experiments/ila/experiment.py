@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from data_prep import load_conversations, load_text
+from data_prep import checksums, load_conversations, load_text
 from experiments.ila.adapters import (
     layer_names,
     with_adalora,
@@ -40,10 +40,13 @@ from experiments.ila.parameters import LanguageParameters
 from experiments.ila.selection import choose_layers
 from experiments.ila.snapshots import Snapshot, restore
 from experiments.models.language import (
+    TINY,
+    language_model_checksums,
     load_language_model,
     load_tokenizer,
     require_quantization,
 )
+from experiments.run.cache import kept, tensors_digest
 from ktlib.ila.agreement import Ranking
 from ktlib.ila.ranking import LayerRanking
 from ktlib.ila.search import rank_layers, rank_layers_full
@@ -53,8 +56,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Parameters = TypeVar("Parameters", bound=LanguageParameters)
+Result = TypeVar("Result")
 Batch = dict[str, Tensor]
 Layers = str | tuple[str, ...]
+
+_USES = ("ila", "models/language", "data_prep")
+# The parameters that both stages read, and each alone.
+_BOTH_STAGES = ("model", "quantized", "precision", "train_examples", "max_tokens", "lora_rank")
+_STAGE_1 = ("batch_size", "stage_1_steps", "lr")
+_STAGE_2 = ("stage_2_batch_size", "stage_2_steps", "initial_score", "score_lr")
 
 GENERAL_TEXT = "general text"
 """Name, in tables, of the text that should not be forgotten."""
@@ -271,10 +281,16 @@ class LayerExperiment(Generic[Parameters]):
         milestones: Sequence[float] = (),
     ) -> TunedRun:
         """Stage 1: train LoRA on some layers, and keep the adapters."""
-        model = self.prepared("lora", layers, seed)
         marks = sorted({*milestones, 1.0})
-        return TunedRun(
-            dataset, seed, layers, self.train(model, "lora", dataset, seed, milestones=marks)
+
+        def make() -> TunedRun:
+            model = self.prepared("lora", layers, seed)
+            training = self.train(model, "lora", dataset, seed, milestones=marks)
+            return TunedRun(dataset, seed, layers, training)
+
+        settings = self._settings(_STAGE_1, dataset, seed=seed, layers=layers)
+        return self._kept(
+            "stage 1", settings, make, lambda run: {*marks} <= run.training.snapshots.keys()
         )
 
     def adapted(self, run: TunedRun, share: float = 1.0) -> PreTrainedModel:
@@ -298,18 +314,49 @@ class LayerExperiment(Generic[Parameters]):
                 ``penalty``, see :func:`ktlib.ila.rank_layers`.
         """
         order = run.seed if seed is None else seed
-        found, settings = self._stage_2(run.dataset, order, options)
-        with _pages_tell():
-            return rank_layers(self.adapted(run, share), found, **settings)
+
+        def make() -> LayerRanking:
+            found, settings = self._stage_2(run.dataset, order, options)
+            with _pages_tell():
+                return rank_layers(self.adapted(run, share), found, **settings)
+
+        adapters = tensors_digest(run.training.snapshots[share])
+        settings = self._settings(_STAGE_2, run.dataset, seed=order, layers=run.layers, **options)
+        return self._kept("stage 2", settings | {"adapters": adapters}, make)
 
     def rank_full(self, dataset: str, seed: int, **options: Any) -> LayerRanking:
         """Both stages with full fine-tuning instead of LoRA."""
-        model = self.prepared("full", "all", seed)
-        self.train(model, "full", dataset, seed)
-        found, settings = self._stage_2(dataset, seed, options)
-        before = _pristine(self.parameters.model, str(self.device), False).state_dict()
-        with _pages_tell():
-            return rank_layers_full(model, before, found, **settings)
+
+        def make() -> LayerRanking:
+            model = self.prepared("full", "all", seed)
+            self.train(model, "full", dataset, seed)
+            found, settings = self._stage_2(dataset, seed, options)
+            before = _pristine(self.parameters.model, str(self.device), False).state_dict()
+            with _pages_tell():
+                return rank_layers_full(model, before, found, **settings)
+
+        names = (*_STAGE_1, *_STAGE_2, "full_lr")
+        return self._kept("full", self._settings(names, dataset, seed=seed, **options), make)
+
+    def _settings(self, names: Sequence[str], dataset: str, **more: Any) -> dict[str, Any]:
+        """What a training on a set follows from, beside its code."""
+        p = self.parameters
+        model = language_model_checksums(p.model)
+        found = {name: getattr(p, name) for name in (*_BOTH_STAGES, *names)} | more
+        return found | {"dataset": dataset, "data": [checksums(dataset), model]}
+
+    def _kept(
+        self,
+        kind: str,
+        settings: dict[str, Any],
+        make: Callable[[], Result],
+        enough: Callable[[Result], bool] = lambda _: True,
+    ) -> Result:
+        """The result from the cache where it was computed before."""
+        # A model of the hub may change under its name.
+        if self.parameters.model != TINY and not settings["data"][1]:
+            return make()
+        return kept(kind, _USES, settings, make, device=self.device, enough=enough)
 
     def _stage_2(
         self, dataset: str, seed: int, options: dict[str, Any]

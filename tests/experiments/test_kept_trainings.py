@@ -7,9 +7,11 @@ import torch
 
 import experiments.cpeft.experiment as cpeft
 import experiments.fcl.experiment as fcl
+import experiments.ila.experiment as ila
 import experiments.mtl.experiment as mtl
 from experiments.cpeft.parameters import ContinualPeftParameters
 from experiments.fcl.parameters import FclParameters
+from experiments.ila.parameters import IlaStudyParameters
 from experiments.mtl.parameters import ReconParameters
 from experiments.run import cache
 from ktlib.seeding import deterministic
@@ -20,9 +22,22 @@ SMALL = {
             "base_images": 8, "test_images": 5, "flatness_images": 20, "epochs": 1},
     "recon": {"train_images": 300, "test_images": 50, "batch_size": 32, "epochs": 1, "width": 4},
     "continual_peft": {"pretraining_epochs": 1},
+    "ila_studies": {"datasets": ["reasoning", "chatterbot"], "studied_on": "reasoning",
+                    "transferred_from": [], "stage_1_steps": 3, "stage_2_steps": 2},
 }  # fmt: skip
-MODELS = {"fcl": FclParameters, "recon": ReconParameters, "continual_peft": ContinualPeftParameters}
-MODULES = {"fcl": fcl, "recon": mtl, "continual_peft": cpeft}
+MODELS = {
+    "fcl": FclParameters,
+    "recon": ReconParameters,
+    "continual_peft": ContinualPeftParameters,
+    "ila_studies": IlaStudyParameters,
+}
+MODULES = {"fcl": fcl, "recon": mtl, "continual_peft": cpeft, "ila_studies": ila}
+EXPERIMENTS = {
+    "fcl": fcl.FewShotExperiment,
+    "recon": mtl.MultiTaskExperiment,
+    "continual_peft": cpeft.ContinualExperiment,
+    "ila_studies": ila.LayerExperiment,
+}
 TRAININGS = {
     "plain": ("fcl", lambda e: e.train_plain(3)),
     "cosine": ("fcl", lambda e: e.train_plain(3, cosine=True)),
@@ -34,6 +49,19 @@ TRAININGS = {
     "cagrad": ("recon", lambda e: e.train("cagrad", 1)),
     "single": ("recon", lambda e: e.train_single(1)),
     "pretrained": ("continual_peft", lambda e: e.pretrained(0.05)),
+    "stage 1": ("ila_studies", lambda e: e.tune("reasoning", 1)),
+    "some layers": (
+        "ila_studies",
+        lambda e: e.tune("reasoning", 1, e.layers[:3], milestones=[0.5]),
+    ),
+    "full": ("ila_studies", lambda e: e.rank_full("reasoning", 1)),
+}
+
+
+# Read, and yet not in the name: what stands there in another form, and what only refuses values.
+ELSEWHERE = {
+    "recon": {"severity", "cagrad_c"},
+    "ila_studies": {"batch_sizes", "stage_2_batch_size"},
 }
 
 
@@ -43,10 +71,7 @@ def small_parameters(chapter):
 
 
 def experiment(chapter, parameters=None):
-    module = MODULES[chapter]
-    kinds = {"fcl": "FewShotExperiment", "recon": "MultiTaskExperiment"}
-    made = getattr(module, kinds.get(chapter, "ContinualExperiment"))
-    return made(parameters or small_parameters(chapter), "cpu")
+    return EXPERIMENTS[chapter](parameters or small_parameters(chapter), "cpu")
 
 
 def tensors(trained):
@@ -58,6 +83,10 @@ def tensors(trained):
     if isinstance(trained, mtl.TrainedRun):
         counts = [torch.tensor(list(m.scores(-0.1).values())) for m in trained.meters]
         return [*tensors(trained.network), *counts]
+    if isinstance(trained, ila.TunedRun):
+        return [*trained.adapters.values(), torch.tensor(trained.training.losses)]
+    if isinstance(trained, ila.LayerRanking):
+        return [torch.tensor(score) for score in trained.scores.values()]
     network = getattr(trained, "network", trained)
     return [value.detach() for value in network.state_dict().values()]
 
@@ -98,10 +127,8 @@ def test_the_name_of_a_training_holds_every_parameter_that_is_read(name, monkeyp
 
     monkeypatch.setattr(MODULES[chapter], "kept", noting)
     train(experiment(chapter, Watched.model_validate(small_parameters(chapter).model_dump())))
-    assert {"epochs", "pretraining_epochs"} & read
-    # These are there under another name: `seed`, or what follows from them.
-    elsewhere = {"severity", "tasks", "test_images"} if chapter == "recon" else {"test_images"}
-    assert read - named.keys() <= elsewhere
+    assert {"epochs", "pretraining_epochs", "stage_1_steps"} & read
+    assert read - named.keys() <= ELSEWHERE.get(chapter, set())
 
 
 def test_images_of_ones_own_are_trained_on(tmp_path, monkeypatch):
@@ -115,3 +142,36 @@ def test_images_of_ones_own_are_trained_on(tmp_path, monkeypatch):
     one, two = own.train("joint", 1), whole.train("joint", 1)
     assert cache.taken.total() == 1
     assert not torch.equal(tensors(one)[0], tensors(two)[0])
+
+
+def test_a_ranking_from_the_cache_is_the_one_that_was_learned(tmp_path, monkeypatch):
+    made = experiment("ila_studies")
+    run = made.tune("reasoning", 1, milestones=[0.5])
+    fresh = made.rank(run)
+    monkeypatch.setenv("KTLIB_CACHE", str(tmp_path))
+    cache.taken.clear()
+    made.rank(run)
+    others = [
+        made.rank(run, seed=7),
+        made.rank(run, share=0.5),
+        made.rank(run, penalty=0.5),
+        made.rank(made.tune("reasoning", 2)),
+        made.rank(run, lr=0.5),
+    ]
+    assert not cache.taken
+    again = experiment("ila_studies").rank(run)
+    assert cache.taken.total() == 1
+    assert again == fresh
+    assert all(other.scores != fresh.scores for other in others)
+
+
+def test_more_milestones_than_are_kept_are_trained_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("KTLIB_CACHE", str(tmp_path))
+    cache.taken.clear()
+    made = experiment("ila_studies")
+    made.tune("reasoning", 1)
+    more = made.tune("reasoning", 1, milestones=[0.5])
+    assert not cache.taken
+    assert made.tune("reasoning", 1).training.snapshots.keys() == {0.5, 1.0}
+    assert made.tune("reasoning", 1, milestones=[0.5]).training.losses == more.training.losses
+    assert cache.taken.total() == 2
