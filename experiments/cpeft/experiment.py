@@ -265,9 +265,11 @@ class ContinualExperiment(Generic[Parameters]):
     def _settings(self, sam_radius: float) -> dict[str, Any]:
         """All that the pre-trained weights depend on, besides the code."""
         p = self.parameters
-        names = ("model", "dataset", "base_classes", "base_images", "class_seed", "patch_size", "width",
-                 "blocks", "heads", "pretraining_epochs", "pretraining_lr", "batch_size",
-                 "precision")  # fmt: skip
+        names = (
+            *("model", "dataset", "base_classes", "base_images", "class_seed", "patch_size"),
+            *("width", "blocks", "heads", "pretraining_epochs", "pretraining_lr", "batch_size"),
+            "precision",
+        )
         found = {name: getattr(p, name) for name in names}
         found |= {"held_out": self._held_out(), "pixels": self.normalisation}
         return found | {"sam_radius": sam_radius, "data": self.checksums()}

@@ -1,6 +1,6 @@
 """Trainings that are kept: with them all is as without, and their name holds all that they read."""
 
-import copy
+import dataclasses
 
 import pytest
 import torch
@@ -135,8 +135,7 @@ def test_images_of_ones_own_are_trained_on(tmp_path, monkeypatch):
     monkeypatch.setenv("KTLIB_CACHE", str(tmp_path))
     whole = experiment("recon")
     whole.train("joint", 1)
-    other = copy.copy(whole.train_data)
-    other.images = whole.train_data.images.flip(-1)
+    other = dataclasses.replace(whole.train_data, images=whole.train_data.images.flip(-1))
     cache.taken.clear()
     own = whole.with_data(other)
     one, two = own.train("joint", 1), whole.train("joint", 1)
