@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,9 +144,12 @@ class Project:
     @property
     def own(self) -> dict[str, str]:
         """Variables for commands in the copy: its code, and where the data lies."""
-        variables = {"PYTHONPATH": self.root, "KTLIB_DATA": self.data}
-        variables["KTLIB_CACHE"] = self.root / "runs" / "cache"
-        return {name: str(value) for name, value in variables.items()}
+        return {"PYTHONPATH": str(self.root), "KTLIB_DATA": str(self.data)}
+
+    @property
+    def surroundings(self) -> dict[str, str]:
+        """Variables of commands in the copy; what was trained is kept in its folder."""
+        return {**os.environ, "KTLIB_CACHE": str(self.root / "runs" / "cache"), **self.own}
 
     def command(self, *arguments: str) -> list[str]:
         """The command behind ``make``, with the arguments for it."""
@@ -163,7 +166,7 @@ class Project:
         return subprocess.run(
             command,
             cwd=self.root,
-            env={**os.environ, **variables, **self.own},
+            env={**self.surroundings, **variables, **self.own},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -177,7 +180,7 @@ class Project:
         return subprocess.Popen(
             self.command(*arguments),
             cwd=self.root,
-            env={**os.environ, **self.own},
+            env=self.surroundings,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -227,29 +230,40 @@ def data_folder() -> Path:
     return Path(os.environ.get("KTLIB_DATA") or ROOT / "data").absolute()
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is made once for all workers: the first one makes it, the others wait.
+
+    (Groups of pytest-xdist 3.8 would keep such tests on one worker, but pytest 9.2 no longer tells
+    it of them.)
+    """
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = base / name, base / f"{name}.made"
+    with FileLock(base / f"{name}.lock"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def smoke_build(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> tuple[Project, str]:
-    """The whole book at the smoke size, built once in a copy of the project; and what was said.
+    """The whole book at the smoke size, built once in a copy of the project; and what was said."""
 
-    Workers share it: the first one builds, the others wait. (Groups of pytest-xdist 3.8 would keep
-    these tests on one worker, but pytest 9.2 no longer tells it of them.)
-    """
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    project = Project(folder / "smoke" / "project", data_folder)
-    said, ended = folder / "smoke" / "said.txt", folder / "smoke" / "returncode.txt"
-    with FileLock(folder / "smoke.lock"):
-        if not ended.exists():
-            copy_files(project_files(), project.root)
-            # Two workers: what a chapter hands to them must survive the way.
-            done = project.run(
-                *project.command("book", "--profile", "smoke"), KTLIB_WORKERS="2", timeout=2400
-            )
-            said.write_text(done.stdout, encoding="utf-8")
-            ended.write_text(str(done.returncode))
-    assert ended.read_text() == "0", said.read_text(encoding="utf-8")
-    return project, said.read_text(encoding="utf-8")
+    def make(folder: Path) -> None:
+        project = Project(folder / "project", data_folder)
+        copy_files(project_files(), project.root)
+        # Two workers: what a chapter hands to them must survive the way.
+        command = project.command("book", "--profile", "smoke")
+        done = project.run(*command, KTLIB_WORKERS="2", timeout=2400)
+        (folder / "said.txt").write_text(done.stdout, encoding="utf-8")
+        (folder / "returncode.txt").write_text(str(done.returncode))
+
+    folder = once(tmp_path_factory, "smoke", make)
+    said = (folder / "said.txt").read_text(encoding="utf-8")
+    assert (folder / "returncode.txt").read_text() == "0", said
+    return Project(folder / "project", data_folder), said
 
 
 @pytest.fixture(scope="session")
@@ -263,10 +277,15 @@ def new_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small project that is not built yet: the real pipeline around one small chapter."""
     root, data = (tmp_path_factory.mktemp(name) for name in ("mini", "data"))
     project = Project(root / "project", data / STRANGE)
+    copy_mini(project.root)
+    return project
+
+
+def copy_mini(root: Path) -> None:
+    """The real pipeline around one small chapter."""
     parts = ("Snakefile", "pyproject.toml", "data_prep", "experiments", "ktlib", "workflow")
     book = ("_config.yml", "_ext", "_static", "references.bib")
     wanted = tuple(Path(part) for part in (*parts, *(f"book/{name}" for name in book)))
     files = [file for file in project_files() if any(file.is_relative_to(part) for part in wanted)]
-    copy_files(files, project.root)
-    shutil.copytree(ROOT / "tests" / "workflow" / "mini", project.root, dirs_exist_ok=True)
-    return project
+    copy_files(files, root)
+    shutil.copytree(ROOT / "tests" / "workflow" / "mini", root, dirs_exist_ok=True)

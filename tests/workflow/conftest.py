@@ -5,18 +5,23 @@ import shutil
 
 import pytest
 
-from tests.conftest import STRANGE
+from tests.conftest import STRANGE, Project, copy_mini, once
 
 
 @pytest.fixture(scope="session")
-def built_project(new_project):
+def built_project(tmp_path_factory):
     """The small project after its first build. Do not change it; take ``project``."""
     # Braces as well: Snakemake and papermill take them for fields to fill in.
-    built = dataclasses.replace(new_project, root=new_project.root.with_name(STRANGE + "{3}"))
-    shutil.copytree(new_project.root, built.root)
-    done = built.build("book", "--profile", "smoke")
-    assert done.returncode == 0, done.stdout
-    return built
+    name = STRANGE + "{3}"
+
+    def make(folder):
+        project = Project(folder / name, folder / "data" / STRANGE)
+        copy_mini(project.root)
+        done = project.build("book", "--profile", "smoke")
+        assert done.returncode == 0, done.stdout
+
+    folder = once(tmp_path_factory, "built", make)
+    return Project(folder / name, folder / "data" / STRANGE)
 
 
 @pytest.fixture
