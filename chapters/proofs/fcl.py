@@ -423,30 +423,38 @@ def gradient_of(seed, split, classifier, draws):
 
 
 # %%
-from tqdm import tqdm
-
-parts, direct = {}, []
-
-
 def measure(training, seed, net, batches):
-    """Both parts of the variance, and the variance itself for each M."""
-    one = gradient_of(seed, *net, 1)
-    parts[seed, training] = gradient_variance(one, batches, P.variance_draws)
+    """Both parts of the variance, and a row with the variance itself for each M."""
+    both = gradient_variance(gradient_of(seed, *net, 1), batches, P.variance_draws)
+    rows = []
     for many_draws in P.averaged_draws:
         value = measured_variance(gradient_of(seed, *net, many_draws), batches)
-        direct.append((training, seed, many_draws, value))
+        rows.append((training, seed, many_draws, value))
+    return both, rows
 
 
-for seed in tqdm(P.seeds, desc="variance", leave=False):
+def before_and_after(seed):
+    """Measure a network, train it, and measure it again; it comes along."""
     torch.manual_seed(seed)
     network = resnet18_features(train.images.shape[1], P.width, P.stem_stride).to(device)
     classifier = nn.Linear(network.feature_dim, P.classes).to(device)
     batches = draw_batches(seed)
     layers = last_convolutions(network, P.tuned_convolutions)
     split = split_network(network, layers, example=batches[0][0][:4])
-    measure("before", seed, (split, classifier), batches)
+    before = measure("before", seed, (split, classifier), batches)
     train_network(seed, split, classifier)
-    measure("after", seed, (split, classifier), draw_batches(seed))
+    after = measure("after", seed, (split, classifier), batches)
+    return {"before": before, "after": after}, (split, classifier)
+
+
+# %%
+from experiments.run.parallel import parallel_map
+
+measured = parallel_map(before_and_after, P.seeds, "variance", device=device)
+parts, direct = {}, []
+for seed, (both_times, _) in measured.items():
+    parts |= {(seed, training): both for training, (both, _) in both_times.items()}
+    direct += [row for _, rows in both_times.values() for row in rows]
 
 # %%
 variance = pd.DataFrame(direct, columns=["training", "seed", "draws", "measured"])
@@ -871,6 +879,7 @@ print("slope in v, left and right of 0:", [relu_v.subs(t, value) for value in (-
 
 # %%
 inputs, labels = training_images(P.seeds[-1])
+split, classifier = measured[P.seeds[-1]][1]
 with torch.no_grad():
     split.network.train()
     alone = [classifier(split.network(inputs[i : i + 8])) for i in (0, 1)]

@@ -721,14 +721,14 @@ for name in ("gates", "scores"):
 # of the model, trains it with AdamW and a constant rate, and keeps the updates of some iterations. The default is a tiny Llama that first learned one rule of successive tokens and is now fine-tuned on another one; with `model="smollm2"` it is the pre-trained model of {ref}`chap-ila`, fine-tuned on sums.
 
 # %%
-from tqdm import tqdm
+from functools import partial
 
 from experiments.ila.proof_model import fine_tune
+from experiments.run.parallel import parallel_map
 
 place = "cpu" if device.type == "mps" else str(device)  # float64
-tunings = {
-    seed: fine_tune(P, seed, place) for seed in tqdm(P.seeds, desc="fine-tuning", leave=False)
-}
+tune = partial(fine_tune, P, device=place)
+tunings = parallel_map(tune, P.seeds, "fine-tuning", device=place)
 
 # %%
 trace = pd.concat([pd.DataFrame(run.trace).assign(seed=s) for s, run in tunings.items()])
