@@ -17,7 +17,7 @@ export PYTHONPATH := $(CURDIR)
 export UV_SYSTEM_CERTS ?= true
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book plan test gpu drill lint types env data browser notebooks sweep record recheck lock clean clean-cache
+.PHONY: help book plan test gpu drill lint types env data browser notebooks bench sweep record recheck lock clean clean-cache
 
 help: ## say what can be done
 	@echo "make <target> [PROFILE=smoke|cpu|full|gpu|paper] (default: cpu)"
@@ -65,6 +65,9 @@ browser: env ## find Chromium for the tests, or install it from Debian
 
 notebooks: env ## write the chapters as plain notebooks into notebooks/
 	@$(BUILD) notebooks
+
+bench: env ## measure speed next to other packages, for a page of the book
+	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(call quoted,ONLY))
 
 sweep: env ## many runs: CHAPTER=fcl SEEDS=0,1,2 SET='noise_bound=0.01,0.02'
 	@$(BUILD) sweep $(BUILD_OPTIONS) --chapter $(call quoted,CHAPTER) --seeds $(call quoted,SEEDS) --set $(call quoted,SET)

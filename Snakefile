@@ -140,10 +140,13 @@ rule pages:
         [f"chapters/{name}.py" for name in CHAPTERS],
         tracked("results/**/*.json"),
         "workflow/pages.py",
+        "workflow/benchmark_page.py",
+        "workflow/markdown.py",
     output:
         "book/_generated/execution.md",
         "book/_generated/parameters.md",
         "book/_generated/claims.md",
+        "book/_generated/benchmarks.md",  # and growth.svg, where speeds have been measured
     params:
         # Whether a committed record is older than the code it came from
         digests=lambda wildcards: [digest_of(name, PROFILE) for name in CHAPTERS],
@@ -157,6 +160,7 @@ rule render:
         "book/_generated/execution.md",
         "book/_generated/parameters.md",
         "book/_generated/claims.md",
+        "book/_generated/benchmarks.md",
         tracked("book/*.*", "book/api/*", "book/_static/**/*", "book/_ext/*.py", "ktlib/**/*.py"),
         "workflow/render.py",
     output:

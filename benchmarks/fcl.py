@@ -1,21 +1,17 @@
-"""Speed of the few-shot methods, both sides in one run: ``python benchmarks/fcl.py``.
-
-Prints ratios of medians; the two sides take turns, so that a machine whose speed drifts treats them
-alike. Each comparison first checks that both sides compute the same.
-"""
+"""What the few-shot methods cost, against the whole network for every draw and the floor."""
 
 from __future__ import annotations
 
-import argparse
 import copy
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.compare import Growth, Row, Side, compare, growth
 from experiments.models.resnet import resnet18_features
 from ktlib.fcl import (
     SplitNetwork,
@@ -24,127 +20,134 @@ from ktlib.fcl import (
     f2m_loss,
     flatness,
     last_convolutions,
+    learn_session,
     split_network,
 )
 
 BOUND = 0.01
 PROTOTYPE_WEIGHT = 0.1
+CLASSES = 60
 
 
-def naive_f2m_loss(
-    split: SplitNetwork,
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    draws: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """The same loss with the whole network computed for every draw."""
-    weights = dict(split.network.named_parameters())
-    still = class_means(split.network(images), labels)
-    total = torch.zeros(())
-    for _ in range(draws):
-        noise = draw_noise(split.tuned, BOUND, generator)
-        noisy = weights | {name: weights[name] + value for name, value in noise.items()}
-        embeddings = torch.func.functional_call(split.network, noisy, (images,))
-        shift = (still - class_means(embeddings, labels)).square().sum(dim=1).mean()
-        total = total + F.cross_entropy(classifier(embeddings), labels) + PROTOTYPE_WEIGHT * shift
-    return total / draws
+@dataclass(frozen=True)
+class Sizes:
+    """Of network, batch and measurements."""
+
+    width: int
+    images: int
+    pixels: int
+    draws: int  # of flatness
+    growing: tuple[int, ...]
+    shots: tuple[int, ...]
+    repeats: int
 
 
-def naive_flatness(
-    split: SplitNetwork, classifier: nn.Module, images: Tensor, labels: Tensor, draws: int
-) -> Tensor:
-    """Losses at random points, with the whole network computed for each."""
-    generator = torch.Generator().manual_seed(0)
-    weights = dict(split.network.named_parameters())
-    losses = []
-    with torch.no_grad():
+FULL = Sizes(16, 64, 36, 50, (1, 2, 4, 8, 16), (1, 5, 10, 20, 40), 9)
+QUICK = Sizes(4, 8, 16, 3, (1, 2, 4), (1, 2, 4), 2)
+
+
+class Problem:
+    """A network whose last four convolutions receive noise, a classifier, and a batch."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        network = resnet18_features(1, sizes.width).to(memory_format=torch.channels_last)
+        self.split: SplitNetwork = split_network(network, last_convolutions(network, 4))
+        self.classifier = nn.Linear(8 * sizes.width, CLASSES)
+        self.images = torch.randn(sizes.images, 1, sizes.pixels, sizes.pixels)
+        self.labels = torch.randint(CLASSES, (sizes.images,))
+
+    def gradients(self, loss: Tensor) -> Sequence[Tensor]:
+        """Of all parameters: the end of every step."""
+        return torch.autograd.grad(
+            loss, [*self.split.network.parameters(), *self.classifier.parameters()]
+        )
+
+    def noisy(self, stream: torch.Generator) -> Tensor:
+        """Embeddings by the whole network, with noise on the tuned weights."""
+        weights = dict(self.split.network.named_parameters())
+        noise = draw_noise(self.split.tuned, BOUND, stream)
+        moved = weights | {name: weights[name] + value for name, value in noise.items()}
+        found: Tensor = torch.func.functional_call(self.split.network, moved, (self.images,))
+        return found
+
+    def loss(self, embeddings: Tensor) -> Tensor:
+        """Cross-entropy of the batch."""
+        return F.cross_entropy(self.classifier(embeddings), self.labels)
+
+    def passes(self, draws: int) -> list[Tensor]:
+        """Losses of the first part once, and of the rest once more than there are draws."""
+        features = self.split.prefix(self.images)
+        return [self.loss(self.split.tail(features)) for _ in range(draws + 1)]
+
+    def f2m(self, draws: int) -> Sequence[Tensor]:
+        """A gradient step of the base session, by the package."""
+        stream = torch.Generator().manual_seed(1)
+        loss = f2m_loss(
+            self.split, self.classifier, self.images, self.labels, bound=BOUND, draws=draws,
+            prototype_weight=PROTOTYPE_WEIGHT, generator=stream,
+        )  # fmt: skip
+        return self.gradients(loss.total)
+
+    def naive_f2m(self, draws: int) -> Sequence[Tensor]:
+        """The same with the whole network computed for every draw."""
+        stream = torch.Generator().manual_seed(1)
+        still = class_means(self.split.network(self.images), self.labels)
+        total = torch.zeros(())
         for _ in range(draws):
-            noise = draw_noise(split.tuned, BOUND, generator)
-            noisy = weights | {name: weights[name] + value for name, value in noise.items()}
-            scores = classifier(torch.func.functional_call(split.network, noisy, (images,)))
-            losses.append(F.cross_entropy(scores, labels))
-    return torch.stack(losses)
+            embeddings = self.noisy(stream)
+            shift = (still - class_means(embeddings, self.labels)).square().sum(dim=1).mean()
+            total = total + self.loss(embeddings) + PROTOTYPE_WEIGHT * shift
+        return self.gradients(total / draws)
+
+    def flatness(self, draws: int) -> Sequence[Tensor]:
+        """Losses around the weights, by the package."""
+        stream = torch.Generator().manual_seed(1)
+        found = flatness(
+            self.split, self.classifier, self.images, self.labels, bound=BOUND, draws=draws,
+            generator=stream,
+        )  # fmt: skip
+        return [found.losses]
+
+    def naive_flatness(self, draws: int) -> Sequence[Tensor]:
+        """The same with the whole network computed for every draw."""
+        stream = torch.Generator().manual_seed(1)
+        return [torch.stack([self.loss(self.noisy(stream)) for _ in range(draws)])]
+
+    def session(self, shots: int) -> None:
+        """A step of a session of five new classes; so small that the weights stay."""
+        labels = torch.arange(5).repeat_interleave(shots)
+        images = self.images[:1].expand(len(labels), -1, -1, -1)
+        old, base = torch.zeros(CLASSES, self.classifier.in_features), CLASSES + torch.arange(60)
+        learn_session(self.split, None, images, labels, old, base, epochs=1, lr=1e-12)
 
 
-def ratio(naive: Callable[[], object], shared: Callable[[], object], repeats: int) -> str:
-    """Median seconds of both, taken in turn after a warm-up, and their ratio."""
-    seconds: dict[str, list[float]] = {"naive": [], "shared": []}
-    for turn in range(repeats + 1):
-        for name, call in (("naive", naive), ("shared", shared)):
-            start = time.perf_counter()
-            call()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    slow, fast = (statistics.median(seconds[name]) for name in ("naive", "shared"))
-    pairs = [a / b for a, b in zip(seconds["naive"], seconds["shared"], strict=True)]
-    spread = f"pair by pair {min(pairs):.2f} to {max(pairs):.2f}"
-    return (
-        f"naive {slow * 1e3:7.1f} ms   shared {fast * 1e3:7.1f} ms   {slow / fast:.2f}x ({spread})"
-    )
+def measure(quick: bool) -> Iterator[Row | Growth]:
+    """All comparisons of the few-shot part."""
+    sizes = QUICK if quick else FULL
+    problem, repeats = Problem(sizes), sizes.repeats
+    names = "passes without noise", "whole network for every draw"
+    for m in sizes.growing[:3]:
 
+        def floor(m: int = m) -> Sequence[Tensor]:
+            return problem.gradients(torch.stack(problem.passes(m)).mean())
 
-def gradients(loss: Tensor, *modules: nn.Module) -> list[Tensor]:
-    """Gradients of all parameters; the step that is timed."""
-    return list(torch.autograd.grad(loss, [p for m in modules for p in m.parameters()]))
-
-
-def main() -> None:
-    """Compare, then print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--stem-stride", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
-    network = resnet18_features(1, given.width, given.stem_stride)
-    network = network.to(memory_format=torch.channels_last)
-    classifier = nn.Linear(8 * given.width, 60)
-    split = split_network(network, last_convolutions(network, 4))
-    images = torch.randn(given.batch_size, 1, 36, 36)
-    labels = torch.randint(60, (given.batch_size,))
-    print(
-        f"ResNet18 width {given.width}, stem stride {given.stem_stride}, batch {given.batch_size}, "
-        f"36 x 36, last 4 convolutions, {given.threads} threads, torch {torch.__version__}"
-    )
-    for draws in (1, 2, 4):
-
-        def shared(draws: int = draws, net: SplitNetwork = split) -> list[Tensor]:
-            rng = torch.Generator().manual_seed(1)
-            loss = f2m_loss(
-                net, classifier, images, labels, bound=BOUND, draws=draws,
-                prototype_weight=PROTOTYPE_WEIGHT, generator=rng,
-            )  # fmt: skip
-            return gradients(loss.total, net.network, classifier)
-
-        def naive(draws: int = draws, net: SplitNetwork = split) -> list[Tensor]:
-            rng = torch.Generator().manual_seed(1)
-            loss = naive_f2m_loss(net, classifier, images, labels, draws, rng)
-            return gradients(loss, net.network, classifier)
-
-        pairs = zip(shared(net=copy.deepcopy(split)), naive(net=copy.deepcopy(split)), strict=True)
-        error = max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-12)) for a, b in pairs)
-        line = ratio(naive, shared, given.repeats)
-        print(f"F2M gradient step, M = {draws}: {line}; largest relative difference {error:.0e}")
-
-    def cached() -> Tensor:
-        rng = torch.Generator().manual_seed(0)
-        return flatness(
-            split, classifier, images, labels, bound=BOUND, draws=50, generator=rng
-        ).losses
-
-    def whole() -> Tensor:
-        return naive_flatness(split, classifier, images, labels, 50)
-
-    network.eval()
-    error = float((cached() - whole()).abs().max())
-    line = ratio(whole, cached, max(3, given.repeats // 3))
-    print(f"Flatness, 50 draws:       {line}; largest difference {error:.0e}")
-
-
-if __name__ == "__main__":
-    main()
+        sides = [
+            Side(names[0], "floor", floor, checked=False),
+            Side("f2m_loss", "project", partial(problem.f2m, m)),
+            Side(names[1], "naive", partial(problem.naive_f2m, m)),
+        ]
+        yield compare("gradient step of F2M", f"M = {m}", sides, repeats)
+    trained, draws = copy.deepcopy(problem), sizes.draws
+    trained.split.network.eval()
+    sides = [
+        Side(names[0], "floor", torch.no_grad()(partial(trained.passes, draws)), checked=False),
+        Side("flatness", "project", partial(trained.flatness, draws)),
+        Side(names[1], "naive", torch.no_grad()(partial(trained.naive_flatness, draws))),
+    ]
+    yield compare("flatness", f"{draws} draws", sides, repeats)
+    f2m = {n: partial(problem.f2m, n) for n in sizes.growing}
+    yield growth("gradient step of F2M", "draws of noise", f2m, repeats)
+    around = {4 * n: partial(trained.flatness, 4 * n) for n in sizes.growing}
+    yield growth("flatness", "draws", around, repeats)
+    sessions = {n: partial(trained.session, n) for n in sizes.shots}
+    yield growth("step of a few-shot session", "shots", sessions, repeats)

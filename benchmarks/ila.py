@@ -1,170 +1,165 @@
-"""Cost of ILA, both sides in one process: ``python -m benchmarks.ila``.
+"""What the ranking of layers costs, against a training step of peft and the floor.
 
-1. A step of stage 2 (scores only) against one of stage 1 (LoRA on all layers), same batch. Beside
-   it a forward and a backward pass without adapters and scores: what no stage 2 can be faster than.
-2. Peak memory and time of a step on the best 30 % of the layers against all, for LoRA and for full
-   fine-tuning, in the form of table 5.11 of the thesis.
-3. A step of stage 1 with logits at target positions only, against logits at all positions.
-
-Which layers are chosen decides how far the backward pass has to go, so the choice is made as the
-chapter makes it: by a ranking, here a short one. As many of the last layers stand beside it.
+The model has random weights: which they are changes no time.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import functools
-import statistics
-import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from experiments.ila.adapters import layer_names, with_all_weights, with_lora
-from experiments.ila.memory import TrainingCost, peak_growth, training_cost
-from experiments.ila.selection import choose_layers
-from experiments.models.language import load_language_model
-from ktlib.ila import gated_updates, rank_layers
+from benchmarks.compare import Growth, Row, Side, compare, peaks
+from experiments.ila.adapters import with_lora
+from ktlib.ila import first_order_scores, gated_updates
 from ktlib.ila.targets import keep_target_logits
 
-TOP = 0.3
-THESIS = {"lora": (0.87, 0.89), "full": (0.41, 0.77)}  # memory and time, table 5.11
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of model, batch and measurements."""
+
+    width: int
+    blocks: int
+    tokens: int  # that there are
+    rank: int
+    rows: int
+    length: int
+    repeats: int
 
 
-def batch_of(vocabulary: int, rows: int, length: int) -> dict[str, torch.Tensor]:
-    """A batch of random tokens; half of each row is to be predicted."""
-    rng = torch.Generator().manual_seed(0)
-    ids = torch.randint(10, vocabulary, (rows, length), generator=rng)
+FULL = Sizes(576, 30, 49_152, 32, 2, 64, 7)  # SmolLM2-135M
+QUICK = Sizes(32, 2, 259, 4, 2, 16, 2)
+
+
+def models(sizes: Sizes) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """One without adapters and two with LoRA on all layers; all share their frozen weights."""
+    config = LlamaConfig(
+        vocab_size=sizes.tokens,
+        hidden_size=sizes.width,
+        intermediate_size=8 * sizes.width // 3,
+        num_hidden_layers=sizes.blocks,
+        num_attention_heads=sizes.width // 64 or 1,
+        num_key_value_heads=sizes.width // 192 or 1,
+        tie_word_embeddings=True,
+    )
+    base = LlamaForCausalLM(config).requires_grad_(False)
+    kept = {id(parameter): parameter for parameter in base.parameters()}
+    bare = copy.deepcopy(base, dict(kept))
+    bare.enable_input_require_grads()  # so that the backward pass goes through all layers
+    trained = with_lora(base, rank=sizes.rank).train()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:  # a B of zeros has no gradient to pass on to its A
+                parameter.add_(1e-3 * torch.randn_like(parameter))
+    return bare, trained, copy.deepcopy(trained, dict(kept))
+
+
+def batch_of(sizes: Sizes, predicted: float) -> dict[str, Tensor]:
+    """A batch of random tokens, of which a share at the end is to be predicted."""
+    ids = torch.randint(10, sizes.tokens, (sizes.rows, sizes.length))
     labels = ids.clone()
-    labels[:, : length // 2] = -100
+    labels[:, : sizes.length - int(predicted * sizes.length)] = -100
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def stages(name: str, rank: int, rows: int, length: int, rounds: int) -> tuple[float, float]:
-    """Times of a step of stage 2, and of one without adapters, in units of one of stage 1."""
-    base, _ = load_language_model(name)
-    batch = batch_of(base.config.vocab_size, rows, length)
-    batch = keep_target_logits(base, batch)
-    bare = copy.deepcopy(base).requires_grad_(False)
-    bare.enable_input_require_grads()  # so that the backward pass goes through all layers
-    model = with_lora(base, rank=rank)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    first = torch.optim.AdamW(trained, lr=1e-5)
-    with torch.no_grad():
-        for parameter in trained:
-            parameter.add_(1e-3 * torch.randn_like(parameter))
+def step(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    trained: Sequence[nn.Parameter] = (),
+    shown: Sequence[nn.Parameter] = (),
+) -> Callable[[], list[Tensor]]:
+    """A step of AdamW that changes nothing, as its rate is 0; without parameters the passes.
 
-    def stage_1() -> None:
-        model.train()
-        model(**batch, use_cache=False).loss.backward()
-        first.step()
-        first.zero_grad()
+    Its result is the loss, and the gradients of some parameters to be shown.
+    """
+    optimizer = torch.optim.AdamW(trained, lr=0.0) if trained else None
 
-    found: dict[str, list[float]] = {"stage 1": [], "stage 2": [], "without adapters": []}
-    for number in range(rounds + 1):
-        started = time.perf_counter()
-        stage_1()
-        middle = time.perf_counter()
-        with gated_updates(model) as gates:
-            scores = torch.optim.AdamW([gate.score for gate in gates.values()], lr=0.05)
-            begun = time.perf_counter()
-            model(**batch, use_cache=False).loss.backward()
-            scores.step()
-            scores.zero_grad()
-            ended = time.perf_counter()
-        bare(**batch, use_cache=False).loss.backward()
-        after = time.perf_counter()
-        if number:
-            found["without adapters"].append(after - ended)
-            found["stage 1"].append(middle - started)
-            found["stage 2"].append(ended - begun)
-    medians = {stage: statistics.median(values) for stage, values in found.items()}
-    print({stage: f"{1000 * value:.0f} ms" for stage, value in medians.items()})
-    first_stage = medians["stage 1"]
-    return medians["stage 2"] / first_stage, medians["without adapters"] / first_stage
+    def run() -> list[Tensor]:
+        loss: Tensor = model(**batch, use_cache=False).loss
+        loss.backward()
+        gradients = [parameter.grad for parameter in shown if parameter.grad is not None]
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+        return [loss, *gradients]
+
+    return run
 
 
-def target_positions(name: str, rank: int, rows: int, length: int, rounds: int) -> None:
-    """Time and memory of a step with logits at an eighth of the positions."""
-    base, _ = load_language_model(name)
-    batch = batch_of(base.config.vocab_size, rows, length)
-    batch["labels"][:, : length - length // 8] = -100
-    model = with_lora(base, rank=rank).train()
-    found: dict[str, list[float]] = {"all": [], "targets": []}
-    memory: dict[str, int] = {}
-
-    def step(inputs: dict[str, torch.Tensor]) -> None:
-        model(**inputs, use_cache=False).loss.backward()
-        model.zero_grad()
-
-    sides = {"all": batch, "targets": keep_target_logits(model, batch)}
-    for number in range(rounds + 1):
-        for side, inputs in sides.items():
-            started = time.perf_counter()
-            step(inputs)
-            if number:
-                found[side].append(time.perf_counter() - started)
-    for side, inputs in sides.items():
-        memory[side] = peak_growth(functools.partial(step, inputs), "cpu")
-    medians = {side: statistics.median(values) for side, values in found.items()}
-    print(
-        f"logits at target positions / at all: {medians['targets'] / medians['all']:.2f}x time, "
-        f"{memory['targets'] / memory['all']:.2f}x memory besides the model"
-    )
+def lora(model: nn.Module) -> list[nn.Parameter]:
+    """What is trained."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def costs(name: str, rank: int, rows: int, length: int, rounds: int) -> None:
-    """Memory and time of all layers and of chosen ones, LoRA and full fine-tuning."""
-    base, _ = load_language_model(name)
-    names = layer_names(base)
-    batch = batch_of(base.config.vocab_size, rows, length)
-    adapted = with_lora(base, rank=rank)
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.add_(1e-3 * torch.randn_like(parameter))
-    ranking = rank_layers(adapted, [batch], steps=2)
-    choices = {
-        "all": names,
-        "top 30 %": choose_layers("top", names, TOP, ranking=ranking),
-        "last 30 %": choose_layers("last", names, TOP),
-    }
-    del adapted, base
-    for method in ("lora", "full"):
-        found: dict[str, TrainingCost] = {}
-        for label, layers in choices.items():
-            model, _ = load_language_model(name)
-            if method == "lora":
-                prepared = with_lora(model, rank=rank, layers=layers)
-            else:
-                prepared = with_all_weights(model, None if label == "all" else layers)
-            found[label] = training_cost(prepared, batch, steps=rounds)
-        whole = found["all"]
-        for label, cost in found.items():
-            memory = cost.peak_bytes / whole.peak_bytes
-            seconds = cost.seconds_per_step / whole.seconds_per_step
-            print(
-                f"{method}, {label}: {cost.peak_bytes / 2**20:.0f} MiB ({memory:.2f}x), "
-                f"{1000 * cost.seconds_per_step:.0f} ms ({seconds:.2f}x); "
-                f"thesis, best 30 %: {THESIS[method][0]}x, {THESIS[method][1]}x"
-            )
+def stages(sizes: Sizes, bare: nn.Module, trained: nn.Module, gated: nn.Module) -> Row:
+    """A step of stage 2, scores alone, against one of stage 1, LoRA on all layers."""
+    batch = keep_target_logits(bare, batch_of(sizes, 0.5))
+    # Gates of plus infinity are open: the loss must be that of the model without gates.
+    with gated_updates(gated, initial_score=torch.inf) as gates:
+        scores = [gate.score for gate in gates.values()]
+        sides = [
+            Side("a training step of peft", "peer", step(trained, batch, lora(trained))),
+            Side("stage 2 of ILA", "project", step(gated, batch, scores)),
+            Side("both passes without adapters", "floor", step(bare, batch), checked=False),
+        ]
+        return compare("step of ILA", at(sizes), sides, sizes.repeats)
 
 
-def main() -> None:
-    """Run all three, and print ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    sizes = (given.model, given.rank, given.rows, given.length, given.rounds)
-    second, bare = stages(*sizes)
-    print(f"stage 2 / stage 1: {second:.2f}x (goal 0.8x); without adapters: {bare:.2f}x")
-    target_positions(*sizes)
-    costs(*sizes)
+def target_logits(sizes: Sizes, trained: nn.Module) -> Iterator[Row]:
+    """Logits at the positions of targets, an eighth of all, against logits everywhere."""
+    batch = batch_of(sizes, 0.125)
+    some, parameters = keep_target_logits(trained, batch), lora(trained)
+    first = parameters[:2]  # the last that the backward pass comes to
+    sides = [
+        Side("logits everywhere", "naive", step(trained, batch, parameters, first)),
+        Side("keep_target_logits", "project", step(trained, some, parameters, first)),
+    ]
+    size = f"{at(sizes)}, targets at an eighth"
+    yield compare("training step with LoRA", size, sides, sizes.repeats)
+    work = "memory of a training step with LoRA beyond the model"
+    yield compare(work, size, sides, 1, measure=peaks)
 
 
-if __name__ == "__main__":
-    main()
+def cheap_scores(sizes: Sizes, trained: nn.Module) -> Row:
+    """First-order scores against a backward pass, whose gradients hold them.
+
+    Of a layer with the update ``W = beta B A`` the score is minus the inner product of ``W`` and
+    its gradient, which is that of ``B`` and the gradient of ``B``.
+    """
+    batch = keep_target_logits(trained, batch_of(sizes, 0.5))
+    pairs = {n: p for n, p in trained.named_parameters() if p.requires_grad and "lora_B" in n}
+
+    def backward() -> Sequence[Tensor]:
+        trained.zero_grad()
+        trained(**batch, use_cache=False).loss.backward()
+        values = [-(b * b.grad).sum() for b in pairs.values() if b.grad is not None]
+        return [torch.stack(values)]
+
+    def ours() -> Sequence[Tensor]:
+        return [torch.tensor(list(first_order_scores(trained, [batch]).scores.values()))]
+
+    sides = [
+        Side("a backward pass of a training", "naive", backward),
+        Side("first_order_scores", "project", ours),
+    ]
+    return compare(f"first-order scores of {len(pairs)} layers", at(sizes), sides, sizes.repeats)
+
+
+def at(sizes: Sizes) -> str:
+    """The size in words."""
+    return f"{sizes.blocks} blocks of width {sizes.width}, {sizes.rows} x {sizes.length} tokens"
+
+
+def measure(quick: bool) -> Iterator[Row | Growth]:
+    """All comparisons of the part on language models."""
+    sizes = QUICK if quick else FULL
+    bare, trained, gated = models(sizes)
+    yield stages(sizes, bare, trained, gated)
+    del bare, gated
+    yield from target_logits(sizes, trained)
+    yield cheap_scores(sizes, trained)

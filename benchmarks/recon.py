@@ -1,221 +1,226 @@
-"""Cost of the search for conflicts, both sides in one run: ``python benchmarks/recon.py``.
+"""What the search for conflicts and the aggregation cost, against torchjd and the floor.
 
-Time: a counted iteration (:meth:`ConflictMeter.observe`) against the backward passes, one per task,
-that any method that looks at the tasks' gradients needs. Memory: the search that keeps inner
-products only against the one that keeps the gradients of all tasks. Forward pass: a split network
-whose shared first part is computed once against one that computes every task's whole trunk. Prints
-ratios; in time the sides take turns, so that a machine whose speed drifts treats them alike. Each
-comparison first checks that both sides compute the same.
+The floor of a step is one backward pass per task: any method that looks at the tasks' gradients
+needs them.
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import statistics
-import time
-import weakref
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torchjd import aggregation
+from torchjd.autojac import jac_to_grad, mtl_backward
 
+from benchmarks.compare import Growth, Row, Side, compare, growth, peaks
 from experiments.models.resnet import resnet18_features
-from ktlib.mtl import ConflictMeter, forward_flops, split
+from ktlib.mtl import ConflictMeter, aggregator, apply_gradients, apply_gramians, split
+from ktlib.mtl.gradients import gramian
 
-MIB = 2**20
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, until they are freed.
-
-    What an operation allocates and frees inside is not seen. On a CPU, where PyTorch keeps no count
-    of its own, that is as near as one gets; on a GPU its own count is used.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and look at what it made."""
-        del types
-        result = func(*args, **(kwargs or {}))
-        for value in _pytree.tree_leaves(result):
-            if isinstance(value, Tensor) and value.untyped_storage() not in self.known:
-                storage = value.untyped_storage()
-                self.known.add(storage)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self.freed, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def freed(self, size: int) -> None:
-        """A tensor's memory was given back."""
-        self.now -= size
+# Our name -> torchjd's aggregator, and whether it averages the tasks where ours adds them up.
+PEERS = {
+    "pcgrad": (aggregation.PCGrad(), False),
+    "mgda": (aggregation.MGDA(epsilon=1e-6, max_iters=2000), True),  # our tolerances
+    "upgrad": (aggregation.UPGrad(), True),
+    "cagrad": (aggregation.CAGrad(c=0.4), True),
+}
 
 
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The most memory that a call holds at one time, beyond what was held before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with LiveBytes() as memory:
-        call()
-    return memory.peak
+@dataclass(frozen=True)
+class Sizes:
+    """Of network, batch and measurements."""
+
+    width: int
+    images: int
+    pixels: int
+    tasks: tuple[int, ...]
+    growing: tuple[int, ...]
+    layers: tuple[int, ...]
+    columns: int  # of the gradients that are aggregated alone
+    repeats: int
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of a call, the GPU's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+FULL = Sizes(16, 32, 36, (2, 10, 40), (2, 5, 10, 20, 40), (4, 8, 16, 32, 64), 500_000, 7)
+QUICK = Sizes(4, 4, 16, (2, 5), (2, 3, 4), (2, 4, 8), 1000, 2)
 
 
-def backward_passes(
-    losses: dict[str, Tensor], parameters: list[nn.Parameter]
-) -> list[tuple[Tensor, ...]]:
-    """The gradients of every task, kept as autograd gives them."""
+class Tasks:
+    """A trunk with a head for each task, whose losses come from one forward pass."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.trunk = resnet18_features(1, sizes.width, 2)
+        self.shared = list(self.trunk.parameters())
+        self.heads = [nn.Linear(8 * sizes.width, 1) for _ in range(max(sizes.growing))]
+        self.images = torch.randn(sizes.images, 1, sizes.pixels, sizes.pixels)
+        self.labels = torch.randint(2, (len(self.heads), sizes.images)).float()
+
+    def losses(self, tasks: int, zeros: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features, and the loss of every task; of the first ones its gradient is 0."""
+        features = self.trunk(self.images)
+        found = {}
+        for task, (head, labels) in enumerate(zip(self.heads[:tasks], self.labels, strict=False)):
+            loss = nn.functional.binary_cross_entropy_with_logits(head(features)[:, 0], labels)
+            found[f"task{task}"] = loss * float(task >= zeros)
+        return features, found
+
+    def own(self, tasks: int) -> dict[str, list[nn.Parameter]]:
+        """The parameters of every head."""
+        return {f"task{t}": list(head.parameters()) for t, head in enumerate(self.heads[:tasks])}
+
+    def written(self) -> list[Tensor]:
+        """The update in ``.grad``, which is taken away."""
+        found = [parameter.grad for parameter in self.shared if parameter.grad is not None]
+        for parameter in (*self.shared, *(p for head in self.heads for p in head.parameters())):
+            parameter.grad = None
+        return found
+
+
+def steps(network: Tasks, tasks: int, zeros: int = 0) -> list[Side]:
+    """A step up to the update of joint training: forward, a gradient per task, their sum."""
+    own, meter, joint = network.own(tasks), ConflictMeter(network.trunk), aggregator("joint")
+
+    def floor() -> Sequence[Tensor]:
+        _, losses = network.losses(tasks, zeros)
+        rows = [
+            torch.autograd.grad(loss, [*network.shared, *own[task]], retain_graph=True)
+            for task, loss in losses.items()
+        ]
+        columns = list(zip(*rows, strict=False))[: len(network.shared)]  # the heads have one each
+        return [torch.stack(column).sum(dim=0) for column in columns]
+
+    def counted() -> Sequence[Tensor]:
+        found = meter.observe(network.losses(tasks, zeros)[1], task_parameters=own)
+        apply_gradients(network.trunk, found, joint)
+        return network.written()
+
+    def by_gramians() -> Sequence[Tensor]:
+        _, losses = network.losses(tasks, zeros)
+        found = meter.observe_gramians(losses, task_parameters=own, retain_graph=True)
+        apply_gramians(network.trunk, losses, found, joint)
+        return network.written()
+
+    def torchjd(chunk: int | None) -> Sequence[Tensor]:
+        features, losses = network.losses(tasks, zeros)
+        mtl_backward(list(losses.values()), features, parallel_chunk_size=chunk)
+        jac_to_grad(network.shared, aggregation.Sum())
+        return network.written()
+
     return [
-        torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=False)
-        for loss in losses.values()
+        Side("a backward pass per task", "floor", floor),
+        Side("ConflictMeter.observe", "project", counted),
+        Side("ConflictMeter.observe_gramians", "project", by_gramians),
+        Side("torchjd, all tasks at once", "peer", partial(torchjd, None)),
+        Side("torchjd, one task at a time", "peer", partial(torchjd, 1)),
     ]
 
 
-def largest_difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The largest difference of two sets of numbers, relative to the largest number."""
-    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
+def aggregations(columns: int, tasks: int, name: str, repeats: int) -> Row:
+    """An aggregator alone; the floor reads the rows twice, for inner products and for the sum."""
+    # Every third task pulls against the others: at random, long gradients are nearly orthogonal.
+    signs = torch.where(torch.arange(tasks) % 3 == 1, -0.3, 0.3)
+    rows = torch.randn(tasks, columns) + signs[:, None] * torch.randn(columns)
+    ours, (peer, averages) = aggregator(name), PEERS[name]
+    # PCGrad draws an order of the tasks: the same in every call, and for both.
+    start, seed = ours.get_extra_state(), int(torch.randint(2**62, (), generator=ours.stream))
+
+    def floor() -> Sequence[Tensor]:
+        return [(rows @ rows.T).diagonal() @ rows]
+
+    def mine() -> Sequence[Tensor]:
+        ours.set_extra_state(start)
+        return [ours(rows)]
+
+    def theirs() -> Sequence[Tensor]:
+        torch.manual_seed(seed)
+        return [peer(rows) * (tasks if averages else 1)]
+
+    sides = [
+        Side("inner products and a sum", "floor", floor, checked=False),
+        Side("ktlib", "project", mine),
+        Side("torchjd", "peer", theirs),
+    ]
+    size = f"T = {tasks}, {columns:,} parameters"
+    return compare(f"aggregation alone, {name}", size, sides, repeats, tolerance=0.01)
 
 
-def take_turns(
-    calls: dict[str, Callable[[], object]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of every call in every turn, after one turn to warm up."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for turn, (name, call) in itertools.product(range(repeats + 1), calls.items()):
-        spent = seconds(call, device)
-        if turn:
-            taken[name].append(spent)
-    return taken
-
-
-def compare_forwards(
-    trunk: nn.Module, images: Tensor, tasks: int, repeats: int, device: torch.device
-) -> None:
-    """Split at the beginning of each stage: shared first part against whole trunks."""
+def forwards(network: Tasks, layer: str, tasks: int, repeats: int) -> Row:
+    """Forward pass of a split network: the shared first part once, against whole trunks."""
     names = [f"task{i}" for i in range(tasks)]
-    for layer in ("conv1", *(f"layer{stage}.0.conv1" for stage in range(1, 5))):
-        once = split(trunk, [layer], names).eval()
-        whole = split(trunk, [layer], names, share_prefix=False).eval()
-        with torch.no_grad():
-            ours, theirs = once(images), whole(images)
-            error = largest_difference([(ours[name], theirs[name]) for name in names])
-            taken = take_turns(
-                {"once": lambda by=once: by(images), "whole": lambda by=whole: by(images)},
-                repeats,
-                device,
-            )
-        spent = {name: statistics.median(turns) for name, turns in taken.items()}
-        operations = forward_flops(once, images[:1]) / forward_flops(whole, images[:1])
-        print(
-            f"T = {tasks:2d}, split at {layer}: whole trunks {spent['whole'] * 1e3:8.1f} ms   "
-            f"first part once {spent['once'] / spent['whole']:.3f}x (operations {operations:.3f}x)"
-            f"; largest relative difference {error:.0e}"
-        )
+    once = split(network.trunk, [layer], names).eval()
+    whole = split(network.trunk, [layer], names, share_prefix=False).eval()
+
+    @torch.no_grad()
+    def run(by: nn.Module) -> Sequence[Tensor]:
+        return list(by(network.images).values())
+
+    sides = [
+        Side("every trunk whole", "naive", partial(run, whole)),
+        Side("ktlib, first part once", "project", partial(run, once)),
+    ]
+    return compare("forward pass of a split network", f"T = {tasks}, at {layer}", sides, repeats)
 
 
-def main() -> None:
-    """Compare, then print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--size", type=int, default=36, help="of the images, in pixels")
-    parser.add_argument("--tasks", type=int, nargs="+", default=[2, 10, 40])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
-    device = torch.device(given.device)
-    trunk = resnet18_features(1, given.width, 2).to(device)
-    heads = [nn.Linear(8 * given.width, 1).to(device) for _ in range(max(given.tasks))]
-    images = torch.randn(given.batch_size, 1, given.size, given.size, device=device)
-    labels = torch.randint(2, (len(heads), given.batch_size), device=device).float()
-    parameters = list(trunk.parameters())
-    count = sum(parameter.numel() for parameter in parameters)
-    print(
-        f"ResNet18 width {given.width}, stem stride 2, batch {given.batch_size}, {given.size} x "
-        f"{given.size}, {count / 1e6:.2f} million shared parameters, {device}, {given.threads} "
-        f"threads, torch {torch.__version__}"
-    )
+def pairs_of_tasks(network: Tasks, tasks: int, repeats: int) -> Row:
+    """The only work that grows with the square of the number of tasks, as a share of a step."""
+    meters = ConflictMeter(network.trunk), ConflictMeter(network.trunk)
+    gradients = meters[0].observe(network.losses(tasks)[1])
+    meters[0].load_state_dict(meters[1].state_dict())
+    layers = {name: network.trunk.get_submodule(name) for name in meters[0].layers}
+    widths = [sum(p.numel() for p in layer.parameters()) for layer in layers.values()]
 
-    def fresh_losses(tasks: int) -> dict[str, Tensor]:
-        features = trunk(images)
-        criterion = nn.functional.binary_cross_entropy_with_logits
-        return {f"task{i}": criterion(heads[i](features)[:, 0], labels[i]) for i in range(tasks)}
+    def counts(meter: ConflictMeter) -> Sequence[Tensor]:
+        scores = list(meter.scores(0.0).values())
+        return [torch.tensor(scores) / meter.observations]
 
-    for tasks in given.tasks:
-        losses = fresh_losses(tasks)
-        meter = ConflictMeter(trunk)
-        kept = meter.observe(losses, retain_graph=True)
-        rows = torch.stack(
-            [torch.cat([g.flatten() for g in row]) for row in backward_passes(losses, parameters)]
-        )
-        error = largest_difference([(kept.matrix, rows)])
-        del kept, rows
-        calls: dict[str, Callable[[], object]] = {
-            "backward": lambda given=losses: backward_passes(given, parameters),
-            "observe": lambda given=losses, by=meter: by.observe(given, retain_graph=True),
-            "gramians": lambda given=losses, by=meter: by.observe_gramians(
-                given, retain_graph=True
-            ),
-            # A task that has learned all it can: its gradient is 0.
-            "observe_zero": lambda given=losses | {"task0": 0 * losses["task0"]}, by=meter: (
-                by.observe(given, retain_graph=True)
-            ),
-        }
-        taken = take_turns(calls, given.repeats, device)
-        base = statistics.median(taken["backward"])
-        line = f"T = {tasks:2d}: backward passes {base * 1e3:8.1f} ms"
-        for name in ("observe", "gramians", "observe_zero"):
-            pairs = [a / b for a, b in zip(taken[name], taken["backward"], strict=True)]
-            line += (
-                f"   {name} {statistics.median(taken[name]) / base:.3f}x "
-                f"(turn by turn {min(pairs):.2f} to {max(pairs):.2f})"
-            )
-        print(f"{line}; largest relative difference {error:.0e}")
+    def step() -> Sequence[Tensor]:
+        meters[0].observe(network.losses(tasks)[1])
+        return counts(meters[0])
 
-    compare_forwards(trunk, images, min(given.tasks), given.repeats, device)
+    def pairs() -> Sequence[Tensor]:
+        blocks = zip(layers, gradients.matrix.split(widths, dim=1), strict=True)
+        meters[1].count({name: gramian(block) for name, block in blocks})
+        return counts(meters[1])
 
-    tasks = max(given.tasks)
-    losses = fresh_losses(tasks)
-    sides = [ConflictMeter(trunk), ConflictMeter(trunk)]
-    rows = sides[0].observe(losses, retain_graph=True).matrix.double()
-    found = sides[1].observe_gramians(losses, retain_graph=True).shared
-    error = largest_difference([(found, (rows @ rows.T).cpu())])
-    del rows
-    everything = peak_bytes(lambda: backward_passes(losses, parameters), device)
-    observed = peak_bytes(lambda: sides[0].observe(losses, retain_graph=True), device)
-    inner = peak_bytes(lambda: sides[1].observe_gramians(losses, retain_graph=True), device)
-    print(
-        f"T = {tasks}: all gradients {everything / MIB:.1f} MiB   observe {observed / MIB:.1f} MiB "
-        f"{observed / everything:.2f}x   gramians {inner / MIB:.1f} MiB {inner / everything:.2f}x; "
-        f"largest relative difference {error:.0e}"
-    )
+    sides = [
+        Side("a counted step", "project", step),
+        Side("pairs of tasks alone", "project", pairs),
+    ]
+    return compare("share of the pairs of tasks", f"T = {tasks}", sides, repeats)
 
 
-if __name__ == "__main__":
-    main()
+def deep_step(layers: int, images: int) -> Callable[[], object]:
+    """A counted step of 4 tasks on as many equal layers, each 64 wide."""
+    trunk = nn.Sequential(*(nn.Linear(64, 64) for _ in range(layers)))
+    meter, inputs = ConflictMeter(trunk), torch.randn(images, 64)
+
+    def step() -> object:
+        features = trunk(inputs)
+        return meter.observe({f"task{task}": features[:, task].mean() for task in range(4)})
+
+    return step
+
+
+def measure(quick: bool) -> Iterator[Row | Growth]:
+    """All comparisons of the multi-task part."""
+    sizes = QUICK if quick else FULL
+    network, repeats, most = Tasks(sizes), sizes.repeats, max(sizes.tasks)
+    for tasks in sizes.tasks:
+        yield compare("step with conflicts counted", f"T = {tasks}", steps(network, tasks), repeats)
+    size = f"T = {sizes.tasks[1]}, one gradient is 0"
+    sides = steps(network, sizes.tasks[1], zeros=1)[:3]
+    yield compare("step with conflicts counted", size, sides, repeats)
+    work = "memory of a step beyond the model"
+    yield compare(work, f"T = {most}", steps(network, most), 1, measure=peaks)
+    for name in PEERS:
+        for tasks in sizes.tasks[:1] if name == "cagrad" else sizes.tasks:
+            yield aggregations(sizes.columns, tasks, name, repeats)
+    for layer in ("conv1", "layer2.0.conv1", "layer4.0.conv1"):
+        yield forwards(network, layer, sizes.tasks[0], repeats)
+    yield pairs_of_tasks(network, most, repeats)
+    counted = {tasks: steps(network, tasks)[1].call for tasks in sizes.growing}
+    yield growth("counted step", "tasks", counted, repeats)
+    deep = {n: deep_step(n, sizes.images) for n in sizes.layers}
+    yield growth("counted step", "layers", deep, repeats)

@@ -1,10 +1,11 @@
-"""Write the lists of runs, parameters and claims for the book: ``python -m workflow.pages cpu``.
+"""Write the book's lists of runs, parameters, claims, speeds: ``python -m workflow.pages cpu``.
 
 They go into ``book/_generated`` and are included by the pages of the same name.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections import Counter
@@ -15,7 +16,9 @@ from experiments.run.atomic import write_text
 from experiments.run.claims import VERDICTS, Claim, claim_rows
 from experiments.run.parameters import describe_parameters
 from experiments.run.results import RunRecord, is_stale, load_record
+from workflow.benchmark_page import write_benchmarks
 from workflow.guard import run_step
+from workflow.markdown import table
 from workflow.project import MAIN_RUN, PROFILES, ROOT, RUNS, chapter_source, chapters
 
 FOLDER = ROOT / "book" / "_generated"
@@ -24,7 +27,7 @@ LONG = ("full", "gpu", "paper")  # profiles whose committed verdicts count, most
 
 def execution_part(live: Sequence[RunRecord], committed: Sequence[RunRecord]) -> str:
     """The runs behind this copy of the book: when, where, how long, with which versions."""
-    runs = _table(
+    runs = table(
         [
             "Chapter",
             "Profile",
@@ -45,7 +48,7 @@ def execution_part(live: Sequence[RunRecord], committed: Sequence[RunRecord]) ->
             for r in committed
         ]
         columns = ["Chapter", "Profile", "Seeds", "Started (UTC)", "Time", "Device", "Commit"]
-        parts.append(_table([*columns, "Code since then", "Make it again"], rows))
+        parts.append(table([*columns, "Code since then", "Make it again"], rows))
     else:
         parts.append("No long run has been recorded yet.")
     return "\n\n".join(parts) + "\n"
@@ -63,7 +66,7 @@ def parameters_part(names: Iterable[str]) -> str:
         link = f"/chapters/{name}.ipynb"
         parts.append(f"## {title(source)}")
         parts.append(f"Source: `chapters/{name}.py`. To the chapter: [](<{link}>).")
-        parts.append(_table(["Parameter", "Default", "Allowed", "Meaning"], rows))
+        parts.append(table(["Parameter", "Default", "Allowed", "Meaning"], rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -179,15 +182,6 @@ def title(source: Path) -> str:
     raise ValueError(f"{source}: a chapter must start with a heading, `# # Title`. Found none.")
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(_in_cell, line)) + " |" for line in lines)
-
-
-def _in_cell(text: str) -> str:
-    return " ".join(text.replace("|", r"\|").split())
-
-
 def _what(record: RunRecord) -> list[str]:
     seeds = ", ".join(map(str, record.seeds))
     return [f"[](</chapters/{record.chapter}.ipynb>)", record.profile, seeds]
@@ -260,7 +254,7 @@ def _versions(records: Sequence[RunRecord]) -> str:
         columns = {"All runs": next(iter(columns.values()))}
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     rows = [[name, *(column.get(name, "") for column in columns.values())] for name in names]
-    return _table(["What", *columns], rows)
+    return table(["What", *columns], rows)
 
 
 def write_pages(profile: str, folder: Path = FOLDER, names: Sequence[str] | None = None) -> None:
@@ -279,6 +273,8 @@ def write_pages(profile: str, folder: Path = FOLDER, names: Sequence[str] | None
     write_text(folder / "execution.md", execution_part(live, committed))
     write_text(folder / "parameters.md", parameters_part(chapters()))
     write_text(folder / "claims.md", claims_part(live, committed))
+    speeds = ROOT / "results" / "benchmarks.json"
+    write_benchmarks(json.loads(speeds.read_text()) if speeds.exists() else None, folder)
 
 
 if __name__ == "__main__":

@@ -260,14 +260,13 @@ def test_page_is_written_from_the_records_on_disk(run, chapter, tmp_path, monkey
     root = tmp_path / "project"
     monkeypatch.setattr(pages, "ROOT", root)
     monkeypatch.setattr(pages, "RUNS", root / "runs")
-    monkeypatch.setattr(pages, "FOLDER", root / "generated")
     monkeypatch.setattr(pages, "chapters", lambda: ["toy"])
     monkeypatch.setattr(pages, "parameters_part", lambda names: "")
     run("cpu", claim(verdict="partly")).save(root / "runs/toy/cpu/main")
     (root / "results").mkdir()
     (root / "results/toy.full.json").write_text(run("full", claim()).to_json())
-    pages.write_pages("cpu")
+    pages.write_pages("cpu", root / "generated")
     text = (root / "generated/claims.md").read_text()
     assert "  - **reproduced**\n\n    (full)" in text
-    pages.write_pages("cpu")
+    pages.write_pages("cpu", root / "generated")
     assert (root / "generated/claims.md").read_text() == text
