@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import subprocess
@@ -74,7 +75,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if budget is not None:
         file = ROOT / "runs" / "tests" / "minutes.csv"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(f'{took:.4f},"{test}"\n' for test, took in longest))
+        with file.open("w", newline="") as stream:
+            csv.writer(stream).writerows((f"{took:.4f}", test) for test, took in longest)
     if budget is not None and total > budget:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         config.stash[OVER] = f"{total:.1f} minutes of the processor, more than {budget:g}"
