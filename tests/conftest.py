@@ -58,9 +58,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         item.config.stash.setdefault(MINUTES, {})[item.nodeid] = (sum(os.times()[:4]) - before) / 60
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Fetch what a worker of pytest-xdist measured."""
-    node.config.stash.setdefault(MINUTES, {}).update(node.workeroutput["minutes"])
+    """Fetch what a worker of pytest-xdist measured; one that crashed has nothing to tell."""
+    measured = getattr(node, "workeroutput", {}).get("minutes", {})
+    node.config.stash.setdefault(MINUTES, {}).update(measured)
 
 
 @pytest.hookimpl(trylast=True)

@@ -6,7 +6,6 @@ import ast
 import contextlib
 import importlib
 import io
-import json
 import re
 import tokenize
 from collections.abc import Iterable, Iterator
@@ -99,7 +98,7 @@ def code_cells(chapter_source: Path | str) -> list[Cell]:
     texts = [(head, "\n".join(body).strip("\n")) for head, body in found]
     cells = [text for text in texts if text[0] or text[1].strip()]
     return [
-        Cell(number, text, tuple(json.loads(tags[1])) if (tags := TAGS.search(head)) else ())
+        Cell(number, text, tuple(ast.literal_eval(tags[1])) if (tags := TAGS.search(head)) else ())
         for number, (head, text) in enumerate(cells, start=1)
         if not TEXT.match(head)
     ]
