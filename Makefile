@@ -29,11 +29,15 @@ book: env ## execute the chapters that need it, and render the book
 plan: env ## show what `make book` would do
 	@$(BUILD) book $(BUILD_OPTIONS) --dry-run
 
+# Minutes of the processor that all tests may take; runs/tests/minutes.csv has what each took.
+MINUTES := 90
+
 # Several tests share a core: a thread that waits for another must not spin there, else each step takes
 # up to 20 times as long.
 test: export OMP_WAIT_POLICY = PASSIVE
 test: lint types data browser ## run every test
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --budget $(MINUTES) \
+		--cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
 
 gpu: export CUBLAS_WORKSPACE_CONFIG = :4096:8
 gpu: env ## run the tests that need a GPU, and every chapter at the smoke size on it

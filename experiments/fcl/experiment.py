@@ -19,7 +19,7 @@ import data_prep as data
 from data_prep.common.topic import topic_keys, topic_lists
 from experiments.fcl import baselines as methods
 from experiments.fcl.baselines import Learner, SessionResults, run_learner
-from experiments.fcl.parameters import METHODS, FewShotParameters
+from experiments.fcl.parameters import METHODS, VARIED, FewShotParameters
 from experiments.fcl.topic_split import topic_sessions
 from experiments.models.images import NormalisedImages
 from experiments.models.resnet import (
@@ -92,7 +92,7 @@ class FewShotExperiment(Generic[Parameters]):
             raise ValueError(f"values must be of {sorted(set(known) - {'dataset'})}. "
                              f"Found {unknown}.")  # fmt: skip
         other = copy.copy(self)
-        other.parameters = type(self.parameters).model_validate(known | values)
+        other.parameters = type(self.parameters).model_validate(known | values, context=VARIED)
         if values.keys() & _DATA_PARAMETERS:
             for name in ("normalisation", "images", "test_pool"):
                 other.__dict__.pop(name, None)  # recomputed at the next access

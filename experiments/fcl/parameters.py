@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from data_prep.common.topic import PROTOCOLS
 from experiments.run.parameters import (
@@ -38,6 +38,8 @@ SIZES = {
     "cub200": Sizes(200, 29, 30),
 }
 GREY = ("pairs", "digits")
+VARIED = "varied"
+"""Context in which the values of a study are checked, in place of a run's."""
 TORCHVISION_WEIGHTS = ("DEFAULT", "IMAGENET1K_V1")
 LARGEST_SETTING = {"epochs": 10_000, "lr": 10, "penalty": 1e9}
 
@@ -244,18 +246,19 @@ class FclStudyParameters(FewShotParameters):
     rates_studied: Studied[Positive] = Field(description="learning rates of the sessions")
     shots_studied: Studied[Count] = Field(description="training images per new class")
     shot_steps: int = Field(
-        ge=1, le=100_000, description="full-batch steps per session with many shots"
+        ge=1, le=10_000, description="full-batch steps per session with many shots"
     )
     narrow_bound: float = Field(
         ge=1e-9, le=10, description="half-width of the narrow box with many shots"
     )
 
     @model_validator(mode="after")
-    def _fits_the_studies(self) -> Self:
+    def _fits_the_studies(self, info: ValidationInfo) -> Self:
         most = SIZES[self.dataset].train
         if max(self.shots_studied) > most:
             raise ValueError(f"shots_studied must be at most {most}. Found {self.shots_studied}")
-        if self.noise_bound < 2e-9 or self.session_lr > 2.5:
+        # The studies themselves go to these limits, see FewShotExperiment.with_parameters.
+        if info.context != VARIED and (self.noise_bound < 2e-9 or self.session_lr > 2.5):
             raise ValueError(
                 "noise_bound must be at least 2e-09, as half of it is studied, and session_lr at "
                 "most 2.5, as four times that is. Found "

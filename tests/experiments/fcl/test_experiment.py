@@ -6,7 +6,7 @@ import torch
 import data_prep as data
 import experiments.fcl.experiment as fcl
 from experiments.fcl.experiment import STARTS_FROM, FewShotExperiment
-from experiments.fcl.parameters import METHODS, FclParameters
+from experiments.fcl.parameters import METHODS, FclParameters, FclStudyParameters
 from experiments.run.chapter_source import parameters_cell
 from ktlib.seeding import deterministic
 from tests.ktlib.mtl.trunks import TracedWrongly
@@ -34,6 +34,18 @@ def _here(monkeypatch, request):
 @pytest.fixture
 def experiment():
     return FewShotExperiment(parameters(), "cpu")
+
+
+def test_studies_go_to_the_limits_of_all_experiments():
+    """A study halves the box and takes four times the rate, so its own values end before these."""
+    values = {line.name: line.value for line in parameters_cell("chapters/fcl_studies.py")}
+    shared = {name: value for name, value in SIZES.items() if name in values}
+    at_limit = {"noise_bound": 2e-9, "session_lr": 2.5, "shots_studied": [1]}
+    studies = FewShotExperiment(FclStudyParameters(**values | shared | at_limit), "cpu")
+    varied = studies.with_parameters(noise_bound=1e-9, session_lr=10.0)
+    assert varied.parameters.noise_bound == 1e-9
+    with pytest.raises(ValueError, match="noise_bound"):
+        studies.with_parameters(noise_bound=1e-10)
 
 
 @pytest.mark.parametrize("width", [4, 8, 16, 64])
