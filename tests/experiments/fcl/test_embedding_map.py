@@ -3,9 +3,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import manifold
 from sklearn.manifold import TSNE
 
-from experiments.fcl import embedding_map
 from experiments.fcl.embedding_map import project
 
 
@@ -124,7 +124,7 @@ def test_tsne_gets_the_settings_it_was_given(monkeypatch):
         settings.update(given)
         return TSNE(**given)
 
-    monkeypatch.setattr(embedding_map, "TSNE", recorded)
+    monkeypatch.setattr(manifold, "TSNE", recorded)
     project(*embeddings(), method="tsne", perplexity=5, random_state=9)
     assert settings == {"n_components": 2, "perplexity": 5, "random_state": 9}
 
