@@ -3,9 +3,11 @@
 import ast
 import re
 
+import jupytext
 import pytest
 
 from experiments.run import chapter_source
+from tests.paths import ROOT
 
 
 def test_code_cells_with_their_place_and_tags(chapter):
@@ -14,6 +16,19 @@ def test_code_cells_with_their_place_and_tags(chapter):
     assert cells[0].tags == ("parameters",)
     assert cells[-1].tags == ("figure",)
     assert cells[-1].first_line == "print(accuracy)  # a figure"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "chapters").rglob("*.py")), ids=lambda p: p.stem)
+def test_code_cells_are_those_of_jupytext(path):
+    cells = enumerate(jupytext.read(path, fmt="py:percent").cells, start=1)
+    expected = [
+        (number, cell.source.strip("\n"), tuple(cell.metadata.get("tags", ())))
+        for number, cell in cells
+        if cell.cell_type == "code"
+    ]
+    found = [(cell.number, cell.source, cell.tags) for cell in chapter_source.code_cells(path)]
+    assert found == expected
+    assert len(found) > 40
 
 
 def test_first_line_skips_blank_lines():
