@@ -72,6 +72,7 @@ def told(profile: str, cores: int) -> Iterator[None]:
     A build that executes all chapters is noted in ``runs/build.json``.
     """
     names, started = chapters(), time.monotonic()
+    from_nothing = not (RUNS / "cache").exists()
     todo = pending(names, profile)
     if not todo:
         yield
@@ -85,8 +86,9 @@ def told(profile: str, cores: int) -> Iterator[None]:
     finally:
         build.ended.set()
         build.join()
-    records = [load_record(record_file(name, profile)) for name in names]
-    if len(todo) == len(names) and not any(record.from_cache for record in records):
+    made = all(record_file(name, profile).exists() for name in names)
+    if made and from_nothing and len(todo) == len(names):
+        records = [load_record(record_file(name, profile)) for name in names]
         note = {
             "profile": profile,
             "date": records[0].started_at[:10],
