@@ -1,5 +1,6 @@
 """What the documents say exists, works and agrees."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -109,3 +110,12 @@ def test_every_exception_from_a_rule_has_its_reason():
     rules = [line for line in text[start:end].splitlines() if re.match(r'\s*"[A-Z]+\d*"', line)]
     assert rules
     assert [line for line in rules if "#" not in line] == []
+
+
+def test_the_time_of_a_first_build_is_the_one_that_was_measured():
+    build = json.loads((ROOT / "results" / "build.json").read_text(encoding="utf-8"))
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    told = re.search(r"first `make book` takes about (\d+) minutes on two cores", text)
+    assert told is not None
+    assert (int(told[1]), 2) == (round(build["seconds"] / 60), build["cores"])
+    assert build["profile"] == "cpu"

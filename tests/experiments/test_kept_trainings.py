@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import grimp
 import pytest
 import torch
 
@@ -14,8 +15,10 @@ from experiments.fcl.parameters import FclParameters
 from experiments.ila.parameters import IlaStudyParameters
 from experiments.mtl.parameters import ReconParameters
 from experiments.run import cache
+from experiments.run.provenance import part_files
 from ktlib.seeding import deterministic
 from tests.chapter_parameters import CHAPTERS, check_profile
+from tests.paths import ROOT
 
 SMALL = {
     "fcl": {"dataset": "digits", "base_classes": 4, "sessions": 2, "ways": 2, "shots": 3,
@@ -129,6 +132,22 @@ def test_the_name_of_a_training_holds_every_parameter_that_is_read(name, monkeyp
     train(experiment(chapter, Watched.model_validate(small_parameters(chapter).model_dump())))
     assert {"epochs", "pretraining_epochs", "stage_1_steps"} & read
     assert read - named.keys() <= ELSEWHERE.get(chapter, set())
+
+
+@pytest.mark.parametrize("chapter", MODULES)
+def test_the_name_of_a_training_holds_the_code_of_all_that_is_imported(chapter):
+    graph = grimp.build_graph("ktlib", "experiments", exclude_type_checking_imports=True)
+    module = MODULES[chapter]
+    # The experiment on adapters imports the methods, which the pre-training does not call.
+    start = "experiments.cpeft.pretraining" if chapter == "continual_peft" else module.__name__
+    files = {file.relative_to(ROOT).with_suffix("") for file in part_files(ROOT, module._USES)}
+    known = {".".join(file.parts).removesuffix(".__init__") for file in files}
+    others = {
+        name
+        for name in graph.find_upstream_modules(start) - known
+        if not name.startswith(("experiments.run", "data_prep"))
+    }
+    assert others <= {"ktlib", "ktlib._moved"}
 
 
 def test_images_of_ones_own_are_trained_on(tmp_path, monkeypatch):

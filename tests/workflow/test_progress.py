@@ -94,6 +94,44 @@ def test_a_bar_grows_with_every_chapter(capsys, monkeypatch):
     assert lines[-1].startswith("[####################] 3 of 3 chapters")
 
 
+def build_of(names, *, fails=False):
+    """What is printed and noted of a build that makes these records."""
+    for name in names:
+        put_record(name, "smoke", 60.0)
+    if fails:
+        raise RuntimeError("no book")
+
+
+def test_a_build_from_nothing_is_noted(runs, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "chapters", lambda: NAMES)
+    with progress.told("smoke", 2):
+        build_of(NAMES)
+    assert "3 of 3 chapters to execute (profile smoke, 2 cores)" in capsys.readouterr().out
+    note = json.loads((runs / "build.json").read_text())
+    assert note["chapters"] == dict.fromkeys(NAMES, 60)
+    assert note["cores"] == 2
+
+
+@pytest.mark.parametrize("why", ["one is there", "trainings are kept", "one fails"])
+def test_another_build_is_not_noted(why, runs, monkeypatch):
+    monkeypatch.setattr(progress, "chapters", lambda: NAMES)
+    if why == "one is there":
+        put_record("fcl", "smoke", 1.0)
+        put_check("fcl", "smoke")
+    if why == "trainings are kept":
+        (runs / "cache").mkdir(parents=True)
+    with progress.told("smoke", 2):
+        build_of(NAMES[:2] if why == "one fails" else NAMES)
+    assert not (runs / "build.json").exists()
+
+
+def test_an_error_of_a_build_goes_on(monkeypatch, runs):
+    monkeypatch.setattr(progress, "chapters", lambda: NAMES)
+    with pytest.raises(RuntimeError, match="no book"), progress.told("smoke", 2):
+        build_of(NAMES, fails=True)
+    assert not (runs / "build.json").exists()
+
+
 @pytest.mark.slow
 def test_pages_while_a_chapter_runs(project):
     (project.root / "runs/mini/smoke/main/executed.ipynb").unlink()
