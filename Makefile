@@ -13,6 +13,9 @@ quoted = '$(subst ','\'',$(value $(1)))'
 BUILD_OPTIONS = --profile $(call quoted,PROFILE) $(if $(CORES),--cores $(call quoted,CORES))
 
 export PYTHONPATH := $(CURDIR)
+# A chapter imports some 5,000 modules: compiled anew in each process, as containers like to ask for, they
+# take 8 of the 20 s of a short chapter.
+unexport PYTHONDONTWRITEBYTECODE
 # Trust the certificates that the machine trusts, as pip does: behind a company's proxy there are others.
 export UV_SYSTEM_CERTS ?= true
 .DEFAULT_GOAL := help
@@ -36,7 +39,7 @@ MINUTES := 90
 # up to 20 times as long.
 test: export OMP_WAIT_POLICY = PASSIVE
 test: lint types data browser ## run every test
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --budget $(MINUTES) \
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --budget $(MINUTES) \
 		--cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
 
 gpu: export CUBLAS_WORKSPACE_CONFIG = :4096:8

@@ -21,8 +21,9 @@ from tests.paths import ROOT
 if TYPE_CHECKING:
     import torch
 
-# The long ones first: with several workers the short ones fill the time beside them. Those that
-# give PyTorch another device, which it keeps, at the end.
+# The long ones first: the workers of pytest-xdist share the tests in this order, and one that has
+# ended takes over half of what another still has. Those that give PyTorch another device, which it
+# keeps, at the end.
 ORDER = ("tests/book/", "tests/workflow/", "tests/", "tests/strict/")
 
 
@@ -112,6 +113,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
 
     items.sort(key=place)
+    # Coverage asks what the tests of ktlib reach; counting lines doubles the time of the others.
+    for item in items:
+        if not item.path.is_relative_to(ROOT / "tests" / "ktlib"):
+            item.add_marker("no_cover")
     if any(place(item) == len(ORDER) - 1 for item in items):
         from tests import strict_device
 
