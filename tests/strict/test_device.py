@@ -1,5 +1,8 @@
 """The strict device: it refuses what CUDA refuses, and lists what makes a real device wait."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -27,6 +30,9 @@ def refused():
         "values at an index": lambda t: t.index_put_((torch.tensor([0]),), torch.ones(3)),
         "a generator of the CPU": lambda t: t.uniform_(generator=generator),
         "a factory with it": lambda t: torch.rand(2, device=t.device, generator=generator),
+        "one that is given by its place": lambda t: torch.ops.aten.rrelu_with_noise(
+            t, t.clone(), 0.1, 0.3, True, generator
+        ),
         "a layer": nn.Linear(3, 2),
     }
 
@@ -35,6 +41,19 @@ def refused():
 def test_what_a_gpu_refuses(name, there):
     with pytest.raises(RuntimeError, match=r"same device|generator|index"):
         refused()[name](there)
+
+
+def test_an_operation_keeps_nothing_alive(there):
+    """Else a module could not be moved after a forward pass, as on CUDA it can."""
+    gc.disable()
+    try:
+        value = there + 1
+        held = weakref.ref(value)
+        value.mul(2)
+        del value
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_numpy_is_refused(there):

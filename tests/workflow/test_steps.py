@@ -327,19 +327,20 @@ def make(*arguments, cwd=project.ROOT):
     return subprocess.run(["make", *arguments], cwd=cwd, text=True, check=False, **pipes)
 
 
-def test_what_make_is_given_arrives_as_it_is(tmp_path):
-    """In a folder with a strange name, and with values that hold a quote."""
+def test_what_make_is_given_arrives_as_it_is(tmp_path, monkeypatch):
+    """In a folder with a strange name, with values that hold a quote; bytecode is always kept."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     folder = tmp_path / STRANGE
     python = folder / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     for name in ("Makefile", "requirements.txt", "pyproject.toml"):
         shutil.copy(project.ROOT / name, folder)
-    python.write_text('#!/bin/sh\nprintf "<%s>" "$PYTHONPATH" "$@"\n')
+    python.write_text('#!/bin/sh\nprintf "<%s>" "$PYTHONPATH" "$PYTHONDONTWRITEBYTECODE" "$@"\n')
     python.chmod(0o755)
     (folder / ".venv/.ready").touch()
     done = make("recheck", "CHAPTER=it's $x", f"AGAINST={folder}/result.json", cwd=folder)
     given = ["-m", "workflow.build", "recheck", "--profile", "cpu", "--chapter", "it's $x"]
-    words = [str(folder), *given, "--against", f"{folder}/result.json"]
+    words = [str(folder), "", *given, "--against", f"{folder}/result.json"]
     assert done.stdout == "".join(f"<{word}>" for word in words)
     assert "record" in make("help", cwd=folder).stdout
 
