@@ -19,7 +19,7 @@ PARTS = {
     "cpeft": "Adapters for many tasks",
 }
 FIGURE = "growth.svg"
-COLUMNS = ("Work", "Side", "Ratio (lowest to highest)")
+COLUMNS = ("Work", "Ratio (lowest to highest)", "Side")  # a phone shows the first two
 
 
 def benchmarks_part(found: Mapping[str, Any] | None) -> str:
@@ -94,8 +94,9 @@ def _lines(row: Mapping[str, Any]) -> list[list[str]]:
     if not row["sides"]:
         return [[work, "refused", f"results differ by {row['difference']:.0e}"]]
     return [
-        [work if number == 0 else "", f"{side['name']} ({side['kind']})",
-         f"{side['ratio']:.2f} ({side['low']:.2f} to {side['high']:.2f})"]
+        [work if number == 0 else "",
+         f"{side['ratio']:.2f} ({side['low']:.2f} to {side['high']:.2f})",
+         f"{side['name']} ({side['kind']})"]
         for number, side in enumerate(row["sides"])
     ]  # fmt: skip
 

@@ -32,8 +32,8 @@ def test_page_names_machine_and_ratios(found):
         "| Commit | `0123456789` |",
         "| Started (UTC) | 2026-11-28 21:00 |",
         "| torch | 2.11 |",
-        r"| step, T = 2 \| 3: time against passes (floor) | ours (project) | 0.50 (0.40 to 1.26) |",
-        "|  | theirs (peer) | 2.00 (2.00 to 2.00) |",
+        r"| step, T = 2 \| 3: time against passes (floor) | 0.50 (0.40 to 1.26) | ours (project) |",
+        "|  | 2.00 (2.00 to 2.00) | theirs (peer) |",
         "| a draw | draws | 1, 2, 4 | 1.00, 1.50, 3.07 | 0.99 |",
     ):
         assert f"\n{line}\n" in text
