@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export UV_SYSTEM_CERTS ?= true
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book plan test gpu drill lint types env data browser notebooks bench sweep record recheck lock clean clean-cache
+.PHONY: help book plan check test gpu drill lint types env data browser notebooks bench sweep record recheck lock clean clean-cache
 
 help: ## say what can be done
 	@echo "make <target> [PROFILE=smoke|cpu|full|gpu|paper] (default: cpu)"
@@ -37,9 +37,13 @@ MINUTES := 90
 
 # Several tests share a core: a thread that waits for another must not spin there, else each step takes
 # up to 20 times as long.
-test: export OMP_WAIT_POLICY = PASSIVE
+check test: export OMP_WAIT_POLICY = PASSIVE
+check: lint types ## what to run before a commit: style, types, the quick tests of ktlib and of the chapters' form
+	@$(BIN)/python -m pytest -n auto --dist worksteal -q -m "not slow and not browser" \
+		tests/ktlib tests/workflow tests/book tests/experiments/run
+
 test: lint types data browser ## run every test
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --budget $(MINUTES) \
+	@$(BIN)/python -m pytest -n auto --dist worksteal --budget $(MINUTES) \
 		--cov=ktlib --cov-report=term:skip-covered --cov-fail-under=90
 
 gpu: export CUBLAS_WORKSPACE_CONFIG = :4096:8

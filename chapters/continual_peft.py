@@ -36,7 +36,7 @@
 # **Before you start.** You should have met LoRA ({ref}`chap-ila` explains it) and the singular value decomposition. The [notation page](../notation.md) has
 # the symbols, and {ref}`proof-cpeft` the theory.
 #
-# **Time to run.** About five minutes on two CPU cores at the default size; the [execution page](../execution.md) shows the time of the run that
+# **Time to run.** About 5 minutes on two CPU cores at the default size; the [execution page](../execution.md) shows the time of the run that
 # you are reading. To run it again: `make book`, or as a notebook
 #
 # ```bash

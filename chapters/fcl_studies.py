@@ -33,7 +33,7 @@
 #
 # **Before you start.** Read [the chapter on F2M](chap-fcl) first. The [notation page](../notation.md) has the symbols.
 #
-# **Time to run.** A few minutes on two CPU cores at the default size; the
+# **Time to run.** About 2 minutes on two CPU cores at the default size; the
 # [execution page](../execution.md) shows the time of the run that you are reading.
 
 # %% tags=["parameters"]

@@ -35,7 +35,7 @@
 # **Before you start.** You should have used a language model from the `transformers` library once, and know what a training step
 # is. The [notation page](../notation.md) has the symbols.
 #
-# **Time to run.** A few minutes on two CPU cores at the default size; the
+# **Time to run.** About 4 minutes on two CPU cores at the default size; the
 # [execution page](../execution.md) shows the time of the run that you are reading. To run it again:
 #
 # ```bash

@@ -36,7 +36,7 @@
 # **Before you start.** You should have trained a small convolutional network with PyTorch once. No
 # knowledge of multi-task learning is needed; the [notation page](../notation.md) has the symbols.
 #
-# **Time to run.** A few minutes on two CPU cores at the default size; the
+# **Time to run.** About 2 minutes on two CPU cores at the default size; the
 # [execution page](../execution.md) shows the time of the run that you are reading. To run it again:
 #
 # ```bash

@@ -17,7 +17,7 @@ precision and memory are for a real one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import backend_registration
 from torch.utils._mode_utils import no_dispatch
-from torch.utils._pytree import tree_leaves
 
 NAME = "strict"
 _SETUP = "_setup_privateuseone_for_python_backend"
@@ -216,7 +215,9 @@ def _copy_from(source: Tensor, target: Tensor, _non_blocking: bool = False) -> T
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Compute an operation on the CPU, if CUDA would compute it."""
     name = func.name().partition(".")[0]
-    leaves = tree_leaves((args, kwargs))
+    # An operation takes values and lists of them, no deeper.
+    values = (*args, *kwargs.values())
+    leaves = [x for v in values for x in (v if isinstance(v, list | tuple) else (v,))]
     _refuse(func, name, args, leaves)
     given = {id(_raw(leaf)): leaf for leaf in leaves if isinstance(leaf, Tensor)}
     plain_args = [_raw(value) for value in args]
@@ -240,7 +241,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if to_cpu or torch.Tag.data_dependent_output in tags:
         _note("reads", name)
     elif name in _INDEXING:
-        if any(map(_is_mask, tree_leaves(args[1]))):
+        if any(map(_is_mask, args[1])):
             _note("waits", name)
     elif torch.Tag.dynamic_output_shape in tags:
         _note("waits", name)
@@ -274,9 +275,9 @@ def _refuse(func: Any, name: str, args: Any, leaves: list[Any]) -> None:
     ]
     if not elsewhere or name in _COPIES:
         return
-    allowed: list[Any] = []
+    allowed: Sequence[Any] = ()
     if name in _INDEXING and isinstance(args[0], StrictTensor):
-        allowed = tree_leaves(args[1])
+        allowed = args[1]
     numbers = torch.Tag.pointwise in func.tags or name.startswith((*_TAKE_NUMBERS, *_INDEXING))
     written = args[0] if args and func._schema.is_mutable else None
     for tensor in elsewhere:

@@ -31,7 +31,7 @@
 # **Before you start.** You should know matrices, projections and the chain rule; for the second half, conditional probabilities. The page can be read without the
 # chapter on the methods; the [notation page](../../notation.md) has the symbols of the book.
 #
-# **Time to run.** Under a minute on one CPU core; the [execution page](../../execution.md) has the
+# **Time to run.** About 1 minute on two CPU cores; the [execution page](../../execution.md) has the
 # time of the run that you are reading. To run it again: `make book`.
 
 # %% tags=["parameters"]

@@ -35,7 +35,7 @@
 # **Before you start.** You should know gradients, expectations and infinite series. The proof needs no theorem
 # that is not proved here. The pattern is the one of Bottou, Curtis and Nocedal {cite}`bottou2018optimization`.
 #
-# **Time to run.** Under two minutes on two CPU cores; the [execution page](../../execution.md) has the
+# **Time to run.** About 1 minute on two CPU cores; the [execution page](../../execution.md) has the
 # time of the run that you are reading. To run it again: `make book`.
 
 # %% tags=["parameters"]

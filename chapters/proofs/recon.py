@@ -35,7 +35,7 @@
 # **Before you start.** You should know gradients, inner products and the first-order Taylor expansion. The page can be read
 # without the chapter on the method; the [notation page](../../notation.md) has the symbols.
 #
-# **Time to run.** Under two minutes on one CPU core; the [execution page](../../execution.md) has the
+# **Time to run.** About 1 minute on two CPU cores; the [execution page](../../execution.md) has the
 # time of the run that you are reading. To run it again: `make book`.
 
 # %% tags=["parameters"]

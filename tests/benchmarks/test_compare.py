@@ -91,6 +91,7 @@ def test_difference_is_relative_to_the_largest_number_of_each_tensor():
     assert math.isnan(largest_difference([torch.tensor([1.0, math.nan]), first[1]], first))
 
 
+@pytest.mark.slow
 def test_memory_is_the_most_that_is_held_at_a_time():
     def two():
         del (first := [torch.empty(1000)])[0]

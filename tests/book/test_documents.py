@@ -112,10 +112,38 @@ def test_every_exception_from_a_rule_has_its_reason():
     assert [line for line in rules if "#" not in line] == []
 
 
-def test_the_time_of_a_first_build_is_the_one_that_was_measured():
+def test_times_are_those_that_were_measured():
+    """Everywhere the same: of a first build, of each chapter in it, of the long runs."""
     build = json.loads((ROOT / "results" / "build.json").read_text(encoding="utf-8"))
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    told = re.search(r"first `make book` takes about (\d+) minutes on two cores", text)
-    assert told is not None
-    assert (int(told[1]), 2) == (round(build["seconds"] / 60), build["cores"])
-    assert build["profile"] == "cpu"
+    assert (build["profile"], build["cores"]) == ("cpu", 2)
+    pages = [" ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in TIMES]
+    for page, (first, row) in zip(pages, TIMES.values(), strict=True):
+        assert int(re.search(first, page)[1]) == round(build["seconds"] / 60)
+        longest = {
+            "cpu": max(build["chapters"].values()),
+            "full": max(
+                json.loads(path.read_text(encoding="utf-8"))["wall_seconds"]
+                for path in (ROOT / "results").rglob("*.full.json")
+            ),
+        }
+        for profile, seconds in longest.items():
+            told = int(re.search(row.format(profile=profile), page)[1])
+            assert seconds / 60 <= told <= 1.3 * seconds / 60 + 1, profile
+    for chapter, seconds in build["chapters"].items():
+        text = (ROOT / "chapters" / f"{chapter}.py").read_text(encoding="utf-8")
+        told = re.search(r"\*\*Time to run\.\*\* About (\d+) minutes? on two CPU cores", text)
+        assert told is not None, chapter
+        assert abs(int(told[1]) - seconds / 60) <= 1, chapter
+
+
+# The sentence on a first build, and the row of a profile
+TIMES = {
+    "README.md": (
+        r"first `make book` takes about (\d+) minutes on two cores",
+        r"\| `{profile}` \| [^|]* \| up to (\d+) minutes on 2 cores",
+    ),
+    "book/rerun.md": (
+        r"make book # what you are reading: (\d+) minutes on two cores",
+        r"\| `{profile}` \| [^|]* \| up to (\d+) minutes on 2 CPU cores",
+    ),
+}

@@ -290,6 +290,7 @@ def test_other_values_are_found_without_a_manifest(small_model, pip, tmp_path, f
     assert smollm2.values_digest(folder / file) == before
 
 
+@pytest.mark.slow
 def test_the_prepared_model_holds_the_values_of_its_package(data_folder):
     folder = data_folder / "smollm2"
     if not (folder / "model.safetensors").is_file():

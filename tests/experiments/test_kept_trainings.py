@@ -17,7 +17,7 @@ from experiments.mtl.parameters import ReconParameters
 from experiments.run import cache
 from experiments.run.provenance import part_files
 from ktlib.seeding import deterministic
-from tests.chapter_parameters import CHAPTERS, check_profile
+from tests.chapters import CHAPTERS, check_profile
 from tests.paths import ROOT
 
 SMALL = {
@@ -95,6 +95,7 @@ def tensors(trained):
 
 
 @pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.slow
 def test_a_training_from_the_cache_is_the_one_that_was_done(name, tmp_path, monkeypatch):
     chapter, train = TRAININGS[name]
     with deterministic():
@@ -162,6 +163,7 @@ def test_images_of_ones_own_are_trained_on(tmp_path, monkeypatch):
     assert not torch.equal(tensors(one)[0], tensors(two)[0])
 
 
+@pytest.mark.slow
 def test_a_ranking_from_the_cache_is_the_one_that_was_learned(tmp_path, monkeypatch):
     made = experiment("ila_studies")
     run = made.tune("reasoning", 1, milestones=[0.5])

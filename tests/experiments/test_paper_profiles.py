@@ -26,7 +26,7 @@ from experiments.mtl.experiment import MultiTaskExperiment
 from experiments.mtl.parameters import ARCHITECTURES
 from experiments.run.parameters import check_parameter_file
 from ktlib.seeding import deterministic
-from tests.chapter_parameters import CHAPTERS
+from tests.chapters import CHAPTERS
 from tests.data_prep import full_layouts
 from tests.data_prep.full_layouts import TRAIN
 

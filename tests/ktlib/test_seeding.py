@@ -36,6 +36,7 @@ def test_other_seed_other_stream():
     assert not torch.equal(draw("noise", seed=0), draw("noise", seed=1))
 
 
+@pytest.mark.slow
 def test_streams_are_frozen_and_the_same_in_every_process():
     command = [sys.executable, "-c", DRAW]
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path.cwd())}

@@ -10,9 +10,8 @@ import torch
 import yaml
 
 import experiments
-from experiments.run.chapter_source import code_cells
 from ktlib.device import choose_device
-from tests.chapter_parameters import CHAPTERS
+from tests.chapters import CHAPTERS, execute
 from tests.strict_device import recorded
 
 SOURCES = [
@@ -50,15 +49,9 @@ def test_the_chapter_runs(chapter, device, monkeypatch, data_folder, request):
     if chapter not in ("continual_peft", "ila_studies"):
         one = {name: 1 for name in ("ranked_seeds", "compared_seeds") if name in values}
         values |= one | {"seeds": values["seeds"][:1]}
-    names = {"__name__": "chapter", "display": print}
+    values |= {"profile": "smoke", "device": "cuda" if device == "cuda" else "cpu"}
     with recorded() as record:
-        for cell in code_cells(source):
-            exec(compile(cell.source, f"{chapter}, cell {cell.number}", "exec"), names)  # noqa: S102
-            if "parameters" in cell.tags:
-                names |= values | {
-                    "profile": "smoke",
-                    "device": "cuda" if device == "cuda" else "cpu",
-                }
+        execute(chapter, values)
     there = record.reads if device == "strict" else torch.cuda.max_memory_allocated() > held
     assert there or "not used: small matrices on the CPU" in source.read_text(encoding="utf-8")
     plt.close("all")

@@ -14,7 +14,7 @@ from experiments.fcl.parameters import METHODS as FEW_SHOT_METHODS
 from experiments.ila.experiment import LayerExperiment
 from experiments.mtl.experiment import MultiTaskExperiment
 from experiments.mtl.parameters import GRADIENT_METHODS, ReconParameters
-from tests.chapter_parameters import CHAPTERS, check_profile
+from tests.chapters import CHAPTERS, check_profile
 from tests.experiments.fcl.test_experiment import parameters as few_shot_parameters
 from tests.experiments.ila.conftest import WORDS, sets
 from tests.experiments.ila.conftest import parameters as layer_parameters

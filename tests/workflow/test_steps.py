@@ -345,6 +345,7 @@ def test_what_make_is_given_arrives_as_it_is(tmp_path, monkeypatch):
     assert "record" in make("help", cwd=folder).stdout
 
 
+@pytest.mark.slow
 def test_no_gpu_is_said_before_anything_is_fetched(tmp_path):
     python = tmp_path / ".venv/bin/python"
     python.parent.mkdir(parents=True)

@@ -7,7 +7,7 @@ from experiments.cpeft import experiment as module
 from experiments.cpeft.experiment import ContinualExperiment, ResizedImages, all_rows
 from experiments.cpeft.parameters import METHODS, ContinualPeftParameters
 from experiments.models.vit import small_vit
-from tests.chapter_parameters import CHAPTERS, check_profile
+from tests.chapters import CHAPTERS, check_profile
 
 SMOKE = CHAPTERS / "params/continual_peft.smoke.yaml"
 

@@ -14,7 +14,7 @@ from experiments.cpeft.parameters import (
 )
 from experiments.cpeft.report import expert_agreement, summary_rows
 from experiments.run.parameters import ParameterError
-from tests.chapter_parameters import CHAPTERS, check_cell, check_profile, profiles
+from tests.chapters import CHAPTERS, check_cell, check_profile, profiles
 
 CHAPTER = "continual_peft"
 

@@ -5,7 +5,7 @@ import pytest
 from experiments.cpeft.parameters import ContinualPeftProofParameters
 from experiments.cpeft.proof import linear_interference, network_drift, threshold_bound
 from experiments.run.parameters import ParameterError
-from tests.chapter_parameters import check_cell, check_profile, profiles
+from tests.chapters import check_cell, check_profile, profiles
 
 CHAPTER = "proofs/continual_peft"
 

@@ -38,6 +38,7 @@ def numpy_state():
     return np.random.get_state()[1].tolist()  # noqa: NPY002 - the global one is looked at
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_likelier_choice(tasks):
     model, tokenizer = tiny_language_model(seed=3)
     model.train()

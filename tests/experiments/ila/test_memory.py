@@ -9,6 +9,7 @@ from experiments.ila.adapters import trained_parameters, with_all_weights, with_
 from experiments.ila.finetuning import TrainingOptions
 from experiments.ila.memory import cost_row, model_bytes, peak_growth, ranking_cost, training_cost
 
+pytestmark = pytest.mark.slow
 FIRST, LAST = "model.layers.0.mlp.up_proj", "model.layers.3.mlp.up_proj"
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "blocks": 4}
 

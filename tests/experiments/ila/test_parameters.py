@@ -4,7 +4,7 @@ import pytest
 
 from experiments.ila.parameters import IlaParameters, IlaStudyParameters
 from experiments.run.parameters import ParameterError
-from tests.chapter_parameters import check_cell, check_profile, profiles
+from tests.chapters import check_cell, check_profile, profiles
 
 MODELS = {"ila": IlaParameters, "ila_studies": IlaStudyParameters}
 

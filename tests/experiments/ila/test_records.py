@@ -75,6 +75,7 @@ def test_agreement_in_the_full_record_is_that_of_its_scores():
         assert {name: row[name] for name in found} == pytest.approx(found, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_row_of_the_full_record():
     """The untuned model's loss on held-out text, computed again."""
     record = committed_record("ila", "full")

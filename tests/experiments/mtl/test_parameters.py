@@ -6,7 +6,7 @@ from experiments.models.backbones import SETTINGS, backbone_for
 from experiments.mtl.parameters import BACKBONES, ReconParameters, ReconStudyParameters
 from experiments.run.parameters import ParameterError
 from ktlib.mtl import layers_of
-from tests.chapter_parameters import check_cell, check_profile, profiles
+from tests.chapters import check_cell, check_profile, profiles
 
 MODELS = {"recon": ReconParameters, "recon_studies": ReconStudyParameters}
 

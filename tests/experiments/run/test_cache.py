@@ -187,6 +187,7 @@ def slow_training(folder):
     take(make)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_computes(folder):
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=slow_training, args=(folder,)) for _ in range(2)]
@@ -203,6 +204,7 @@ def killed_training(folder):
     take(lambda: os._exit(9))
 
 
+@pytest.mark.slow
 def test_a_killed_process_blocks_nobody(folder):
     process = multiprocessing.get_context("spawn").Process(target=killed_training, args=(folder,))
     process.start()

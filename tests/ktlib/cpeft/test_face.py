@@ -20,6 +20,7 @@ def test_every_public_name_has_an_example():
         assert "Example:" in inspect.getdoc(getattr(face, name)), name
 
 
+@pytest.mark.slow
 def test_no_module_needs_an_optional_package_to_be_imported():
     code = f"""
 import importlib, sys

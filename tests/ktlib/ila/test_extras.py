@@ -29,6 +29,7 @@ for call in (lambda: rank_layers(model, data, loss=loss), lambda: ranking.lora_c
 """
 
 
+@pytest.mark.slow
 def test_without_extras_all_modules_import_and_errors_name_the_extra():
     run = [sys.executable, "-c", WITHOUT_EXTRAS]
     done = subprocess.run(run, capture_output=True, text=True, check=True)

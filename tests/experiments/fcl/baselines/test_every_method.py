@@ -174,6 +174,7 @@ def test_features_that_would_fill_the_memory_are_computed_each_time(
     assert lazy == [not options, not options]
 
 
+@pytest.mark.slow
 def test_the_features_of_mini_imagenet_fit_a_card_of_24_gb():
     """Those of its 30,000 base images and 10,000 test images would take 36 GB."""
     network = resnet18_features(3, 64, 1).to("meta")  # shapes alone: nothing is computed

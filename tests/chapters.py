@@ -1,8 +1,8 @@
-"""Parameters as a chapter's cell and profiles give them, checked by the model of the chapter."""
+"""Chapters in this process: their parameters, checked by the model of each, and their code."""
 
 import pytest
 
-from experiments.run.chapter_source import parameters_cell
+from experiments.run.chapter_source import code_cells, parameters_cell
 from experiments.run.parameters import check_parameter_file, check_parameters
 from tests.paths import ROOT
 
@@ -27,3 +27,12 @@ def profiles(chapters):
         for chapter in chapters
         for path in sorted(CHAPTERS.glob(f"params/{chapter}.*"))
     ]
+
+
+def execute(chapter, values):
+    """Run the code of a chapter here, with other values than its cell has; starts no kernel."""
+    names = {"__name__": "chapter", "display": print}
+    for cell in code_cells(CHAPTERS / f"{chapter}.py"):
+        exec(compile(cell.source, f"{chapter}, cell {cell.number}", "exec"), names)  # noqa: S102
+        if "parameters" in cell.tags:
+            names |= values
