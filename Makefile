@@ -33,14 +33,14 @@ plan: env ## show what `make book` would do
 	@$(BUILD) book $(BUILD_OPTIONS) --dry-run
 
 # Minutes of the processor that all tests may take; runs/tests/minutes.csv has what each took.
-MINUTES := 90
+MINUTES := 45
 
 # Several tests share a core: a thread that waits for another must not spin there, else each step takes
 # up to 20 times as long.
 check test: export OMP_WAIT_POLICY = PASSIVE
 check: lint types ## what to run before a commit: style, types, the quick tests of ktlib and of the chapters' form
 	@$(BIN)/python -m pytest -n auto --dist worksteal -q -m "not slow and not browser" \
-		tests/ktlib tests/workflow tests/book tests/experiments/run
+		tests/ktlib tests/workflow tests/book tests/packaging tests/data_prep tests/experiments/run
 
 test: lint types data browser ## run every test
 	@$(BIN)/python -m pytest -n auto --dist worksteal --budget $(MINUTES) \

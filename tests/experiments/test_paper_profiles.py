@@ -104,7 +104,7 @@ def few_shot(parameters, monkeypatch):
     for method in FEW_SHOT_METHODS if compared else ("ncm", "f2m"):
         setting = parameters.setting(method) if compared else {}
         if method not in ("ncm", "f2m"):  # what few steps made bears no rate of trained networks
-            setting |= {"epochs": 2, "lr": 1e-9}
+            setting |= {"epochs": 1, "lr": 1e-9}
         start = trained[STARTS_FROM.get(method, "plain")]
         results = experiment.run_sessions(experiment.learner(method, start, 0, **setting), 0)
         assert len(results.rows) == parameters.sessions + 1
