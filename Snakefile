@@ -138,14 +138,16 @@ rule pages:
     input:
         main_runs("result.json"),
         [f"chapters/{name}.py" for name in CHAPTERS],
-        tracked("results/**/*.json"),
+        tracked("results/**/*.json", "results/thesis/*.csv"),
         "workflow/pages.py",
+        "workflow/thesis_page.py",
         "workflow/benchmark_page.py",
         "workflow/markdown.py",
     output:
         "book/_generated/execution.md",
         "book/_generated/parameters.md",
         "book/_generated/claims.md",
+        "book/_generated/thesis.md",
         "book/_generated/benchmarks.md",  # and growth.svg, where speeds have been measured
     params:
         # Whether a committed record is older than the code it came from
@@ -160,6 +162,7 @@ rule render:
         "book/_generated/execution.md",
         "book/_generated/parameters.md",
         "book/_generated/claims.md",
+        "book/_generated/thesis.md",
         "book/_generated/benchmarks.md",
         tracked("book/*.*", "book/api/*", "book/_static/**/*", "book/_ext/*.py", "ktlib/**/*.py"),
         "workflow/render.py",

@@ -830,7 +830,7 @@ tried.groupby("name", sort=False)["value: accuracy"].agg(" | ".join).to_frame().
 # ## Claims of the sources, and what became of them
 #
 # This chapter goes beyond the thesis; the claims are those of the two systems' own papers and of this book's question. A claim that something is larger, or smaller, is *reproduced* if the
-# 95 % interval of the difference within seeds lies on the claimed side of zero, *not reproduced* if it lies on the other side, and *partly* if it contains zero. With one seed there is no
+# 95 % interval of the difference within seeds lies on the claimed side of zero, *not reproduced* if it lies on the other side, and *undecided* if it contains zero. With one seed there is no
 # interval, and nothing was tested.
 
 # %%

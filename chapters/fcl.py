@@ -883,7 +883,7 @@ pd.DataFrame(rows).style.hide(axis="index").format(precision=2)
 # The thesis's rows are those of its own re-implementations, on CIFAR-100 with a network four times as wide, 500
 # images a base class and 10 runs (table 3.1). Now its claims, one by one. Each verdict follows from a rule
 # fixed beforehand: a claim *A is better than B* is reproduced if the 95 % interval of the paired difference at
-# the last session lies above 0, not reproduced if below, and partly if it contains 0. The [list of all
+# the last session lies above 0, not reproduced if below, and undecided if it contains 0. The [list of all
 # claims](../claims.md) of the book is made from these rows.
 
 # %%

@@ -881,7 +881,7 @@ accuracy_table(long_orders, ["method"]).rename_axis(over) if full else "no recor
 #
 # Each verdict below follows from a rule: a claim that something is larger, or smaller, is *reproduced* if the 95 %
 # interval of the difference within pairs lies on the claimed side of zero, *not reproduced* if it lies on the other
-# side, and *partly* if it contains zero. With one seed there is no interval, and nothing was tested.
+# side, and *undecided* if it contains zero. With one seed there is no interval, and nothing was tested.
 
 # %%
 from experiments.run.claims import Claim, claim_rows, claims_table, verdict_of_difference

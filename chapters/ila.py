@@ -572,7 +572,7 @@ thesis_cost
 #
 # Each verdict below follows from a rule: a claim that something is larger, or smaller, is *reproduced* if the 95 %
 # interval of the difference within pairs lies on the claimed side of zero, *not reproduced* if it lies on the other
-# side, and *partly* if it contains zero. With one seed there is no interval, and with too few held-out cases no
+# side, and *undecided* if it contains zero. With one seed there is no interval, and with too few held-out cases no
 # test: nothing was tested. A claim about several
 # pairs counts the pairs for which it holds.
 

@@ -709,7 +709,7 @@ by_rate.pivot_table(index="method", columns="lr", values="mean", sort=False).rou
 #
 # Each verdict below follows from a rule: a claim that something is larger, or smaller, is *reproduced* if the 95 %
 # interval of the difference within pairs lies on the claimed side of zero, *not reproduced* if it lies on the other
-# side, and *partly* if it contains zero. With one seed there is no interval, and with too few held-out cases no
+# side, and *undecided* if it contains zero. With one seed there is no interval, and with too few held-out cases no
 # test; a search that counted no conflict chose no layers: nothing was tested. A claim about several
 # methods counts the methods for which it holds.
 

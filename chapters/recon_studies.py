@@ -596,7 +596,7 @@ pd.DataFrame(long["search_cost"]).pivot_table(
 #
 # Each verdict below follows from a rule: a claim that something is larger, or smaller, is *reproduced* if the 95 %
 # interval of the difference within pairs lies on the claimed side of zero, *not reproduced* if it lies on the other
-# side, and *partly* if it contains zero. With one seed there is no interval, and with too few held-out cases no
+# side, and *undecided* if it contains zero. With one seed there is no interval, and with too few held-out cases no
 # test; a search that counted no conflict chose no layers: nothing was tested.
 
 # %%

@@ -297,7 +297,8 @@ def new_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def copy_mini(root: Path) -> None:
     """The real pipeline around one small chapter."""
-    parts = ("Snakefile", "pyproject.toml", "data_prep", "experiments", "ktlib", "workflow")
+    code = ("data_prep", "experiments", "ktlib", "workflow")
+    parts = ("Snakefile", "pyproject.toml", "results/thesis", *code)
     book = ("_config.yml", "_ext", "_static", "references.bib")
     wanted = tuple(Path(part) for part in (*parts, *(f"book/{name}" for name in book)))
     files = [file for file in project_files() if any(file.is_relative_to(part) for part in wanted)]

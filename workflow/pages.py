@@ -20,6 +20,7 @@ from workflow.benchmark_page import write_benchmarks
 from workflow.guard import run_step
 from workflow.markdown import table
 from workflow.project import MAIN_RUN, PROFILES, ROOT, RUNS, chapter_source, chapters
+from workflow.thesis_page import write_thesis
 
 FOLDER = ROOT / "book" / "_generated"
 LONG = ("full", "gpu", "paper")  # profiles whose committed verdicts count, most trusted first
@@ -273,6 +274,7 @@ def write_pages(profile: str, folder: Path = FOLDER, names: Sequence[str] | None
     write_text(folder / "execution.md", execution_part(live, committed))
     write_text(folder / "parameters.md", parameters_part(chapters()))
     write_text(folder / "claims.md", claims_part(live, committed))
+    write_thesis(folder)
     speeds = ROOT / "results" / "benchmarks.json"
     write_benchmarks(json.loads(speeds.read_text()) if speeds.exists() else None, folder)
 

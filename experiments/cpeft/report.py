@@ -158,10 +158,7 @@ def expert_agreement(
 
 def without_verdict(difference: PairedDifference) -> str:
     """A difference and its interval, without "better" or "worse": less forgetting is better."""
-    words = str(difference)
-    for verdict in ("better", "worse", "no clear difference"):
-        words = words.removesuffix(f" ({verdict})")
-    return words
+    return str(difference).removesuffix(" (better)").removesuffix(" (worse)")
 
 
 def short_layer(name: str) -> str:

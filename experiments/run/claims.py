@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 if TYPE_CHECKING:
     import pandas as pd
 
-Verdict = Literal["reproduced", "partly", "not reproduced", "not testable here"]
+Verdict = Literal[
+    "reproduced", "not reproduced", "undecided", "mixed", "not tested", "not testable here"
+]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 ANCHOR = re.compile(r"[a-z][a-z0-9-]*")
 
@@ -80,7 +82,7 @@ class Claim:
                 f"A claim must have the columns {', '.join(COLUMNS)}. "
                 f"Missing: {', '.join(missing) or 'none'}. Unknown: {', '.join(unknown) or 'none'}."
             )
-        return cls(**row)
+        return cls(**{**row, "verdict": _of_today(row)})
 
     def row(self) -> dict[str, str]:
         """The claim as a row of a record."""
@@ -88,6 +90,16 @@ class Claim:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Claim))
+
+
+def _of_today(row: Mapping[str, Any]) -> Verdict:
+    """The verdict of a row; records that have been kept since four verdicts know "partly"."""
+    if row["verdict"] != "partly":
+        return row["verdict"]  # type: ignore[no-any-return]  # checked by the claim itself
+    found = str(row["found"])
+    if "interval +0.0 to +0.0" in found:  # two arms that were the same run
+        return "not tested"
+    return "undecided" if "interval" in found else "mixed"
 
 
 def claim_rows(claims: Iterable[Claim | Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -151,40 +163,46 @@ def verdict_of_difference(
     """Verdict on a claim that something is larger, or smaller, than something else.
 
     Reproduced when the whole interval lies on the claimed side of 0, not reproduced when it lies on
-    the other side. An interval that contains 0 shows no clear difference: partly.
+    the other side. An interval that contains 0 leaves it undecided: there may be a difference, up
+    to the ends of the interval. Nothing was tested by a single seed, by a handful of cases, by a
+    mechanism that did not act, or by two arms that are the same run.
 
     Args:
         low: lower end of the 95 % confidence interval of the difference.
-        high: upper end. Both are NaN for a single seed, which gives no interval: not tested.
+        high: upper end. Both are NaN for a single seed, which gives no interval. Both are 0 where
+            the arms agree in every seed: they are the same run, whatever they are called.
         expected: the side of 0 on which the thesis puts the difference.
         cases: held-out images or texts behind each value; fewer than six test nothing. 0: all of a
             test set.
-        acted: whether the method did anything in this run, such as a search that counted at least
-            one conflict; otherwise nothing was tested.
+        acted: whether the mechanism acted in this run, such as a search that counted at least one
+            conflict.
 
     Raises:
         ValueError: only one end is NaN, the ends are swapped, or the side is unknown.
     """
     if expected not in ("above", "below"):
         raise ValueError(f"expected must be 'above' or 'below'. Found {expected!r}.")
-    if (math.isnan(low) and math.isnan(high)) or 0 < cases < LEAST_CASES or not acted:
-        return "not testable here"
+    one_seed, same_run = math.isnan(low) and math.isnan(high), low == high == 0
+    if one_seed or same_run or 0 < cases < LEAST_CASES or not acted:
+        return "not tested"
     if not low <= high:
         raise ValueError(f"low must be at most high. Found low={low}, high={high}.")
     above, below = low > 0, high < 0
     if not above and not below:
-        return "partly"
+        return "undecided"
     return "reproduced" if above == (expected == "above") else "not reproduced"
 
 
-def verdict_of_share(hits: int, total: int) -> Verdict:
+def verdict_of_share(hits: int, total: int, *, acted: bool = True) -> Verdict:
     """Verdict on a claim about several cases, such as "in every session".
 
-    Reproduced when it holds in all cases, partly when in some, not reproduced when in none.
+    Reproduced when it holds in all cases, mixed when in some, not reproduced when in none. The
+    words beside it show the count.
 
     Args:
         hits: number of cases in which it holds.
         total: number of cases.
+        acted: whether the mechanism acted in this run; otherwise nothing was tested.
 
     Raises:
         ValueError: there are no cases, or ``hits`` is not between 0 and ``total``.
@@ -193,9 +211,11 @@ def verdict_of_share(hits: int, total: int) -> Verdict:
         raise ValueError(f"total must be at least 1. Found {total}.")
     if not 0 <= hits <= total:
         raise ValueError(f"hits must be between 0 and total={total}. Found {hits}.")
+    if not acted:
+        return "not tested"
     if hits == total:
         return "reproduced"
-    return "partly" if hits else "not reproduced"
+    return "mixed" if hits else "not reproduced"
 
 
 class NotTestable(TypedDict):

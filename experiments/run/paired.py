@@ -43,7 +43,8 @@ class PairedDifference:
             return "no pair was finished"
         if self.seeds < 2:
             return f"{self.mean:+.1f} points (one {self.pairs}, no interval)"
-        better, worse = self.low > 0, self.high < 0
-        verdict = "better" if better else "worse" if worse else "no clear difference"
+        least = (self.high - self.low) / 2  # a mean nearer to 0 has 0 in its interval
+        unclear = f"no clear difference; one of {least:.1f} would have been seen"
+        verdict = "better" if self.low > 0 else "worse" if self.high < 0 else unclear
         interval = f"95 % interval {self.low:+.1f} to {self.high:+.1f}"
         return f"{self.mean:+.1f} points, {interval} over {self.seeds} {self.pairs}s ({verdict})"

@@ -49,10 +49,13 @@ def test_every_field_is_text(field, value):
         claim(**{field: value})
 
 
-def test_verdict_is_one_of_four():
+def test_verdict_is_one_of_six():
     for verdict in VERDICTS:
         assert claim(verdict=verdict).verdict == verdict
-    with pytest.raises(ValueError, match="must be one of 'reproduced', 'partly', .* Found 'yes'."):
+    known = (
+        "'reproduced', 'not reproduced', 'undecided', 'mixed', 'not tested', 'not testable here'"
+    )
+    with pytest.raises(ValueError, match=f"must be one of {known}. Found 'yes'."):
         claim(verdict="yes")
 
 
@@ -64,7 +67,7 @@ def test_anchor_is_the_name_of_a_place(anchor):
 
 def test_claim_cannot_be_changed_and_reads_back_from_its_row():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        claim().verdict = "partly"
+        claim().verdict = "undecided"
     assert claim().row() == TEXTS
     assert Claim.from_row(claim().row()) == claim()
 
@@ -74,11 +77,14 @@ def test_claim_cannot_be_changed_and_reads_back_from_its_row():
     [
         (0.1, 2.0, "reproduced", "not reproduced"),
         (-2.0, -0.1, "not reproduced", "reproduced"),
-        (-0.1, 2.0, "partly", "partly"),
-        (0.0, 2.0, "partly", "partly"),  # 0 itself is in the interval
-        (-2.0, 0.0, "partly", "partly"),
-        (-math.inf, math.inf, "partly", "partly"),
-        (math.nan, math.nan, "not testable here", "not testable here"),  # one seed
+        (-0.1, 2.0, "undecided", "undecided"),
+        (0.0, 2.0, "undecided", "undecided"),  # 0 itself is in the interval
+        (-2.0, 0.0, "undecided", "undecided"),
+        (-math.inf, math.inf, "undecided", "undecided"),
+        (math.nan, math.nan, "not tested", "not tested"),  # one seed
+        (0.0, 0.0, "not tested", "not tested"),  # two names for one run
+        (-0.0, 0.0, "not tested", "not tested"),
+        (0.3, 0.3, "reproduced", "not reproduced"),
     ],
 )
 def test_verdict_of_a_difference(low, high, above, below):
@@ -87,9 +93,9 @@ def test_verdict_of_a_difference(low, high, above, below):
     # The same difference taken the other way round, and expected on the other side
     assert verdict_of_difference(-high, -low, "below") == above
     # One held-out text says nothing, whatever the seeds; 0 stands for all of a test set.
-    assert verdict_of_difference(low, high, "above", cases=5) == "not testable here"
+    assert verdict_of_difference(low, high, "above", cases=5) == "not tested"
     assert verdict_of_difference(low, high, "above", cases=6) == above
-    assert verdict_of_difference(low, high, "above", acted=False) == "not testable here"
+    assert verdict_of_difference(low, high, "above", acted=False) == "not tested"
 
 
 @pytest.mark.parametrize(
@@ -108,10 +114,11 @@ def test_wrong_intervals_are_refused(low, high, expected, message):
 
 @pytest.mark.parametrize(
     ("hits", "total", "verdict"),
-    [(8, 8, "reproduced"), (7, 8, "partly"), (1, 8, "partly"), (0, 8, "not reproduced")],
+    [(8, 8, "reproduced"), (7, 8, "mixed"), (1, 8, "mixed"), (0, 8, "not reproduced")],
 )
 def test_verdict_of_a_share(hits, total, verdict):
     assert verdict_of_share(hits, total) == verdict
+    assert verdict_of_share(hits, total, acted=False) == "not tested"
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 0), (-1, 3), (4, 3)])
@@ -130,10 +137,25 @@ def test_what_cannot_be_tested_says_why():
 
 
 def test_rows_go_through_a_record_unchanged(record, tmp_path):
-    claims = [claim(), claim(claim="Another.", verdict="partly")]
+    claims = [claim(), claim(claim="Another.", verdict="undecided")]
     record.table("claims", claim_rows(claims))
     rows = load_record(record.save(tmp_path)).tables["claims"]
     assert [Claim.from_row(row) for row in rows] == claims
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        ("-0.6 points, 95 % interval -1.7 to +0.5 over 10 seeds", "undecided"),
+        ("+0.0 points, 95 % interval +0.0 to +0.0 over 10 seeds", "not tested"),
+        ("clearly better than 4 of 5", "mixed"),
+    ],
+)
+def test_partly_in_a_record_that_was_kept_is_told_apart(found, verdict):
+    """It stood for an interval around 0, for one run under two names, and for some of the cases."""
+    kept = {**TEXTS, "found": found, "verdict": "partly"}
+    assert Claim.from_row(kept).verdict == verdict
+    assert claim_rows([kept])[0]["verdict"] == verdict
 
 
 def test_row_that_is_no_claim_is_refused_at_writing():
@@ -145,7 +167,7 @@ def test_row_that_is_no_claim_is_refused_at_writing():
     with pytest.raises(ValueError, match="row 0: `verdict` must be one of"):
         claim_rows([{**TEXTS, "verdict": "yes"}])
     with pytest.raises(ValueError, match="row 1: .* Found again: 'Flat is"):
-        claim_rows([claim(), claim(verdict="partly")])
+        claim_rows([claim(), claim(verdict="undecided")])
 
 
 def test_table_for_a_chapter():
@@ -195,12 +217,13 @@ def test_page_without_claims_says_so(record, run, chapter):
 
 
 def test_long_run_decides_and_the_live_one_stands_beside_it(run, chapter):
-    live = run("cpu", claim(verdict="partly", found="+0.5 points"), claim(claim="Only here."))
-    gpu = run("gpu", claim(verdict="not reproduced"), claim(claim="Not in full.", verdict="partly"))
+    live = run("cpu", claim(verdict="undecided", found="+0.5 points"), claim(claim="Only here."))
+    other = claim(claim="Not in full.", verdict="undecided")
+    gpu = run("gpu", claim(verdict="not reproduced"), other)
     full = run("full", claim(), git_commit="0123456789abcdef", seeds=[0, 1, 2])
     text = pages.claims_part([live], [gpu, full])
     assert text.startswith("## A toy chapter\n")
-    assert "Verdicts: 2 reproduced, 1 partly.\n" in text
+    assert "Verdicts: 2 reproduced, 1 undecided.\n" in text
     rows = text.partition("```{list-table}")[2].split("\n* - ")[2:]
     assert [row.partition(" (")[0] for row in rows] == [
         "Flat is better than steep",
@@ -208,19 +231,18 @@ def test_long_run_decides_and_the_live_one_stands_beside_it(run, chapter):
         "Not in full",
     ]
     assert rows[0].index("**full:**") < rows[0].index("**gpu:**") < rows[0].index("**cpu, this")
-    assert (
-        "**cpu, this copy:** +0.5 points. *Set-up:* smaller network. *Verdict:* partly." in rows[0]
-    )
+    found = "+0.5 points. *Set-up:* smaller network. *Verdict:* undecided."
+    assert f"**cpu, this copy:** {found}" in rows[0]
     assert "(Table 3.1)\n\n    *Printed:* +2.5 points\n" in rows[0]
     assert rows[0].endswith("  - **reproduced**\n\n    (full)")
     assert rows[1].endswith("  - **reproduced**\n\n    (cpu, this copy)")
-    assert "  - **partly**\n\n    (gpu)" in rows[2]
+    assert "  - **undecided**\n\n    (gpu)" in rows[2]
     assert f"- **full**: 3 seeds, {full.started_at[:10]}, commit `0123456789`" in text
     assert "- **cpu, this copy**: 2 seeds, " in text
 
 
 def test_other_records_decide_nothing(run, chapter):
-    live = run("cpu", claim(verdict="partly"))
+    live = run("cpu", claim(verdict="undecided"))
     search = run("search", claim())
     other = run("full", claim(), chapter="other")
     assert pages.claims_part([live], [search, other]) == pages.claims_part([live], [])
@@ -262,7 +284,7 @@ def test_page_is_written_from_the_records_on_disk(run, chapter, tmp_path, monkey
     monkeypatch.setattr(pages, "RUNS", root / "runs")
     monkeypatch.setattr(pages, "chapters", lambda: ["toy"])
     monkeypatch.setattr(pages, "parameters_part", lambda names: "")
-    run("cpu", claim(verdict="partly")).save(root / "runs/toy/cpu/main")
+    run("cpu", claim(verdict="undecided")).save(root / "runs/toy/cpu/main")
     (root / "results").mkdir()
     (root / "results/toy.full.json").write_text(run("full", claim()).to_json())
     pages.write_pages("cpu", root / "generated")
