@@ -40,7 +40,7 @@ MINUTES := 45
 check test: export OMP_WAIT_POLICY = PASSIVE
 check: lint types ## what to run before a commit: style, types, the quick tests of ktlib and of the chapters' form
 	@$(BIN)/python -m pytest -n auto --dist worksteal -q -m "not slow and not browser" \
-		tests/ktlib tests/workflow tests/book tests/packaging tests/data_prep tests/experiments/run
+		tests/ktlib tests/workflow tests/book tests/data_prep tests/experiments/run
 
 test: lint types data browser ## run every test
 	@$(BIN)/python -m pytest -n auto --dist worksteal --budget $(MINUTES) \

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -147,3 +149,22 @@ TIMES = {
         r"\| `{profile}` \| [^|]* \| up to (\d+) minutes on 2 CPU cores",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "mistakes"),
+    [
+        ("book/chapters/fcl.ipynb", 0),
+        ("book/_build/html/fcl.html", 0),
+        ("book/_generated/claims.md", 0),
+        ("chapters/fcl.py", 1),
+        ("book/rerun.md", 1),
+    ],
+)
+def test_spelling_is_checked_where_people_write(name, mistakes, tmp_path):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True)
+    file.write_text("rec" + "ieve\n")
+    command = [sys.executable, "-m", "codespell_lib", "--toml", str(ROOT / "pyproject.toml"), "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.count("==>") == mistakes, done.stdout + done.stderr
