@@ -38,7 +38,7 @@ MINUTES := 45
 # Several tests share a core: a thread that waits for another must not spin there, else each step takes
 # up to 20 times as long.
 check test: export OMP_WAIT_POLICY = PASSIVE
-check: lint types ## what to run before a commit: style, types, the quick tests of ktlib and of the chapters' form
+check: lint types ## what to run before a commit: style, types, quick tests
 	@$(BIN)/python -m pytest -n auto --dist worksteal -q -m "not slow and not browser" \
 		tests/ktlib tests/workflow tests/book tests/data_prep tests/experiments/run
 

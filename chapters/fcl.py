@@ -925,7 +925,7 @@ def beats_all(method, words):
     clear = [other for other, d in found.items() if d.low > 0]
     verdict = verdict_of_share(len(clear), len(earlier))
     if min(d.seeds for d in found.values()) < 2:
-        verdict = "not testable here"
+        verdict = "not tested"
     points = [f"{o} {d.mean:+.1f}" if d.seeds else f"{o} stopped" for o, d in found.items()]
     ours = f"clearly better than {len(clear)} of {len(earlier)} (points: {', '.join(points)})"
     return Claim(

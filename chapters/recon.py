@@ -754,8 +754,8 @@ if before:  # not where joint training is the only gradient method
 
 # %%
 acted = any(counts.scores(P.severity).values())  # else the layers are the first of the network
-verdict = verdict_of_share(sum(value > 50 for value in after.values()), len(after))
-verdict = verdict if acted else "not testable here"
+hits = sum(value > 50 for value in after.values())
+verdict = verdict_of_share(hits, len(after), acted=acted)
 text = "With Recon, more than half of the severe conflicts are gone, whatever the method."
 theirs = f"{fewer['recon'].min():.1f} to {fewer['recon'].max():.1f} %"
 claim(text, "Table 4.11", theirs, percents(after), verdict, "fig-recon-after")

@@ -24,6 +24,8 @@ RANDOM_SPLIT, TOPIC_SPLIT = ("3_1", "3_2", "3_3"), ("3_9", "3_10", "3_11")
 OWN = ("cRT", "F2M", "Baseline", "Joint-training")  # all others were published before
 LOWER_IS_BETTER = ("err", "normal_mean", "normal_median")
 MEGABYTE = 2**20
+VARIANTS = {"base": "as it is", "recon": "with Recon", "rsl": "RSL", "rsp": "RSP"}
+METRICS = {"mmlu": "MMLU", "hellaswag": "HellaSwag", "vicuna": "Vicuna", "mt_bench": "MT-Bench"}
 EACH = 3  # so many rows of a column are listed one by one
 
 
@@ -61,6 +63,13 @@ class Printed:
         if len(rows) != 1:
             raise ValueError(f"Table {_name(number)} has {len(rows)} rows with {known}, not 1.")
         return rows[0]
+
+    def stated(self, part: str, name: str) -> str:
+        """A setting that the text of a part states, such as ``("fcl", "flat_region_bound_b")``."""
+        text = (self.folder / f"settings_{part}.csv").read_text(encoding="utf-8")
+        return next(
+            row["value"] for row in csv.DictReader(text.splitlines()) if row["name"] == name
+        )
 
 
 def half(text: str) -> float:
@@ -162,7 +171,7 @@ def shares(printed: Printed) -> Iterator[Finding]:
         tail, joint = columns[-severe:], cells[0]
         before = sum(float(joint[name]) for name in tail)
         for row in cells:
-            who = f"{row['base_method']}, {row['variant']}"
+            who = f"{row['base_method']}, {VARIANTS.get(row['variant'], row['variant'])}"
             total = sum(float(row[name]) for name in columns)
             hidden = sum(half(row[name]) for name in columns)
             if differ("100.00", total, hidden):
@@ -227,7 +236,7 @@ def one_run_twice(printed: Printed) -> Iterator[Finding]:
             if column in {*one[1], *two[1], "method", "ila"} or a == b:
                 continue
             if differ(a, float(b), half(b)):
-                words = column.replace("_", " ")
+                words = METRICS.get(column, column.replace("_", " "))
                 yield Finding(
                     f"Table {_name(one[0])}, {who}, {words}", a, f"{b} in table {_name(two[0])}"
                 )
@@ -256,10 +265,11 @@ def averages(printed: Printed) -> Iterator[Finding]:
         if cell(bound, "base", "1")["accuracy"] == main["session_1"]
         and cell(bound, "all")["accuracy"] == main["session_9"]
     ]
-    if "0.01" not in fits:
+    stated = printed.stated("fcl", "flat_region_bound_b")
+    if stated not in fits:
         yield Finding(
             "Section 3.4, bound of the main results",
-            "b = 0.01",
+            f"b = {stated}",
             "sessions 1 and 9 of table 3.1 are in table 3.8 those of "
             f"b = {', '.join(fits) or 'none'}",
         )
@@ -322,10 +332,11 @@ def other_sentences(printed: Printed) -> Iterator[Finding]:
         for variant in ("base", "recon")
     )
     share = 100 * (split - shared) / shared
-    if differ("12.77", share, 100 * 2 * half("0.00") / shared):
+    stated = printed.stated("recon", "share_task_specific_cityscapes_percent")
+    if differ(stated, share, 100 * 2 * half("0.00") / shared):
         yield Finding(
             "Section 4.5.2, CityScapes",
-            "12.77 percent of the shared parameters become task-specific",
+            f"{stated} percent of the shared parameters become task-specific",
             f"{share:.2f} percent from the sizes in table 4.3",
         )
     farthest = max((row["value"] for row in printed.cells("4_8")), key=float)
@@ -347,24 +358,25 @@ def other_sentences(printed: Printed) -> Iterator[Finding]:
             f"conflicts grow: {', '.join(more)}",
             f"conflicts shrink: {', '.join(fewer)}",
         )
-    metrics = ("mmlu", "hellaswag", "vicuna", "mt_bench")
     ila = printed.row("5_12", layer_selection="ila")
-    for name, metric in itertools.product(("rl1", "rl2", "fl", "ll"), metrics):
+    for name, metric in itertools.product(("rl1", "rl2", "fl", "ll"), METRICS):
         naive = printed.row("5_12", layer_selection=name)
         if float(naive[metric]) > float(ila[metric]):
             yield Finding(
                 "Section 5.5.3, table 5.12",
                 "naive choices of layers are worse than ILA",
-                f"{name.upper()} is ahead on {metric}: {naive[metric]} against {ila[metric]}",
+                f"{name.upper()} is ahead on {METRICS[metric]}: {naive[metric]} against "
+                f"{ila[metric]}",
             )
     whole = printed.row("5_10", ila="false")
-    for share_tuned, metric in itertools.product(("75", "30"), metrics):
+    for share_tuned, metric in itertools.product(("75", "30"), METRICS):
         tuned = printed.row("5_10", layers_tuned_percent=share_tuned)
         if float(tuned[metric]) < float(whole[metric]):
             yield Finding(
                 "Section 5.5.4, table 5.10",
                 "tuning 75 or 30 percent of the layers with QLoRA keeps or improves results",
-                f"{share_tuned} percent, {metric}: {tuned[metric]} against {whole[metric]}",
+                f"{share_tuned} percent, {METRICS[metric]}: {tuned[metric]} against "
+                f"{whole[metric]}",
             )
     yield from _first_and_last(printed)
 

@@ -165,12 +165,13 @@ def verdict_of_difference(
     Reproduced when the whole interval lies on the claimed side of 0, not reproduced when it lies on
     the other side. An interval that contains 0 leaves it undecided: there may be a difference, up
     to the ends of the interval. Nothing was tested by a single seed, by a handful of cases, by a
-    mechanism that did not act, or by two arms that are the same run.
+    mechanism that did not act, or by two arms that agree in every seed.
 
     Args:
         low: lower end of the 95 % confidence interval of the difference.
         high: upper end. Both are NaN for a single seed, which gives no interval. Both are 0 where
-            the arms agree in every seed: they are the same run, whatever they are called.
+            the arms agree in every seed: one run under two names, or a measure that cannot tell
+            them apart.
         expected: the side of 0 on which the thesis puts the difference.
         cases: held-out images or texts behind each value; fewer than six test nothing. 0: all of a
             test set.

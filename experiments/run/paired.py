@@ -44,7 +44,7 @@ class PairedDifference:
         if self.seeds < 2:
             return f"{self.mean:+.1f} points (one {self.pairs}, no interval)"
         least = (self.high - self.low) / 2  # a mean nearer to 0 has 0 in its interval
-        unclear = f"no clear difference; one of {least:.1f} would have been seen"
+        unclear = f"no clear difference: below {least:.1f} none can be told from 0"
         verdict = "better" if self.low > 0 else "worse" if self.high < 0 else unclear
         interval = f"95 % interval {self.low:+.1f} to {self.high:+.1f}"
         return f"{self.mean:+.1f} points, {interval} over {self.seeds} {self.pairs}s ({verdict})"

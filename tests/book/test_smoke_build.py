@@ -93,6 +93,7 @@ def test_code_gives_the_same_record_again(smoke_book, chapter, monkeypatch, tmp_
     """Without the cache; what is handed to other processes and back survives the way."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("KTLIB_DATA", str(data_folder))
+    monkeypatch.setenv(parallel.VARIABLE, "1")  # a worker sets it, here in this process
     monkeypatch.setattr(parallel, "workers", lambda: 2)
     monkeypatch.setattr(parallel, "_in_worker", there_and_back(parallel._in_worker))
     folder = smoke_book.root / "runs" / chapter / "smoke" / "main"

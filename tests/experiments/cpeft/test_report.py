@@ -157,7 +157,7 @@ def test_rankings_of_two_tasks_of_one_task_and_of_one_expert():
         (
             [1.0, 2.0, 3.0],
             "+2.0 points, 95 % interval -0.5 to +4.5 over 3 seeds "
-            "(no clear difference; one of 2.5 would have been seen)",
+            "(no clear difference: below 2.5 none can be told from 0)",
         ),
         ([-1.0, -1.1], "-1.1 points, 95 % interval -1.7 to -0.4 over 2 seeds"),
         ([1.0, 1.1], "+1.1 points, 95 % interval +0.4 to +1.7 over 2 seeds"),

@@ -70,7 +70,7 @@ def test_paired_difference_by_hand():
     assert (found.mean, found.seeds) == (2.0, 2)
     assert found.high - found.mean == pytest.approx(12.706, abs=1e-3)
     assert found.mean - found.low == pytest.approx(12.706, abs=1e-3)
-    unclear = "no clear difference; one of 12.7 would have been seen"
+    unclear = "no clear difference: below 12.7 none can be told from 0"
     assert str(found).endswith(f"over 2 seeds ({unclear})")
 
 
