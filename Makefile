@@ -10,7 +10,12 @@ BUILD := $(BIN)/python -m workflow.build
 CORES ?=
 # The value of a variable as one word for the shell, whatever is in it.
 quoted = '$(subst ','\'',$(value $(1)))'
-BUILD_OPTIONS = --profile $(call quoted,PROFILE) $(if $(CORES),--cores $(call quoted,CORES))
+# Options for Snakemake itself, such as SNAKEMAKE='--executor slurm --jobs 16'.
+SNAKEMAKE ?=
+BUILD_OPTIONS = --profile $(call quoted,PROFILE) $(if $(CORES),--cores $(call quoted,CORES)) \
+	$(if $(SNAKEMAKE),--snakemake=$(call quoted,SNAKEMAKE))
+# The runs of a sweep, or the parts of a record.
+RUNS_OPTIONS = --chapter $(call quoted,CHAPTER) --seeds $(call quoted,SEEDS) --set $(call quoted,SET)
 
 export PYTHONPATH := $(CURDIR)
 # A chapter imports some 5,000 modules: compiled anew in each process, as containers like to ask for, they
@@ -20,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export UV_SYSTEM_CERTS ?= true
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book plan check test gpu drill lint types env data browser notebooks bench sweep record recheck lock clean clean-cache
+.PHONY: help book plan check test gpu drill lint types env data browser notebooks bench sweep record merge recheck lock clean clean-cache
 
 help: ## say what can be done
 	@echo "make <target> [PROFILE=smoke|cpu|full|gpu|paper] (default: cpu)"
@@ -81,10 +86,13 @@ bench: env ## measure speed next to other packages, for a page of the book
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(call quoted,ONLY))
 
 sweep: env ## many runs: CHAPTER=fcl SEEDS=0,1,2 SET='noise_bound=0.01,0.02'
-	@$(BUILD) sweep $(BUILD_OPTIONS) --chapter $(call quoted,CHAPTER) --seeds $(call quoted,SEEDS) --set $(call quoted,SET)
+	@$(BUILD) sweep $(BUILD_OPTIONS) $(RUNS_OPTIONS)
 
-record: env ## keep the record of a long run in results/: CHAPTER=fcl PROFILE=full
-	@$(BUILD) record $(BUILD_OPTIONS) --chapter $(call quoted,CHAPTER) $(if $(ALLOW_DIRTY),--allow-dirty)
+record: env ## keep the record of a long run in results/: CHAPTER=fcl PROFILE=full, in parts SEEDS=0,1,2
+	@$(BUILD) record $(BUILD_OPTIONS) $(RUNS_OPTIONS) $(if $(ALLOW_DIRTY),--allow-dirty)
+
+merge: env ## merge the parts of a record that are there: CHAPTER=fcl PROFILE=full
+	@$(BUILD) merge $(BUILD_OPTIONS) $(RUNS_OPTIONS) $(if $(ALLOW_DIRTY),--allow-dirty)
 
 recheck: env ## compute a part of a kept record again with the present code: CHAPTER=fcl PROFILE=full
 	@$(BUILD) recheck $(BUILD_OPTIONS) --chapter $(call quoted,CHAPTER) --against $(call quoted,AGAINST)

@@ -3,7 +3,8 @@
 # Every `:q` quotes for the shell: the project may lie in a folder with any name.
 #
 # What makes a chapter run again is a digest of its code cells, the project's modules behind them and its
-# parameters, not the age of files: a change in the text, or a fresh clone, executes nothing.
+# parameters, not the age of files: a change in the text, or a fresh clone, executes nothing. Of the runs that
+# the book does not show, what their numbers follow from.
 import json
 import re
 import sys
@@ -11,10 +12,10 @@ from functools import cache
 from pathlib import Path
 
 from data_prep import DATA_SETS, MANIFEST
-from experiments.run.provenance import run_digest
+from experiments.run.provenance import numbers_digest, run_digest
 from workflow.project import (
-    MAIN_RUN, PROFILES, RUN_NAME, chapter_source, chapters, data_folder, data_sets, parameter_file,
-    run_values,
+    MAIN_RUN, PROFILES, RUN_NAME, chapter_source, chapters, data_folder, data_sets, list_parameters,
+    parameter_file, run_values,
 )
 
 PROFILE = config["profile"]
@@ -27,9 +28,17 @@ RUN = "runs/{chapter}/{profile}/{run}"
 # once, and each trains several networks at once where there are more cores than two.
 THREADS = {"smoke": 1, "cpu": 1, "full": 2, "gpu": 4, "paper": 4}
 WORKERS = THREADS | {"cpu": max(1, workflow.cores // 2)}
+# What a cluster has to know of a run: the longest time in minutes, and the memory.
+MINUTES = {"smoke": 10, "cpu": 60, "full": 120, "gpu": 120, "paper": 7 * 24 * 60}
 MEMORY_MB = {"smoke": 2000, "cpu": 3000, "full": 6000, "gpu": 16000, "paper": 32000}
 # The longest time for one cell, in seconds; 0: no limit.
 CELL_SECONDS = {"smoke": 300, "cpu": 1800, "full": 0, "gpu": 0, "paper": 0}
+if config.get("parts"):
+    # The parts of a record take one core each: as many run at once as there are cores. A part ends
+    # within two hours.
+    THREADS |= {"cpu": 1, "full": 1}
+    WORKERS = THREADS
+    MINUTES |= {"paper": 120}
 
 
 def source(wildcards):
@@ -41,12 +50,17 @@ def values(wildcards):
 
 
 @cache
-def digest_of(chapter, profile):
-    return run_digest(chapter_source(chapter), parameter_file(chapter, profile))
+def digest_of(chapter, profile, run=MAIN_RUN):
+    digest = run_digest if run == MAIN_RUN else numbers_digest
+    return digest(chapter_source(chapter), parameter_file(chapter, profile))
+
+
+def given(wildcards):
+    return run_values(wildcards.run, list_parameters(wildcards.chapter))
 
 
 def digest(wildcards):
-    return digest_of(wildcards.chapter, wildcards.profile)
+    return digest_of(wildcards.chapter, wildcards.profile, wildcards.run)
 
 
 def manifests(wildcards):
@@ -70,6 +84,16 @@ wildcard_constraints:
     name="|".join(DATA_SETS),
 
 
+# On a cluster only the runs are jobs: what is small, or needs the network, stays where `make` is.
+localrules:
+    book,
+    data,
+    check,
+    merge_outputs,
+    pages,
+    render,
+
+
 rule book:
     input:
         "book/_build/html/.rendered",
@@ -91,7 +115,7 @@ rule check:
         "runs/.checked/{chapter}.{profile}.{run}",
     params:
         digest=digest,
-        values=lambda wildcards: [f"-p={n}={json.dumps(v)}" for n, v in run_values(wildcards.run).items()],
+        values=lambda wildcards: [f"-p={n}={json.dumps(v)}" for n, v in given(wildcards).items()],
     priority: 10
     shell:
         "{PYTHON:q} -m experiments.check {wildcards.chapter:q} --profile {wildcards.profile:q}"
@@ -116,6 +140,7 @@ rule run:
         cell_seconds=lambda wildcards: CELL_SECONDS[wildcards.profile],
     threads: lambda wildcards: WORKERS[wildcards.profile]
     resources:
+        runtime=lambda wildcards: MINUTES[wildcards.profile],
         mem_mb=lambda wildcards: MEMORY_MB[wildcards.profile],
         gpu=lambda wildcards: int(wildcards.profile in ("gpu", "paper")),
     shell:
@@ -138,7 +163,7 @@ rule pages:
     input:
         main_runs("result.json"),
         [f"chapters/{name}.py" for name in CHAPTERS],
-        tracked("results/**/*.json", "results/thesis/*.csv"),
+        tracked("results/**/*.json", "results/**/*.json.gz", "results/thesis/*.csv"),
         "workflow/pages.py",
         "workflow/thesis_page.py",
         "workflow/benchmark_page.py",

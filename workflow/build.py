@@ -1,7 +1,8 @@
 """What ``make`` calls: take the lock, then let Snakemake do what is missing.
 
 For example ``python -m workflow.build book --profile cpu``, or
-``python -m workflow.build sweep --chapter fcl --seeds 0,1,2``.
+``python -m workflow.build sweep --chapter fcl --seeds 0,1,2``. What ``--snakemake`` names is handed
+through to Snakemake, such as an executor for a cluster.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
-from experiments.run.atomic import write_text
-from workflow.guard import BuildRunningError, build_lock
+from workflow.guard import BUILD_VARIABLE, BuildRunningError, build_lock
 from workflow.progress import longest_first, record_file, told
 from workflow.project import (
     MAIN_RUN,
@@ -29,9 +31,14 @@ from workflow.project import (
     sweep_runs,
 )
 
+if TYPE_CHECKING:
+    from experiments.run.results import RunRecord
+
 PRIORITIZED = 4  # chapters that start first, so that none of the long ones is left at the end
 INDEX = ROOT / "book" / "_build" / "html" / "index.html"
 STAMP = INDEX.with_name(".rendered")
+# Options of Snakemake by which the runs may be computed elsewhere than here.
+ELSEWHERE = frozenset({"-e", "--executor", "--profile", "--workflow-profile"})
 
 
 def snakemake(
@@ -39,6 +46,8 @@ def snakemake(
     names: list[str],
     options: argparse.Namespace,
     runs: Sequence[str] = (MAIN_RUN,),
+    *,
+    parts: bool = False,
 ) -> bool:
     """Let Snakemake make the targets.
 
@@ -47,6 +56,7 @@ def snakemake(
         names: the chapters that run for them.
         options: the command line.
         runs: the runs of each of these chapters.
+        parts: whether they are the parts of a record, which take one core each.
 
     Returns:
         Whether all targets exist now.
@@ -58,14 +68,20 @@ def snakemake(
         invalidate_modified_data(names, options.profile, runs)
     from snakemake.cli import main as snakemake_main  # takes seconds to import
 
+    handed = shlex.split(options.snakemake)
+    elsewhere = not ELSEWHERE.isdisjoint(word.partition("=")[0] for word in handed)
+    if elsewhere:
+        # There a run cannot see whether this process lives: the cluster ends what is cancelled.
+        os.environ[BUILD_VARIABLE] = ""
     arguments = [
         *targets,
         *("--snakefile", str(ROOT / "Snakefile"), "--directory", str(ROOT)),
-        *("--cores", str(options.cores), "--resources", "gpu=1"),
+        *("--cores", str(options.cores)),
+        *(() if elsewhere else ("--resources", "gpu=1")),
         # Snakemake's own lock would outlive a killed build; that of workflow.guard does not.
         *("--nolock", "--rerun-incomplete", "--keep-going"),
         *("--rerun-triggers", "mtime", "params", "input"),
-        *("--config", f"profile={options.profile}"),
+        *("--config", f"profile={options.profile}", *(["parts=1"] if parts else [])),
     ]
     if options.dry_run:
         arguments += ["--dry-run", "--quiet", "host"]
@@ -78,7 +94,7 @@ def snakemake(
     if options.force:
         arguments += ["--forcerun", *options.force]
     try:
-        snakemake_main(arguments)
+        snakemake_main([*arguments, *handed])
     except SystemExit as end:
         return not end.code
     return True
@@ -115,16 +131,19 @@ def book(options: argparse.Namespace) -> int:
     return 0
 
 
+def choices(options: argparse.Namespace) -> dict[str, str]:
+    """What SET and SEEDS ask for: parameter -> values with commas between."""
+    given = [part.partition("=") for part in options.set.split()]
+    if not all(values for _, _, values in given):
+        raise ValueError(f"SET must be `name=value,value name=value`. Found {options.set!r}.")
+    found = {name: values for name, _, values in given}
+    return found | ({"seeds": options.seeds} if options.seeds else {})
+
+
 def sweep(options: argparse.Namespace) -> int:
     """Make one run for each combination of values; say how to read them."""
-    parts = [part.partition("=") for part in options.set.split()]
-    if not all(values for _, _, values in parts):
-        raise ValueError(f"SET must be `name=value,value name=value`. Found {options.set!r}.")
-    choices = {name: values for name, _, values in parts}
-    if options.seeds:
-        choices["seeds"] = options.seeds
     folder = f"runs/{options.chapter}/{options.profile}"
-    runs = sweep_runs(choices)
+    runs = sweep_runs(choices(options))
     targets = [f"{folder}/{run}/result.json" for run in runs]
     if not snakemake(targets, [options.chapter], options, runs):
         print("Not all runs were made; the messages above say why.", file=sys.stderr)
@@ -134,24 +153,64 @@ def sweep(options: argparse.Namespace) -> int:
 
 
 def record(options: argparse.Namespace) -> int:
-    """Make the run ``main`` and keep its record in ``results/``."""
+    """Make the run ``main``, or with SEEDS or SET parts, and keep the record in ``results/``."""
     from experiments.run.provenance import git_state
     from experiments.run.results import load_record
+    from workflow.parts import part_runs
 
-    if git_state(ROOT)[1] and not options.allow_dirty:
+    dirty = git_state(ROOT)[1]
+    if dirty and not options.allow_dirty:
         raise ValueError(
             "The working tree must hold no uncommitted change, so that the record names the code "
-            "it came from. Commit first, or set ALLOW_DIRTY=1."
+            "it came from. Commit first, or set ALLOW_DIRTY=1 for a trial that is not kept."
         )
-    path = RUNS / options.chapter / options.profile / "main" / "result.json"
-    if path.exists() and load_record(path).git_dirty and not options.allow_dirty:
-        options.force = [str(path.relative_to(ROOT))]
-    if not snakemake([str(path.relative_to(ROOT))], [options.chapter], options):
+    asked = choices(options)
+    runs = part_runs(options.chapter, asked) if asked else [MAIN_RUN]
+    folder = RUNS / options.chapter / options.profile
+    files = [str((folder / run / "result.json").relative_to(ROOT)) for run in runs]
+    if not options.allow_dirty:
+        made = [file for file in files if (ROOT / file).exists()]
+        states = {file: load_record(ROOT / file).git_dirty for file in made}
+        options.force += [file for file in made if states[file] not in (dirty, False)]
+    if not snakemake(files, [options.chapter], options, runs, parts=bool(asked)):
+        if asked:
+            print("Not all parts were made; the messages above say why.", file=sys.stderr)
         return 1
-    if not options.dry_run:
-        kept = ROOT / "results" / f"{options.chapter}.{options.profile}.json"
-        write_text(kept, path.read_text(encoding="utf-8"))
-        print(f"Record: {kept.relative_to(ROOT)}")
+    if options.dry_run:
+        return 0
+    if asked:
+        return _merge(options, runs)
+    return _keep(load_record(folder / MAIN_RUN), trial=options.allow_dirty)
+
+
+def merge(options: argparse.Namespace) -> int:
+    """Merge the parts that are there, or those that SEEDS and SET name, into one record."""
+    from workflow.parts import found_runs, part_runs
+
+    asked = choices(options)
+    if asked:
+        return _merge(options, part_runs(options.chapter, asked))
+    return _merge(options, found_runs(options.chapter, options.profile))
+
+
+def _merge(options: argparse.Namespace, runs: Sequence[str]) -> int:
+    from workflow import parts
+
+    found = parts.read_parts(options.chapter, options.profile, runs)
+    record = parts.merge(found, allow_dirty=options.allow_dirty)
+    if left := parts.left_out(found, record):
+        print(f"Left out, as they differ between the parts: metrics {', '.join(left)}")
+    return _keep(record, trial=options.allow_dirty)
+
+
+def _keep(record: RunRecord, *, trial: bool) -> int:
+    """Keep a record in ``results/``; a trial, whose code nobody may find again, below ``runs/``."""
+    from experiments.run.committed import keep
+    from experiments.run.results import record_label
+
+    file = keep(record, RUNS / "trials" if trial else ROOT / "results")
+    print(record_label(record, record.chapter, record.profile))
+    print(f"Record: {file.relative_to(ROOT)}")
     return 0
 
 
@@ -161,7 +220,7 @@ def recheck(options: argparse.Namespace) -> int:
     By default that is its first seed. Another processor rounds differently: with ``--against``, it
     is the run that the given one repeats, made on this machine by the code of the record.
     """
-    from experiments.run.committed import committed_record
+    from experiments.run.committed import committed_record, keep
     from experiments.run.committed import recheck as compare
     from experiments.run.results import load_record
 
@@ -173,15 +232,16 @@ def recheck(options: argparse.Namespace) -> int:
         )
     reference = load_record(options.against) if options.against else None
     os.environ["KTLIB_WORKERS"] = str((reference or kept).workers)  # the last digits depend on it
-    target = ROOT / "results" / f"{options.chapter}.{options.profile}.json"
-    run = MAIN_RUN if reference else f"seeds={kept.seeds[0]}"
+    whole = kept.parts[0].run if kept.parts else f"seeds={kept.seeds[0]}"
+    run = MAIN_RUN if reference else whole
+    parts = bool(kept.parts) and reference is None
     options.profile = reference.profile if reference else options.profile
     path = RUNS / options.chapter / options.profile / run / "result.json"
-    if not snakemake([str(path.relative_to(ROOT))], [options.chapter], options, [run]):
+    if not snakemake([str(path.relative_to(ROOT))], [options.chapter], options, [run], parts=parts):
         return 1
     if not options.dry_run:
         checked = compare(kept, load_record(path), reference)
-        write_text(target, checked.to_json())
+        target = keep(checked, ROOT / "results")
         if checked.rechecked:
             print(f"{checked.rechecked.rows} rows are the same: {target.relative_to(ROOT)}")
     return 0
@@ -202,6 +262,7 @@ COMMANDS = {
     "book": book,
     "sweep": sweep,
     "record": record,
+    "merge": merge,
     "recheck": recheck,
     "notebooks": notebooks,
 }
@@ -213,15 +274,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--chapter", default="")
-    parser.add_argument("--seeds", default="", help="sweep: 0,1,2")
-    parser.add_argument("--set", default="", help="sweep: 'name=value,value other=value'")
+    parser.add_argument("--seeds", default="", help="sweep, record, merge: 0,1,2")
+    parser.add_argument("--set", default="", help="the same: 'name=value,value other=value'")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--against", default="", help="recheck: result.json of the record's code")
-    parser.add_argument("--allow-dirty", action="store_true")
+    parser.add_argument("--allow-dirty", action="store_true", help="record, merge: for a trial")
+    parser.add_argument("--snakemake", default="", help="handed to Snakemake: '--executor slurm'")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("--force", nargs="*", default=[], help="targets to make again")
     parser.set_defaults(first=[])
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.dry_run |= not {"-n", "--dry-run"}.isdisjoint(shlex.split(options.snakemake))
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:

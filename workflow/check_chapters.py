@@ -44,7 +44,8 @@ def parameters(chapter: Chapter) -> list[str]:
     """The first code cell holds the parameters, the next one checks them, and the names agree."""
     try:
         lines = parameters_cell(chapter.path)
-        fields = set(parameter_model(chapter.path).model_fields)
+        model = parameter_model(chapter.path)
+        fields = set(model.model_fields)
     except (ValueError, ImportError, AttributeError) as error:
         return [str(error)]
     problems = []
@@ -56,7 +57,9 @@ def parameters(chapter: Chapter) -> list[str]:
     problems += [f"parameter `{name}` is set twice" for name in names if names.count(name) > 1]
     problems += [f"parameter `{line.name}` has no comment" for line in lines if not line.comment]
     problems += [f"parameter `{name}` is not a field of the model" for name in set(names) - fields]
-    problems += [f"field `{name}` of the model is not set" for name in fields - set(names)]
+    problems += [
+        f"field `{name}` of the model is not set" for name in fields - {*names, *model.reference}
+    ]
     return sorted(problems)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ import yaml
 
 # The one import from outside of `experiments.run`: which data can be prepared, and where it lies.
 from data_prep import DATA_SETS, data_root
-from experiments.run.chapter_source import PROFILES, chapter_source, chapters, parameter_file
+from experiments.run.chapter_source import (
+    PROFILES,
+    chapter_source,
+    chapters,
+    parameter_file,
+    parameters_cell,
+)
 from experiments.run.provenance import chapter_header
 
 __all__ = ["PROFILES", "chapter_source", "chapters", "parameter_file"]
@@ -72,10 +78,20 @@ def _needs_nothing(name: str) -> bool:
     return name in GENERATED or "/" in name or name.endswith((".json", ".jsonl"))
 
 
-def run_values(run: str) -> dict[str, Any]:
+def list_parameters(chapter: str, root: Path = ROOT) -> list[str]:
+    """The parameters of a chapter whose values are lists, such as ``seeds``."""
+    lines = parameters_cell(chapter_source(chapter, root))
+    return [line.name for line in lines if isinstance(line.value, list)]
+
+
+def run_values(run: str, lists: Collection[str] = ("seeds",)) -> dict[str, Any]:
     """The parameter values that the name of a run stands for; ``main`` stands for none.
 
     ``seeds=3,noise_bound=0.01`` gives ``{"seeds": [3], "noise_bound": 0.01}``.
+
+    Args:
+        run: its name.
+        lists: the parameters whose values are lists, here of one value.
 
     Raises:
         ValueError: it is not a name of a run.
@@ -86,9 +102,7 @@ def run_values(run: str) -> dict[str, Any]:
         return {}
     pairs = (part.split("=", 1) for part in run.split(","))
     values = {name: yaml.safe_load(text) for name, text in pairs}
-    if isinstance(values.get("seeds"), int):
-        values["seeds"] = [values["seeds"]]
-    return values
+    return {name: [value] if name in lists else value for name, value in values.items()}
 
 
 def sweep_runs(choices: Mapping[str, str]) -> list[str]:

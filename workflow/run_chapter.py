@@ -20,7 +20,15 @@ import yaml
 
 from experiments.run.parameters import read_parameter_file
 from workflow.guard import end_with_build, move_into_place, partial_folder
-from workflow.project import MAIN_RUN, ROOT, RUNS, chapter_source, parameter_file, run_values
+from workflow.project import (
+    MAIN_RUN,
+    ROOT,
+    RUNS,
+    chapter_source,
+    list_parameters,
+    parameter_file,
+    run_values,
+)
 
 NOTEBOOK = "executed.ipynb"
 RECORD = "result.json"
@@ -60,7 +68,7 @@ def run_chapter(
     """
     values = {
         **read_parameter_file(parameter_file(chapter, profile)),
-        **run_values(run),
+        **run_values(run, list_parameters(chapter)),
         "profile": profile,
     }
     target = RUNS / chapter / profile / run

@@ -22,11 +22,14 @@ Row = Mapping[str, str]  # a line of a table: column -> what is printed, empty f
 TABLES = ROOT / "results" / "thesis"
 RANDOM_SPLIT, TOPIC_SPLIT = ("3_1", "3_2", "3_3"), ("3_9", "3_10", "3_11")
 OWN = ("cRT", "F2M", "Baseline", "Joint-training")  # all others were published before
+KNOWN = ("base_method", "variant", "search_stage", "delta_m", "params_mb")  # no metrics
 LOWER_IS_BETTER = ("err", "normal_mean", "normal_median")
 MEGABYTE = 2**20
 VARIANTS = {"base": "as it is", "recon": "with Recon", "rsl": "RSL", "rsp": "RSP"}
+VARIANTS |= {"recon_transferred": "with layers of another set"}
 METRICS = {"mmlu": "MMLU", "hellaswag": "HellaSwag", "vicuna": "Vicuna", "mt_bench": "MT-Bench"}
 EACH = 3  # so many rows of a column are listed one by one
+PLACES = ("thesis-cells", "thesis-sentences")  # names of the two lists, for links
 
 
 class Finding(NamedTuple):
@@ -125,8 +128,7 @@ def relative_gains(printed: Printed) -> Iterator[Finding]:
     """Delta m: the mean over tasks of the mean gain in their metrics, in percent of single-task."""
     for number in ("4_1", "4_3", "4_4", "4_5", "4_7", "4_9", "4_10"):
         cells = printed.cells(number)
-        known = ("base_method", "variant", "search_stage", "delta_m", "params_mb")
-        metrics = [name for name in cells[0] if name not in known]
+        metrics = [name for name in cells[0] if name not in KNOWN]
         per_task = Counter(map(_task, metrics))
         single, *others = cells
         found = []
@@ -171,7 +173,7 @@ def shares(printed: Printed) -> Iterator[Finding]:
         tail, joint = columns[-severe:], cells[0]
         before = sum(float(joint[name]) for name in tail)
         for row in cells:
-            who = f"{row['base_method']}, {VARIANTS.get(row['variant'], row['variant'])}"
+            who = _network(row)
             total = sum(float(row[name]) for name in columns)
             hidden = sum(half(row[name]) for name in columns)
             if differ("100.00", total, hidden):
@@ -240,6 +242,56 @@ def one_run_twice(printed: Printed) -> Iterator[Finding]:
                 yield Finding(
                     f"Table {_name(one[0])}, {who}, {words}", a, f"{b} in table {_name(two[0])}"
                 )
+
+
+def single_task_rows(printed: Printed) -> Iterator[Finding]:
+    """Networks of one size without anything shared: the same runs, if the thesis ran them once."""
+
+    def differences(one: str, two: str) -> list[tuple[str, str, str]]:
+        first, second = (printed.row(n, base_method="Single-task") for n in (one, two))
+        return [
+            (name, first[name], second[name])
+            for name in first
+            if first[name] != second.get(name, first[name])
+            and differ(first[name], float(second[name]), half(second[name]))
+        ]
+
+    found = differences("4_10", "4_3")
+    if (
+        found
+        and "params_mb" not in [name for name, _, _ in found]
+        and not differences("4_5", "4_9")
+    ):
+        yield Finding(
+            "Table 4.10, single-task row",
+            ", ".join(f"{name.replace('_', ' ')} {one}" for name, one, _ in found),
+            f"{', '.join(two for _, _, two in found)} in table 4.3, for networks of the same size; "
+            "tables 4.5 and 4.9 share one row",
+        )
+
+
+def equal_pairs(printed: Printed) -> Iterator[Finding]:
+    """Two methods that agree in all metrics of a task, to the last digit."""
+    for number in ("4_3", "4_4", "4_5", "4_9", "4_10"):
+        cells = printed.cells(number)
+        metrics: dict[str, list[str]] = {}
+        for name in cells[0]:
+            if name not in KNOWN:
+                metrics.setdefault(_task(name), []).append(name)
+        for (one, two), names in itertools.product(
+            itertools.combinations(cells, 2), metrics.values()
+        ):
+            if len(names) > 1 and all(one[name] == two[name] for name in names):
+                yield Finding(
+                    f"Table {_name(number)}, {_network(two)}, "
+                    f"{' and '.join(name.replace('_', ' ') for name in names)}",
+                    ", ".join(two[name] for name in names),
+                    f"the same as {_network(one)}, digit by digit",
+                )
+
+
+def _network(row: Row) -> str:
+    return f"{row['base_method']}, {VARIANTS.get(row['variant'], row['variant'])}"
 
 
 def averages(printed: Printed) -> Iterator[Finding]:
@@ -325,6 +377,28 @@ def ahead_everywhere(printed: Printed) -> Iterator[Finding]:
         yield Finding("Section 3.5.1", words, f"table 3.4, {found}")
 
 
+def exemplars(printed: Printed) -> Iterator[Finding]:
+    """Images that are kept: a few of every class, or more of the new classes only."""
+    theirs = int(printed.stated("fcl", "exemplars_per_class_icarl_rebalance"))
+    ours = int(printed.stated("fcl", "exemplars_per_new_class"))
+    sets = {"cifar100": "CIFAR-100", "miniimagenet": "miniImageNet", "cub200": "CUB-200-2011"}
+    for name, words in sets.items():
+        base, way, sessions = (
+            int(printed.stated("fcl", f"{name}_{what}"))
+            for what in ("base_classes", "way", "sessions")
+        )
+        new = [way * number for number in range(1, sessions)]
+        kept = [(theirs * (base + number), ours * number) for number in new]
+        not_more = [number for number, (one, two) in enumerate(kept, start=1) if one <= two]
+        if not_more:
+            one, two = kept[-1]
+            yield Finding(
+                f"Section 3.5.1, {words}",
+                "iCaRL and Rebalance store more exemplars than F2M in each session",
+                f"not from incremental session {not_more[0]} on: {one} against {two} in the last",
+            )
+
+
 def other_sentences(printed: Printed) -> Iterator[Finding]:
     """Sentences of chapters 4 and 5."""
     shared, split = (
@@ -358,6 +432,7 @@ def other_sentences(printed: Printed) -> Iterator[Finding]:
             f"conflicts grow: {', '.join(more)}",
             f"conflicts shrink: {', '.join(fewer)}",
         )
+    yield from _random_parameters(printed)
     ila = printed.row("5_12", layer_selection="ila")
     for name, metric in itertools.product(("rl1", "rl2", "fl", "ll"), METRICS):
         naive = printed.row("5_12", layer_selection=name)
@@ -379,6 +454,22 @@ def other_sentences(printed: Printed) -> Iterator[Finding]:
                 f"{whole[metric]}",
             )
     yield from _first_and_last(printed)
+
+
+def _random_parameters(printed: Printed) -> Iterator[Finding]:
+    """Table 4.15: what the control of random parameters adds to the shared network."""
+    base = float(printed.row("4_1", base_method="Joint-train", variant="base")["params_mb"])
+    recon, extra = (
+        sorted(float(row["params_mb"]) - base for row in printed.cells("4_15", layer_selection=n))
+        for n in ("recon", "rsp")
+    )
+    if extra[0] > 2 * recon[-1]:
+        yield Finding(
+            "Random parameters (RSP), table 4.15",
+            "about as many parameters as Recon are made task-specific",
+            f"they add {extra[0]:.2f} to {extra[-1]:.2f} MB to {base:.2f} MB, Recon "
+            f"{recon[-1]:.2f} MB",
+        )
 
 
 def _first_and_last(printed: Printed) -> Iterator[Finding]:
@@ -413,19 +504,29 @@ def resnet18_layers(channels: int = 1, features: int = 100) -> list[int]:
     return [*layers, (before + 1) * features]
 
 
-CELLS = (gaps, relative_gains, shares, drops, one_run_twice, averages)
-SENTENCES = (ahead_everywhere, other_sentences)
+CELLS = (
+    gaps,
+    relative_gains,
+    shares,
+    drops,
+    one_run_twice,
+    single_task_rows,
+    equal_pairs,
+    averages,
+)
+SENTENCES = (ahead_everywhere, exemplars, other_sentences)
 
 
 def thesis_part(printed: Printed) -> str:
     """Both lists in Markdown."""
     parts = []
-    for heading, columns, checks in (
+    lists = (
         ("Cells that do not follow from other cells", ("Where", "Printed", "Follows"), CELLS),
         ("Sentences and tables", ("Where", "Said", "In the tables"), SENTENCES),
-    ):
+    )
+    for place, (heading, columns, checks) in zip(PLACES, lists, strict=True):
         found = [finding for check in checks for finding in check(printed)]
-        parts += [f"## {heading}", f"{len(found)} places."]
+        parts += [f"({place})=\n## {heading}", f"{len(found)} places."]
         parts += [table(columns, found)] if found else []
     return "\n\n".join(parts) + "\n"
 

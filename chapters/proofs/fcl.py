@@ -553,10 +553,11 @@ print(f"{P.steps} steps, smallest right side minus left side: {slack.min():.1e}"
 # units of the standard error of the simulation. Neighbouring steps depend on each other, so values of 3 or 4 are no surprise.
 
 # %%
-paths = torch.cat([
+runs = [
     quadratic.simulate(start, alpha.tolist(), draws, P.repetitions, generator(seed, "paths"))
     for seed in P.seeds
-], dim=1)  # fmt: skip
+]
+paths, ahead = (torch.cat(values, dim=1) for values in zip(*runs, strict=True))
 standard_error = (paths.std(dim=1) / paths.shape[1] ** 0.5)[1:]
 differences = (paths.mean(dim=1) - square)[1:].abs() / standard_error
 print(f"{paths.shape[1]} runs, largest difference {differences.max():.1f} standard errors")
@@ -581,7 +582,7 @@ for name in ("constants", "printed_constants"):
 # %% [markdown]
 # ## Step 4: the sum, and the lower limit (3.22)
 #
-# By **{prf:ref}`ass-steps`** $\alpha_k\to0$, so {eq}`eq-proof-descent` holds from some index $K$ on. Add it up from $K$ to $n$. The risks
+# By the second sum of **{prf:ref}`ass-steps`** $\alpha_k\to0$, so {eq}`eq-proof-descent` holds from some index $K$ on. Add it up from $K$ to $n$. The risks
 # telescope, and **{prf:ref}`ass-below`** bounds the last one:
 #
 # ```{math}
@@ -605,6 +606,31 @@ for name in ("constants", "printed_constants"):
 # This is the first half of {prf:ref}`thm-proof-main`, the thesis's (3.22). As a by-product, the mean of $\mathbb E F$ with
 # weights $\alpha_k$, and so the smallest of them, is at most twice the right side of {eq}`eq-proof-sum` divided by $\sum\alpha_k$: a speed.
 #
+# ````{admonition} Erratum E6: what makes the steps small, before (3.24)
+# :class: warning
+# Before (3.24) $\lim_k\alpha_k=0$ is drawn from the *first* condition, $\sum_k\alpha_k=\infty$. Constant steps satisfy that one and do not go to
+# zero. *Repair:* it follows from the *second*, $\sum_k\alpha_k^2<\infty$. The terms of a convergent series go to zero, so $\alpha_k^2\to0$, and so
+# $\alpha_k\to0$. Both conditions are assumed, so nothing else changes. The first one has its own place, in {eq}`eq-proof-liminf`.
+# ````
+#
+# The limits of the four rules of {prf:ref}`ass-steps`. Wherever the squares have a finite sum, the limit is zero. Of the two rules whose squares do
+# not, both satisfy the first condition, and one of them has no limit of zero:
+
+# %%
+for rule in (1 / n, 1 / n**2, sp.Integer(1), 1 / sp.sqrt(n)):
+    finite = [bool(sp.Sum(term, (n, 1, sp.oo)).is_convergent()) for term in (rule, rule**2)]
+    words = f"first holds {not finite[0]!s:>5}, second holds {finite[1]!s:>5}"
+    print(f"{rule!s:>9}: {words}, limit {sp.limit(rule, n, sp.oo)}")
+
+# %% [markdown]
+# It matters, because {eq}`eq-proof-descent` needs short steps. Constant steps of four times the largest allowed size satisfy the first condition for
+# ever. On the noisy quadratic they multiply the mean of $F$ at each of ten steps, by at least:
+
+# %%
+too_long = quadratic.expected(start, [4 * largest] * 10, draws)[1]
+print(f"{float((too_long[1:] / too_long[:-1]).min()):.1f}")
+
+# %% [markdown]
 # ````{admonition} Erratum E3: indices in (3.24) to (3.28)
 # :class: warning
 # The printed sums mix starts at $\theta_0$ and at $\theta_1$ and their lower limits. What telescopes is
@@ -662,12 +688,14 @@ print(
 # The sum is finite term by term: $\sum\alpha_ka_k<\infty$ by step 4, $\sum\alpha_k^2<\infty$ by **{prf:ref}`ass-steps`**, and
 # $\sum\alpha_k^2a_k\le(\max_k\alpha_k)\sum\alpha_ka_k$.
 #
-# ````{admonition} Erratum E2: (3.31) and (3.35)
+# ````{admonition} Erratum E2: one norm too many in (3.31), and the risk for its gradient in (3.35)
 # :class: warning
-# Printed is $F=\lVert R\rVert^2$. It must be $F=\lVert\nabla R\rVert^2$: only then is $\nabla F=2\nabla^2R\,\nabla R$, and only then does the
-# limit of $F$ say something about gradients. The fourth line of (3.35) also has one norm too many. Right is
+# The fourth line of (3.31) carries one norm too many. Right is
 #
 # $$-2\alpha\nabla R^\top\nabla^2R\,\nabla R\le2\alpha\lVert\nabla^2R\rVert\lVert\nabla R\rVert^2\le2\alpha L\lVert\nabla R\rVert^2 .$$
+#
+# In (3.35) $R$ stands where its gradient belongs, so that $F$ is $\lVert R\rVert^2$. It must be $F=\lVert\nabla R\rVert^2$: only then is
+# $\nabla F=2\nabla^2R\,\nabla R$, and only then does the limit of $F$ say something about gradients.
 # ````
 #
 # The derivative, by algebra, for a general function of two variables:
@@ -727,16 +755,99 @@ for p, q in ((1, 2), (1, 3), (2, 2)):
 # lower limit too, and that is $0$ by {eq}`eq-proof-liminf`. So $\lim_k\mathbb E\lVert\nabla R(\theta_k)\rVert^2=0$.
 # ```
 #
+# The thesis takes another way from {eq}`eq-proof-increment` to the limit: it adds up the rises and the falls of $F$ apart. That way can be walked too, with two repairs.
+# The inequality is about the mean of the next value with $\theta_k$ given, so the increments in question are
+#
+# ```{math}
+# :label: eq-proof-parts
+# d_k=\mathbb E_kF(\theta_{k+1})-F(\theta_k),\qquad A^+_K=\sum_{k<K}\max(d_k,0),\qquad A^-_K=\sum_{k<K}\max(-d_k,0).
+# ```
+#
+# ````{admonition} Erratum E7: the split into rises and falls needs expectations
+# :class: warning
+# Printed is $F(\theta_K)=F(\theta_0)+A^+-A^-$. With the conditional increments that (3.31) bounds this is false for a run, since $F$ also moves by chance:
+#
+# $$\begin{aligned}
+# F(\theta_K)&=F(\theta_0)+\sum_{k<K}\big(F(\theta_{k+1})-F(\theta_k)\big)\\
+# &=F(\theta_0)+\sum_{k<K}d_k+\sum_{k<K}\big(F(\theta_{k+1})-\mathbb E_kF(\theta_{k+1})\big)\\
+# &=F(\theta_0)+A^+_K-A^-_K+N_K .
+# \end{aligned}$$
+#
+# The last sum, $N_K$, is a martingale: given $\theta_k$, each of its terms has the mean zero. *Repair:* take the mean of all terms. They are finite, as shown in step 3. Then $\mathbb E N_K=0$, and
+#
+# $$\mathbb E F(\theta_K)=\mathbb E F(\theta_0)+\mathbb E A^+_K-\mathbb E A^-_K .$$
+#
+# By {eq}`eq-proof-increment` $\max(d_k,0)$ is at most the last line there, whose mean is $b_k$. So $\mathbb E A^+_K\le\sum_kb_k<\infty$; since it does not decrease with $K$, it converges.
+# ````
+#
+# The simulated runs show both. `simulate` has noted the exact $\mathbb E_kF(\theta_{k+1})$ at every step of every run; $K$ is the last step. $F$ is a square, so a sum below
+# zero cannot be $F(\theta_K)$:
+
+# %%
+from experiments.fcl.proof import rises_and_falls
+
+rise_so_far, fall_so_far = rises_and_falls(ahead - paths[:-1])
+rise, fall = rise_so_far[-1], fall_so_far[-1]
+claimed = paths[0] + rise - fall  # what the equation without expectations says
+martingale = (paths[1:] - ahead).sum(dim=0)
+rest = float((paths[-1] - claimed - martingale).abs().max())
+print(f"F(theta_K) - claimed - N_K: at most {rest:.0e} in {len(claimed)} runs")
+
+# %%
+mean_error = martingale.mean() / (martingale.std() / len(martingale) ** 0.5)
+values = {"spread": martingale.std(), "last": paths[-1].mean(), "mean": mean_error}
+values |= {"negative": 100 * (claimed < 0).double().mean()}
+for name, value in values.items():
+    record.metric(f"martingale_{name}", float(value))
+    glue(f"proof-martingale-{name}", float(value), display=False)
+
+# %% [markdown]
+# In a single run the printed sum misses $F(\theta_K)$ by $N_K$, whose standard deviation over the runs is {glue:text}`proof-martingale-spread:.2f`. The mean of $F(\theta_K)$ itself is
+# {glue:text}`proof-martingale-last:.1e`. In {glue:text}`proof-martingale-negative:.0f` % of the runs the printed sum is below zero. In the mean over the runs nothing is missing but chance: the mean of $N_K$
+# is {glue:text}`proof-martingale-mean:.1f` standard errors away from zero.
+#
+# ````{admonition} Erratum E8: the falls do not converge "similarly"
+# :class: warning
+# That $A^-$ converges is said to follow as for $A^+$. But (3.31) bounds rises. It says nothing about falls: a sequence that falls for ever has $A^+=0$, and its $A^-$ grows without end. *Repair:*
+# use $F\ge0$. By E7,
+#
+# $$0\le\mathbb E F(\theta_K)=\mathbb E F(\theta_0)+\mathbb E A^+_K-\mathbb E A^-_K,\qquad\text{so}\qquad\mathbb E A^-_K\le\mathbb E F(\theta_0)+\mathbb E A^+_K\le\mathbb E F(\theta_0)+\sum_kb_k .$$
+#
+# $\mathbb E A^-_K$ does not decrease with $K$ and is bounded, so it converges, and $\mathbb E F(\theta_K)$ converges as the difference of two convergent sequences. In {prf:ref}`lem-sequence` the same
+# is done by $a_k\ge0$. (Another repair is the lower half of the descent lemma for $F$, with $-\frac{L_2}2$ in place of $+\frac{L_2}2$. It gives $-d_k$ the bound
+# that {eq}`eq-proof-increment` gives $d_k$, so that $\mathbb E A^-_K\le\sum_kb_k$ too.)
+# ````
+#
+# A counterexample where $F$ is not bounded below: $F(w)=w$, moved by $-\alpha_k$ with $\alpha_k=\frac1{k+1}$. It never rises, and the step sizes satisfy {prf:ref}`ass-steps`. The
+# falls add up to $\log K$ and more:
+
+# %%
+down = -1 / torch.arange(1, 1_000_001, dtype=torch.float64)
+up_to, down_to = rises_and_falls(down)
+for K in (100, 10_000, 1_000_000):
+    print(f"K = {K:>9,}: A+ {up_to[K - 1]:.1f}, A- {down_to[K - 1]:.1f}")
+
+# %% [markdown]
+# On the quadratic, where $F\ge0$, both sums level off, and the mean of $F(\theta_0)+A^+_K-A^-_K$ is left with $\mathbb E F(\theta_K)$ and the chance in $N_K$. Means over the runs:
+
+# %%
+for K in (P.steps // 100, P.steps // 10, P.steps):
+    up, down_ = (float(total[K - 1].mean()) for total in (rise_so_far, fall_so_far))
+    print(f"K = {K:>9,}: A+ {up:.2f}, A- {down_:.2f}")
+
+# %% [markdown]
 # Why is "small increments" not enough? The sequence $1+\sin\sqrt{\log k}$ has increments that go to zero and a lower limit of zero, and
 # wanders between 0 and 2 for ever. What it lacks is a finite sum of its *rises*. The check on the quadratic
-# compares each rise with $b_k$, and adds the $b_k$:
+# compares each rise and each fall of the mean with $b_k$, adds the $b_k$, and compares $A^-$ with its bound from E8:
 
 # %%
 b_k = 2 * quadratic.smoothness * alpha * square[:-1]
 second_moment = m1 + (1 + m2) * square[:-1]
 b_k = b_k + quadratic.gradient_smoothness / 2 * alpha**2 * second_moment
-rises = square.diff()
-print(f"every rise at most b_k: {bool((rises <= b_k).all())}; sum of b_k: {b_k.sum():.1f}")
+change = square.diff()
+print(f"every rise at most b_k: {bool((change <= b_k).all())}; sum of b_k: {b_k.sum():.1f}")
+print(f"every fall at most b_k: {bool((-change <= b_k).all())}")
+print(f"mean of A- {fall.mean():.1f}, its bound F(theta_0) + sum {square[0] + b_k.sum():.1f}")
 print(f"sum of the first half: {b_k[: P.steps // 2].sum():.1f}")
 
 # %% [markdown]
@@ -798,7 +909,7 @@ glue("proof-square", float(curves["1/k²"][-1]), display=False)
 # The theorem is about *stationary points of the smoothed risk, in the mean over runs*. It does not show that
 # the limit is a local minimum, that it is $b$-flat in the sense of {prf:ref}`def-flat`, or anything for
 # constant or step-decayed $\alpha$, with which the networks of the thesis are trained. Besides, the second condition of Definition 3.1,
-# that the loss rises beyond the box, constrains only points with *all* coordinates beyond the box.
+# that the loss rises beyond the box, constrains only points with *all* coordinates beyond the box. Its relaxed form is the subject of E9.
 # ````
 #
 # One weight is enough to see it. The loss $L(w)=\frac12w^2+A\cos(\pi w/b)$ has a ripple with a period of exactly the width of the
@@ -812,17 +923,33 @@ sp.simplify(sp.integrate(ripple.subs(w, t), (t, w - b, w + b)) / (2 * b))
 # %% [markdown]
 # So $w=0$ is not just stationary for the smoothed loss, it is its *unique global minimum*, for every $A$. But at that point $L$ has
 # a local *maximum* as soon as $A\pi^2>b^2$, within the box it varies by about $2A$, and its slope reaches about $A\pi/b$: as far from
-# $b$-flat as one likes. SGD with noise finds exactly this point:
+# $b$-flat as one likes. SGD with noise finds exactly this point. Below, $A=0.3$ and $b=0.5$. A run ends in a local minimum of $L$ only if $L''\ge0$ there; count
+# those runs:
 
 # %%
+from experiments.fcl.proof import train_under_noise
+
 height, half_width = 0.3, 0.5
-w_k = torch.full((500,), 2.0, dtype=torch.float64)
+short = [1 / (step + 5) for step in range(2000)]
+
+
+def ripple_loss(x):
+    return x**2 / 2 + height * torch.cos(torch.pi * x / half_width)
+
+
 stream = generator(P.seeds[0], "ripple")
-for step in range(2000):
-    at = w_k + half_width * (2 * torch.rand(500, generator=stream) - 1)
-    slope = at - height * torch.pi / half_width * torch.sin(torch.pi * at / half_width)
-    w_k = w_k - slope / (step + 5)
+w_k = train_under_noise(ripple_loss, 2.0, half_width, short, 500, stream)
+curvature = 1 - height * (torch.pi / half_width) ** 2 * torch.cos(torch.pi * w_k / half_width)
+
+# %%
+minima = int((curvature >= 0).sum())
+glue("proof-minima", minima, display=False)
+glue("proof-ripple-runs", len(w_k), display=False)
+record.metric("ripple_ends_in_a_minimum", minima / len(w_k))
 print(f"mean {w_k.mean():.3f}, mean squared slope of the smoothed loss {w_k.square().mean():.1e}")
+
+# %% [markdown]
+# {glue:text}`proof-minima` of {glue:text}`proof-ripple-runs` runs end in a local minimum.
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Left: a parabola with strong ripples and, smooth through its middle, its average over the box; at zero the loss has a hill and the average its minimum. Right: a plane with a flat square in the middle; two of the four corners lead up, two lead down.", "classes": "chart"}, "figure": {"name": "fig-proof-ripple", "caption": "Left: the minimum of the smoothed loss (dashed) is a hilltop of the loss; the shaded box has the half-width of the noise. Right: a loss that satisfies Definition 3.1 at the origin, and falls beyond two corners of the box (dashed square). Formulas, not measurements."}}
 fig, (ax, plane) = plt.subplots(1, 2, figsize=(6.4, 3.0))
@@ -893,7 +1020,182 @@ with torch.no_grad():
 #
 # The theorem also says nothing about single runs (it is about means), about speed beyond the by-product of step 4, about
 # accuracy, or about the few-shot sessions: these clamp the weights, which is another algorithm.
+
+# %% [markdown]
+# (sec-proof-relaxed)=
+# ### The relaxed second condition
 #
+# Definition 3.1 also has a relaxed form. What this project knows of it is in {prf:ref}`def-flat`: within the box the loss may differ from $L(\theta^\star)$ by a small $e$ and have
+# small gradients, and beyond the box it rises. These are not the thesis's words, and they leave open *how far* beyond, and *above what*. So this page examines four ways to understand the second
+# condition, for one weight, where every point beyond the box has all its coordinates beyond it. The loss is
+#
+# - **everywhere**: higher than $L(\theta^\star)$ at every point beyond the box,
+# - **next to**: higher than $L(\theta^\star)$ in some strip next to each edge of the box,
+# - **from the edge**: increasing outwards from each edge through some strip,
+# - **at last**: higher than $L(\theta^\star)$ far out on both sides.
+#
+# Does any of them follow from what {prf:ref}`thm-proof-main` gives, a stationary point of the smoothed risk? With one weight it is plain what stationary means:
+#
+# ```{prf:proposition} Stationary means: both edges are equally high
+# :label: prp-proof-edges
+# Let $L$ be continuous, $\epsilon$ uniform on $[-b,b]$ and $R(w)=\mathbb E\,L(w+\epsilon)$. Then
+#
+# $$R'(w)=\frac{L(w+b)-L(w-b)}{2b},\qquad\text{and}\qquad R''(w)=\frac{L'(w+b)-L'(w-b)}{2b}$$
+#
+# where $L$ is differentiable at both edges $w\pm b$.
+# ```
+#
+# ```{prf:proof}
+# Put $t=w+\epsilon$: $R(w)=\frac1{2b}\int_{w-b}^{w+b}L(t)\,dt$. As $L$ is continuous, the derivative of the integral with respect to $w$ is $L$ at the upper end less $L$ at the lower end. Differentiate once more.
+# ```
+
+# %%
+loss_of = sp.Function("L")
+average_over_box = sp.Integral(loss_of(t), (t, w - b, w + b)) / (2 * b)
+sp.simplify(average_over_box.diff(w) - (loss_of(w + b) - loss_of(w - b)) / (2 * b))
+
+# %% [markdown]
+# So $R'(w^\star)=0$ compares the two edges with *each other*. The middle, $L(w^\star)$, does not occur in it, and neither does any point beyond the edges. Both conditions of the definition compare with the middle. If
+# $w^\star$ is a local minimum of $R$, then $R''(w^\star)\ge0$, and $L$ cannot fall outwards at *both* edges, as $L'(w^\star+b)<0<L'(w^\star-b)$ would make $R''$ negative. This much is true. It may fall outwards at one edge, though.
+#
+# Now five losses. Each has $w=0$ as a stationary point of its smoothed risk, and satisfies the assumptions of {prf:ref}`thm-proof-main`. Smoothed, the ripples are parabolas, and so is the valley far out; the crater and the hilltop have bounded first and
+# second derivatives. In all five the slope under noise differs from $R'$ by a bounded amount. `train_under_noise` goes to that point.
+
+# %%
+from experiments.fcl.proof import smoothed_slope, surroundings
+
+examples = {
+    "valley": lambda x: beyond(x, 0.4) ** 2,
+    "ripple": ripple_loss,
+    "slanted ripple": lambda x: x**2 / 2 + height * torch.sin(torch.pi * x / half_width),
+    "crater": lambda x: (1 + 4 * x**2) * torch.exp(-(x**2)),
+    "hilltop": lambda x: 1 / (1 + beyond(x) ** 2),
+}
+first_weights = dict(zip(examples, (2.0, 2.0, 2.0, 0.2, 0.0), strict=True))
+
+# %%
+import dataclasses
+
+readings = ["everywhere", "next_to", "from_edge", "at_last"]
+rows = []
+for name, loss in examples.items():
+    stream = generator(P.seeds[0], "readings", name)
+    ends_ = train_under_noise(loss, first_weights[name], half_width, short, 500, stream)
+    row = {"loss": name, "starts at": first_weights[name], "ends at most": float(ends_.abs().max())}
+    row |= {"slope of R": float(smoothed_slope(loss, ends_, half_width).square().mean())}
+    rows.append(row | dataclasses.asdict(surroundings(loss, half_width)))
+
+# %%
+beyond_the_box = pd.DataFrame(rows)
+record.table("beyond_the_box", rows)
+columns = {"slope of R": "mean squared slope of R", "variation": "e", "slope": "slope in the box"}
+beyond_the_box.rename(columns=columns).style.hide(axis="index").format(precision=3)
+
+# %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Four charts of a loss against the weight, with the box shaded. The ripple has its highest point nearby in the middle and is lower next to the box. The slanted ripple falls from the right edge. The crater rises from the box and falls far out. The hilltop is constant in the box and falls from both edges.", "classes": "chart"}, "figure": {"name": "fig-proof-beyond", "caption": "Four losses whose smoothed risk is stationary at 0; shaded: the box; dotted: the height of the loss in the middle. Condition 2 wants the loss to rise beyond the box. Formulas, not measurements."}}
+fig, axes = plt.subplots(2, 2, figsize=(6.4, 4.4), sharex=True)
+grid = torch.linspace(-2, 2, 600)
+for ax, name in zip(axes.flat, list(examples)[1:], strict=True):
+    ax.plot(grid, examples[name](grid))
+    ax.axhline(float(examples[name](torch.zeros(1))), color="gray", linestyle=":")
+    ax.axvspan(-half_width, half_width, alpha=0.12, color="black")
+    ax.set(title=name)
+for ax in axes[1]:
+    ax.set_xlabel("weight w")
+for ax in axes[:, 0]:
+    ax.set_ylabel("loss")
+save_figure(fig, P.run_dir, "beyond")
+
+# %%
+kept = [name for name in readings if bool(beyond_the_box[name].all())]
+fails = {name: int((~beyond_the_box[name]).sum()) for name in readings}
+for name, count in fails.items():
+    glue(f"proof-{name.replace('_', '-')}", count, display=False)
+glue("proof-kept", len(kept), display=False)
+glue("proof-examples", len(examples), display=False)
+
+# %% [markdown]
+# ````{admonition} Erratum E9: condition 2, strict or relaxed, is not examined
+# :class: warning
+# The thesis defines the point that training is to find by two conditions, and then proves that training ends in a stationary point of the smoothed risk. The proof looks neither at the strict nor at the relaxed second
+# condition. It could not show them: for each of the four ways to understand "the loss rises beyond the box" there is a loss that satisfies all assumptions and does not rise
+# so around the point where training under noise ends. *What holds* is {prf:ref}`prp-proof-edges`: at a local minimum of the smoothed risk, with one weight and a loss that is differentiable at the edges of the box, the loss cannot slope downwards beyond both of them. *What follows:* condition 2 is to be measured at the
+# point found, or to be dropped from the definition. The method does not use it: the clamp keeps the weights within the box.
+# ````
+#
+# Of {glue:text}`proof-examples` losses, *everywhere* fails for {glue:text}`proof-everywhere`, *next to* for {glue:text}`proof-next-to`, *from the edge* for {glue:text}`proof-from-edge` and *at last* for
+# {glue:text}`proof-at-last`. The number of readings that hold for all is {glue:text}`proof-kept`. Four remarks:
+#
+# - Multiply a loss by a small positive number. Then its variation and its slopes in the box are as small as one likes, and none of the readings changes. So the second condition fails also where the first one holds.
+# - *Everywhere* asks that no better valley exists anywhere, which nobody can check for a network. A relaxation is needed.
+# - A tolerance, "higher than $L(\theta^\star)-e$", does not help. By continuity it makes *next to* true for *every* loss, in a narrow enough strip. *At last* still fails: the hilltop has $L=1$ in the middle and tends to $0$ far
+#   out, so it fails for every $e<1$, with a flatness within the box that cannot be better.
+# - The hilltop is a maximum of $R$, and training stays there only because it starts there. The ripples and the crater are found from other starts, and their point is a local minimum of $R$.
+#
+# With more weights the gap of {numref}`fig-proof-ripple` comes on top: the loss $p(w_1)\,p(w_2)$ satisfies the strict second condition as it is printed, and so every condition that asks for less.
+
+# %% [markdown]
+# (sec-proof-claims)=
+# ## Claims of the thesis, and what became of them
+#
+# Each verdict follows from a rule that counts cases: reproduced if the claim holds in all of them, mixed if in some, not reproduced if in none. The cases are
+#
+# - for the limit: fourfold stretches of steps, over which $\mathbb E F$ on the noisy quadratic must at least halve (`halvings`; any fixed factor below one would do). A curve that ends at a floor stops doing so, as the one for constant steps
+#   shows: {glue:text}`proof-halvings-constant` of {glue:text}`proof-stretches` stretches, against {glue:text}`proof-halvings` for $1/k$;
+# - for the variance: the measurements on the network with the most draws, which must stay below (3.19);
+# - for the flat minimum: the runs on the ripple, which must end in a local minimum of the loss;
+# - for the relaxed condition: the four readings, each of which must hold for all five losses.
+
+# %%
+from experiments.fcl.proof import halvings
+from experiments.run.claims import Claim, claim_rows, claims_table, verdict_of_share
+
+hits, stretches = halvings(curves["1/k"])
+glue("proof-halvings", hits, display=False)
+glue("proof-halvings-constant", halvings(curves["constant"])[0], display=False)
+glue("proof-stretches", stretches, display=False)
+ratio = variance[variance["draws"] == max(P.averaged_draws)].eval("measured / printed")
+spread = f"{ratio.min():.1f} to {ratio.max():.1f} times the printed bound, {len(ratio)} cases"
+
+# %%
+claims = [
+    Claim(
+        "Under its assumptions training with noise makes the expected squared gradient go to zero",
+        "Theorem 3.1", "limit 0",
+        f"proved on this page, with repairs; on the noisy quadratic it halves in {hits} of {stretches} "
+        f"fourfold stretches of steps, from {curves['1/k'][0]:.1f} to {curves['1/k'][-1]:.1e}",
+        "a problem with known constants; the constants of the variance are the repaired ones",
+        verdict_of_share(hits, stretches), "thm-proof-main",
+    ),
+    Claim(
+        "The mean of M noise draws has at most 1/M of the variance of one", "Equation (3.19)", "V[g] / M",
+        f"with {max(P.averaged_draws)} draws {spread} (before and after training; seeds: {len(P.seeds)})",
+        "small ResNet18; the draws share a batch, as in the method",
+        verdict_of_share(int((ratio <= 1).sum()), len(ratio)), "fig-proof-variance",
+    ),
+]  # fmt: skip
+
+# %%
+one_weight = "a loss of one weight that satisfies the assumptions of the theorem"
+claims += [
+    Claim(
+        "Training under noise converges to a flat local minimum", "Chapter 3", "stated in words",
+        f"{minima} of {len(w_k)} runs end in a local minimum of the loss, which varies by "
+        f"{surroundings(ripple_loss, half_width).variation:.2f} in the box",
+        one_weight, verdict_of_share(minima, len(w_k)), "fig-proof-ripple",
+    ),
+    Claim(
+        "Beyond the box around the point found the loss rises: condition 2, also relaxed",
+        "Definition 3.1", "part of the definition",
+        f"{len(kept)} of {len(readings)} readings hold for all losses; they fail for "
+        f"{min(fails.values())} to {max(fails.values())} of the {len(examples)}",
+        f"{one_weight}; the relaxed wording is read in four ways",
+        verdict_of_share(len(kept), len(readings)), "sec-proof-relaxed",
+    ),
+]  # fmt: skip
+record.table("claims", claim_rows(claims))
+claims_table(claims).style.hide(axis="index")
+
+# %% [markdown]
 # ## Exercises
 #
 # ```{exercise}
@@ -983,11 +1285,11 @@ print(f"0.05/k: {end:.1e}, 1/sqrt k: {float(curves['1/√k'][-1]):.1e}")
 #
 # ## Summary
 #
-# - The conclusion of Theorem 3.1 holds under its assumptions. Its printed proof needs repairs at the variance (E1), at the function $F$
-#   (E2) and at the indices (E3), and none of them changes the conclusion.
+# - The conclusion of Theorem 3.1 holds under its assumptions. Its printed proof needs repairs at the variance (E1), at the increments of $F$
+#   (E2), at the indices (E3), where the steps become small (E6), and where rises and falls are added up (E7, E8). None of them changes the conclusion.
 # - Noise draws that share a batch do not replace batches: the batch part of the variance is a floor.
 # - Smoothness of $\lVert\nabla R\rVert^2$ can be dropped.
-# - A stationary point of the smoothed risk need be neither a minimum of the loss nor flat (E4), and the assumptions do not
+# - A stationary point of the smoothed risk need be neither a minimum of the loss nor flat (E4), the loss need not rise beyond the box in any sense (E9), and the assumptions do not
 #   hold for the networks in use (E5). That the minima found *are* flat is shown by measuring, in {ref}`chap-fcl`, not by this theorem.
 #
 # ## Further reading

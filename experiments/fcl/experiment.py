@@ -19,8 +19,9 @@ import data_prep as data
 from data_prep.common.topic import topic_keys, topic_lists
 from experiments.fcl import baselines as methods
 from experiments.fcl.baselines import Learner, SessionResults, run_learner
-from experiments.fcl.parameters import METHODS, VARIED, FewShotParameters
+from experiments.fcl.parameters import METHODS, SEEN_PAIRS, FewShotParameters
 from experiments.fcl.topic_split import topic_sessions
+from experiments.fcl.unseen_parts import unseen_parts_sessions
 from experiments.models.images import NormalisedImages
 from experiments.models.resnet import (
     IMAGENET_MEAN,
@@ -41,18 +42,32 @@ from ktlib.seeding import generator
 Trained = tuple[SplitNetwork, nn.Module]
 """A network, split in front of its tuned layers, and the classifier trained with it."""
 
-STARTS_FROM = {"f2m": "f2m", "ewc_wide": "f2m", "sam": "sam", "lucir": "cosine"}
+STARTS_FROM = {
+    "f2m": "f2m",
+    "f2m_flat": "f2m",
+    "ewc_wide": "f2m",
+    "sam": "sam",
+    "lucir": "cosine",
+}
 """Base training of each method; plain training of all others."""
+
+FSLL_RELEASED: dict[str, Any] = {
+    "settings": methods.FsllSettings.released(),
+    "epochs": 15,
+    "lr": 0.001,
+    "normalise": False,
+}
+"""FSLL as the re-implementation that came with F2M has it."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Parameters = TypeVar("Parameters", bound=FewShotParameters)
 
 # What the images of session 1, and so their mean and spread, depend on.
-_DATA_PARAMETERS = {"seeds", "split", "base_classes", "base_images", "class_seed", "weights"}
+_DATA_PARAMETERS = {"seeds", "class_split", "base_classes", "base_images", "class_seed", "weights"}
 
 # What the training on session 1 does not read, and what only F2M's does.
 _AFTERWARDS = {
-    *("seeds", "profile", "run_dir", "test_images", "session_epochs", "session_lr"),
+    *("seeds", "profile", "run_dir", "test_images", "box", "session_epochs", "session_lr"),
     *("flatness_draws", "flatness_images"),
 }
 _NOISE = {"noise_bound", "noise_draws", "noise_levels", "prototype_weight"}
@@ -92,13 +107,24 @@ class FewShotExperiment(Generic[Parameters]):
             raise ValueError(f"values must be of {sorted(set(known) - {'dataset'})}. "
                              f"Found {unknown}.")  # fmt: skip
         other = copy.copy(self)
-        other.parameters = type(self.parameters).model_validate(known | values, context=VARIED)
+        other.parameters = type(self.parameters).model_validate(known | values)
         if values.keys() & _DATA_PARAMETERS:
             for name in ("normalisation", "images", "test_pool"):
                 other.__dict__.pop(name, None)  # recomputed at the next access
         elif "test_images" in values:
             other.__dict__.pop("test_pool", None)
         return other
+
+    def with_classes(self, class_split: str) -> Self:
+        """A copy with another way to divide the classes, in as many sessions as there are new ones.
+
+        Args:
+            class_split: a value of this parameter.
+        """
+        sessions = self.parameters.sessions
+        if class_split == "unseen_parts":
+            sessions = min(sessions, (100 - SEEN_PAIRS) // self.parameters.ways)
+        return self.with_parameters(class_split=class_split, sessions=sessions)
 
     # Data --------------------------------------------------------------------------------------
 
@@ -108,7 +134,7 @@ class FewShotExperiment(Generic[Parameters]):
         The classes of each session are the same for every seed; the images are not.
         """
         p = self.parameters
-        if p.split == "topic":
+        if p.class_split == "topic":
             return topic_sessions(
                 topic_lists(p.dataset),
                 self.train.labels,
@@ -116,7 +142,8 @@ class FewShotExperiment(Generic[Parameters]):
                 validation_images=self.validation_images,
                 seed=seed,
             )
-        return few_shot_sessions(
+        draw = unseen_parts_sessions if p.class_split == "unseen_parts" else few_shot_sessions
+        return draw(
             self.train.labels,
             base_classes=p.base_classes,
             sessions=p.sessions,
@@ -132,7 +159,8 @@ class FewShotExperiment(Generic[Parameters]):
     def normalisation(self) -> tuple[Any, Any]:
         """Mean and spread of the base training images of the first seed; of ImageNet with weights.
 
-        The base images are the only ones that exist when the network is trained.
+        The base images are the only ones that exist when the network is trained. With another first
+        seed they differ a little, and so does what a seed gives in a run of several.
         """
         if self.parameters.weights:
             return IMAGENET_MEAN, IMAGENET_STD
@@ -334,13 +362,21 @@ class FewShotExperiment(Generic[Parameters]):
         steps: dict[str, Any] = {"epochs": p.session_epochs, "lr": p.session_lr, **setting}
         rng = generator(seed, method)
         batches = steps | {"batch_size": p.batch_size, "generator": rng}
+        boxed = {"bound": p.box} | steps
+        held: dict[str, Any] = {"penalty": 1e4} | boxed
         make: dict[str, Callable[[], Learner]] = {
             "ncm": partial(methods.NearestMean, split, **setting),
+            "ncm_raw": partial(methods.NearestMean, split, **{"normalise": False} | setting),
+            "teen": partial(methods.Teen, split, **setting),
+            "lda": partial(methods.Lda, split, **setting),
+            "ridge": partial(methods.Ridge, split, **setting),
             "finetune": partial(methods.Finetune, split, **steps),
-            "f2m": partial(methods.F2M, split, **{"bound": p.noise_bound} | steps),
-            "sam": partial(methods.F2M, split, **{"bound": p.noise_bound} | steps),
-            "ewc_wide": partial(methods.EWCInBox, split, generator=rng, **steps),
-            "fsll": partial(methods.FSLL, split, **steps),
+            "f2m": partial(methods.F2M, split, **boxed),
+            "f2m_flat": partial(methods.F2M, split, **boxed),
+            "sam": partial(methods.F2M, split, **boxed),
+            "ewc_wide": partial(methods.EWCInBox, split, generator=rng, **held),
+            "fsll": partial(_fsll, split, **steps),
+            "fsll_released": partial(methods.FSLL, split, **FSLL_RELEASED | setting),
             "idlvq": partial(methods.IDLVQC, split, **steps),
             "icarl": partial(methods.ICaRL, split, head, classes, **batches),
             "lucir": partial(methods.LUCIR, split, head, classes, **batches),
@@ -350,12 +386,56 @@ class FewShotExperiment(Generic[Parameters]):
         }
         return make[method]()
 
+    def train_for(self, method: str, seed: int, setting: Mapping[str, float]) -> Trained:
+        """Train on session 1 as a method wants it, see :data:`STARTS_FROM`.
+
+        Args:
+            method: id.
+            seed: of the training.
+            setting: of the method; of it, only ``noise_bound`` and ``radius`` count here.
+        """
+        start = STARTS_FROM.get(method, "plain")
+        if start == "f2m":
+            bound = setting.get("noise_bound", self.parameters.noise_bound)
+            return self.with_parameters(noise_bound=bound).train_f2m(seed)
+        radius = setting.get("radius", 0.0) if start == "sam" else 0.0
+        return self.train_plain(seed, cosine=start == "cosine", sam_radius=radius)
+
+    def run_method(
+        self, method: str, trained: Trained, seed: int, setting: Mapping[str, Any], **options: Any
+    ) -> tuple[Learner | None, SessionResults, str]:
+        """Run a method with a setting; one that diverges keeps the sessions that it finished.
+
+        Args:
+            method: id.
+            trained: network, from :meth:`train_for`.
+            seed: which repetition.
+            setting: values of its knobs, :data:`experiments.fcl.parameters.KNOBS`.
+            options: of :func:`experiments.fcl.baselines.run_learner`.
+
+        Returns:
+            The learner at the end, its results, and why it stopped: empty if it did not.
+        """
+        own = {k: v for k, v in setting.items() if k not in ("noise_bound", "radius")}
+        if "epochs" in own:
+            own["epochs"] = int(own["epochs"])
+        results, learner = SessionResults(), None
+        try:
+            learner = self.learner(method, trained, seed, **own)
+            self.run_sessions(learner, seed, results, **options)
+        except FloatingPointError as error:
+            return learner, results, str(error)
+        return learner, results, ""
+
     def run_sessions(
-        self, learner: Learner, seed: int, results: SessionResults | None = None
+        self, learner: Learner, seed: int, results: SessionResults | None = None, **options: Any
     ) -> SessionResults:
-        """Run a method through all sessions of a seed, testing after each."""
+        """Run a method through all sessions of a seed, testing after each.
+
+        Options are those of :func:`experiments.fcl.baselines.run_learner`.
+        """
         pools = self.images, self.labels, *self.evaluation_data(seed)
-        return run_learner(learner, self.sessions(seed), *pools, results=results)
+        return run_learner(learner, self.sessions(seed), *pools, results=results, **options)
 
     # Flatness ----------------------------------------------------------------------------------
 
@@ -392,6 +472,12 @@ class FewShotExperiment(Generic[Parameters]):
         cases = {(k, part): (*pair, *pool) for k, pair in trained.items() for part, pool in samples}
         noise = generator(seed, "flatness noise")
         return flatness_together(cases, bound=bound, draws=draws, generator=noise)
+
+
+def _fsll(split: SplitNetwork, *, penalty: float | None = None, **steps: Any) -> Learner:
+    """FSLL with this weight of its penalty."""
+    settings = None if penalty is None else methods.FsllSettings(penalty_weight=penalty)
+    return methods.FSLL(split, settings=settings, **steps)
 
 
 def _memory_format(width: int) -> torch.memory_format:

@@ -255,27 +255,27 @@ class NoisyQuadratic:
         draws: int,
         repetitions: int,
         generator: torch.Generator,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Independent runs of SGD (3.8) from one start.
 
         Returns:
-            ``(len(steps) + 1, repetitions)``: ``||grad R(theta_k)||^2`` for k = 0, 1, ...
+            ``(len(steps) + 1, repetitions)``: ``F_k = ||grad R(theta_k)||^2`` for k = 0, 1, ...
+            ``(len(steps), repetitions)``: ``E_k F_{k+1}``, the exact mean of the next value over
+            batch and noise of step k, with ``theta_k`` given.
         """
         require_at_least("repetitions", repetitions, 1)
-        theta = start.repeat(repetitions, 1)
-        norms = [self.gradient(theta).square().sum(dim=1)]
+        theta, spread = start.repeat(repetitions, 1), self._spread(draws)
+        norms, ahead = [self.gradient(theta).square().sum(dim=1)], []
         for step in steps:
+            moments = self._next_moments((theta - self.optimum).square(), step, spread)
+            ahead.append(moments @ self.curvatures.square())
             batch = self.draw_batch(repetitions, generator)
             theta = theta - step * self.batch_gradient(theta, batch, draws, generator)
             norms.append(self.gradient(theta).square().sum(dim=1))
-        return torch.stack(norms)
+        return torch.stack(norms), torch.stack(ahead)
 
     def expected(self, start: Tensor, steps: Sequence[float], draws: int) -> tuple[Tensor, Tensor]:
         """Exact ``E R(theta_k)`` and ``E ||grad R(theta_k)||^2`` of SGD, without sampling.
-
-        The second moment ``s_i = E (theta_i - t_i)^2`` of each coordinate obeys
-        ``s_i <- ((1 - a h_i)^2 + a^2 h_i^2 tau^2) s_i + a^2 v_i`` for a step ``a``, where ``v_i``
-        is the variance of coordinate i of ``g_bar`` at the optimum.
 
         Returns:
             Two tensors ``(len(steps) + 1,)``.
@@ -283,8 +283,7 @@ class NoisyQuadratic:
         h, spread = self.curvatures, self._spread(draws)
         moments = [(start - self.optimum).square()]
         for step in steps:
-            factor = (1 - step * h).square() + (step * h * self.batch_scale).square()
-            moments.append(factor * moments[-1] + step**2 * spread)
+            moments.append(self._next_moments(moments[-1], step, spread))
         second = torch.stack(moments)
         return second @ h / 2 + self.lowest_risk, second @ h.square()
 
@@ -301,12 +300,150 @@ class NoisyQuadratic:
             raise ValueError(f"step must be above 0 and below {largest:g}. Found step={step!r}.")
         return float((step * self._spread(draws) * h / stable).sum())
 
+    def _next_moments(self, moments: Tensor, step: float, spread: Tensor) -> Tensor:
+        """``E (theta_i - t_i)^2`` of each coordinate after a step, from those before it.
+
+        ``s_i <- ((1 - a h_i)^2 + a^2 h_i^2 tau^2) s_i + a^2 v_i`` for a step ``a``, where ``v_i``
+        is the variance of coordinate i of ``g_bar`` at the optimum.
+        """
+        h = self.curvatures
+        factor = (1 - step * h).square() + (step * h * self.batch_scale).square()
+        return factor * moments + step**2 * spread
+
     def _spread(self, draws: int) -> Tensor:
         """``(d,)`` variance of each coordinate of ``g_bar`` at the optimum."""
         spread = torch.full_like(self.curvatures, self.batch_std**2)
         noisy = self.curvatures[: self.perturbed].square() * noise_variance(self.bound) / draws
         spread[: self.perturbed] += (1 + self.batch_scale**2) * noisy
         return spread
+
+
+def rises_and_falls(increments: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the rises, ``A+``, and of the falls, ``A-``, up to each step.
+
+    Args:
+        increments: ``(steps, ...)``.
+
+    Returns:
+        Two tensors of the same shape that never decrease; ``A+ - A-`` is the sum of increments.
+    """
+    return increments.clamp(min=0).cumsum(dim=0), (-increments).clamp(min=0).cumsum(dim=0)
+
+
+def halvings(curve: Tensor) -> tuple[int, int]:
+    """How often a curve at least halves when the number of steps grows fourfold.
+
+    A sequence that keeps doing so goes to zero; one that ends at a floor stops doing so. Looked at
+    are the last index ``K`` and ``K/4``, ``K/16``, ... as long as they are at least 20.
+
+    Args:
+        curve: ``(K + 1,)`` values at the steps 0, 1, ..., K.
+
+    Returns:
+        The number of fourfold stretches over which it halves, and the number of stretches.
+
+    Raises:
+        ValueError: the curve has fewer than 80 steps, so not one stretch.
+    """
+    ends = [len(curve) - 1]
+    require_at_least("len(curve) - 1", ends[0], 80)
+    while ends[-1] // 4 >= 20:
+        ends.append(ends[-1] // 4)
+    values = curve[ends]
+    return int((values[:-1] <= values[1:] / 2).sum()), len(ends) - 1
+
+
+def train_under_noise(
+    loss: Callable[[Tensor], Tensor],
+    start: float,
+    bound: float,
+    steps: Sequence[float],
+    runs: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """SGD on a loss of one weight with fresh uniform noise from ``[-b, b]`` in each step.
+
+    The slope taken at ``w + eps`` is applied at ``w``, as in (3.8) with one draw.
+
+    Args:
+        loss: weights ``(runs,)`` -> their losses, by operations that autograd knows.
+        start: first weight of every run.
+        bound: half-width ``b``.
+        steps: step sizes.
+        runs: independent runs.
+        generator: of the noise.
+
+    Returns:
+        ``(runs,)`` the last weights.
+    """
+    w = torch.full((runs,), start, dtype=torch.float64)
+    for step in steps:
+        noise = bound * (2 * torch.rand(runs, generator=generator, dtype=w.dtype) - 1)
+        w = w - step * _slope(loss, w + noise)
+    return w
+
+
+def smoothed_slope(loss: Callable[[Tensor], Tensor], w: Tensor, bound: float) -> Tensor:
+    """``R'(w) = (L(w + b) - L(w - b)) / 2b``, the slope of the loss averaged over the box."""
+    return (loss(w + bound) - loss(w - bound)) / (2 * bound)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """A loss of one weight within the box around 0 and beyond it, looked at on a fine grid.
+
+    The first two fields are what condition 1 of Definition 3.1 bounds; the others are four ways to
+    understand that the loss rises beyond the box.
+
+    Attributes:
+        variation: largest difference to ``L(0)`` within the box.
+        slope: largest absolute slope within the box.
+        everywhere: higher than ``L(0)`` at every point beyond the box.
+        next_to: higher than ``L(0)`` in a strip next to each edge, a tenth of ``b`` wide.
+        from_edge: rising outwards from each edge, all through that strip.
+        at_last: higher than ``L(0)`` at both ends of the grid.
+    """
+
+    variation: float
+    slope: float
+    everywhere: bool
+    next_to: bool
+    from_edge: bool
+    at_last: bool
+
+
+def surroundings(
+    loss: Callable[[Tensor], Tensor], bound: float, reach: float = 20.0
+) -> Surroundings:
+    """Look at a loss of one weight around 0.
+
+    Args:
+        loss: weights ``(n,)`` -> their losses, by operations that autograd knows.
+        bound: half-width ``b`` of the box.
+        reach: how far to look, in half-widths, at least 2.
+    """
+    require_at_least("reach", reach, 2)
+    middle = loss(torch.zeros(1, dtype=torch.float64))
+    box = torch.linspace(-bound, bound, 2001, dtype=torch.float64)
+    strip = bound * torch.linspace(1, 1.1, 201, dtype=torch.float64)
+    outside = bound * torch.linspace(1, reach, 20_001, dtype=torch.float64)[1:]
+    sides = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    higher, near = loss(sides * outside) > middle, loss(sides * strip)
+    return Surroundings(
+        variation=float((loss(box) - middle).abs().max()),
+        slope=float(_slope(loss, box).abs().max()),
+        everywhere=bool(higher.all()),
+        next_to=bool((near[:, 1:] > middle).all()),
+        from_edge=bool((near.diff(dim=1) > 0).all()),
+        at_last=bool(higher[:, -1].all()),
+    )
+
+
+def _slope(loss: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+    """Slope of a loss at each of several weights."""
+    at = w.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(at).sum(), at)
+    return slope
 
 
 def _total_variance(sample: Tensor) -> float:

@@ -4,25 +4,52 @@ A chapter makes one :class:`Claim` for each claim that it examines and stores th
 
     record.table("claims", claim_rows(claims))
 
-The book's list of claims is made from these tables.
+Or its header names a module, ``ktlib: {claims: experiments.fcl.claims}``, whose function
+``claims(record)`` makes them from the other tables. Then a record that has been kept follows the
+rules of today. The book's list of claims is made by :func:`claims_of` either way.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from experiments.run.chapter_source import chapter_source, chapters
+from experiments.run.provenance import chapter_header
+from experiments.run.verdicts import VERDICTS, Verdict, verdict_of_difference, verdict_of_share
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Verdict = Literal[
-    "reproduced", "not reproduced", "undecided", "mixed", "not tested", "not testable here"
+    from experiments.run.paired import PairedDifference
+    from experiments.run.records import RunRecord
+
+__all__ = [
+    "VERDICTS",
+    "Claim",
+    "Verdict",
+    "claim_rows",
+    "claims_of",
+    "claims_table",
+    "not_testable",
+    "verdict_of_difference",
+    "verdict_of_share",
 ]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 ANCHOR = re.compile(r"[a-z][a-z0-9-]*")
+TEXTS = ("claim", "printed_in", "thesis", "found", "difference", "verdict", "anchor")
+NUMBERS = ("printed_effect", "effect", "low", "high")
+# What chapters wrote before claims had numbers, such as "-0.6 points, 95 % interval -1.7 to +0.5"
+# and "-0.228 nats (95 % interval -0.499 to +0.042, 3 seeds)"
+SIGNED = r"[+-]\d+(?:\.\d+)?"
+EFFECT = re.compile(
+    rf"(?P<effect>{SIGNED})(?: (?P<unit>[a-z]+))?"
+    rf"(?:,? \(?95 % interval (?P<low>{SIGNED}) to (?P<high>{SIGNED})| \(one seed)"
+)
+PRINTED = re.compile(rf"(?P<effect>{SIGNED})(?![\d.]| (?:to|and|\+-) )")  # one number, no range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +62,20 @@ class Claim:
         thesis: the number printed there, or the words where there is no number.
         found: our number with its spread and the number of seeds.
         difference: how our set-up differs from that of the thesis.
-        verdict: from a rule of this module, never typed.
+        verdict: from a rule of ``experiments.run.verdicts``, never typed.
         anchor: name of the place in the chapter, such as ``"sec-pilot"`` for ``(sec-pilot)=``
             in front of a heading, or the name of a figure.
+        mechanism: what shows that the mechanism acted in this run, with its number, such as
+            ``"the box held 12 % of the weights"``.
+        printed_effect: the difference that the thesis prints, where it is a number.
+        effect: our difference, in the same unit.
+        low: lower end of its 95 % confidence interval.
+        high: upper end.
+        unit: of these four numbers; empty where they have none.
 
     Raises:
-        ValueError: a text is empty, the verdict is not one of ``VERDICTS``, or the anchor is not a
-            valid name.
+        ValueError: a text is empty, the verdict is not one of ``VERDICTS``, the anchor is not a
+            valid name, or the numbers are not finite or make no interval.
     """
 
     claim: str
@@ -51,11 +85,17 @@ class Claim:
     difference: str
     verdict: Verdict
     anchor: str
+    mechanism: str = ""
+    printed_effect: float | None = None
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str = "points"
 
     def __post_init__(self) -> None:
-        for field in COLUMNS:
+        for field in (*TEXTS, "mechanism", "unit"):
             value = getattr(self, field)
-            if not isinstance(value, str) or not value.strip():
+            if not isinstance(value, str) or (field in TEXTS and not value.strip()):
                 raise ValueError(f"`{field}` of a claim must be text. Found {value!r}.")
         if self.verdict not in VERDICTS:
             raise ValueError(
@@ -67,26 +107,153 @@ class Claim:
                 "`anchor` must be small letters, digits and hyphens, as in `sec-pilot`. "
                 f"Found {self.anchor!r}."
             )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for field in NUMBERS:
+            value = getattr(self, field)
+            known = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (known and math.isfinite(value)):
+                raise ValueError(
+                    f"`{field}` of a claim must be a finite number or None. Found {value!r}."
+                )
+        ends = (self.low, self.high)
+        if None in ends and (ends != (None, None)):
+            raise ValueError(f"`low` and `high` of a claim must both be known. Found {ends}.")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"`low` of a claim must be at most `high`. Found {ends}.")
+
+    @property
+    def least_seen(self) -> float | None:
+        """The smallest difference that the run could have seen: half the interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @classmethod
+    def of_difference(
+        cls,
+        claim: str,
+        printed_in: str,
+        thesis: str,
+        difference: PairedDifference,
+        setting: str,
+        expected: Literal["above", "below"],
+        anchor: str,
+        *,
+        printed_effect: float | None = None,
+        mechanism: str = "",
+        acted: bool = True,
+        cases: int = 0,
+        unit: str = "points",
+    ) -> Claim:
+        """A claim that one thing is larger, or smaller, than another.
+
+        Args:
+            claim: as the attribute, and so are ``printed_in``, ``thesis``, ``anchor``,
+                ``mechanism`` and ``unit``.
+            printed_in: where it is printed.
+            thesis: what is printed there.
+            difference: what this run measured.
+            setting: how our set-up differs from that of the thesis.
+            expected: the side of 0 on which the thesis puts the difference.
+            anchor: the place in the chapter.
+            printed_effect: the printed difference. With it, the run can also show a clear absence,
+                see :func:`verdict_of_difference`.
+            mechanism: what shows whether the mechanism acted.
+            acted: whether it did.
+            cases: as in :func:`verdict_of_difference`.
+            unit: of the difference.
+
+        Raises:
+            ValueError: the printed difference lies on the other side of 0, or a mechanism did not
+                act and no words say so; and as :class:`Claim`.
+        """
+        least = None
+        if printed_effect is not None:
+            if not (printed_effect > 0 if expected == "above" else printed_effect < 0):
+                raise ValueError(
+                    f"printed_effect must lie {expected} 0. Found printed_effect={printed_effect}."
+                )
+            least = abs(printed_effect)
+        low, high = difference.low, difference.high
+        verdict = verdict_of_difference(low, high, expected, cases=cases, acted=acted, least=least)
+        return cls(
+            claim, printed_in, thesis, _in_words(difference, unit), setting, verdict, anchor,
+            _said(mechanism, acted), printed_effect, _known(difference.mean), _known(low),
+            _known(high), unit,
+        )  # fmt: skip
+
+    @classmethod
+    def of_share(
+        cls,
+        claim: str,
+        printed_in: str,
+        thesis: str,
+        hits: int,
+        total: int,
+        setting: str,
+        anchor: str,
+        *,
+        counted: str = "cases",
+        shown: str = "",
+        mechanism: str = "",
+        acted: bool = True,
+    ) -> Claim:
+        """A claim about several cases, such as "in every session".
+
+        Args:
+            claim: as the attribute, and so are ``printed_in``, ``thesis``, ``anchor`` and
+                ``mechanism``.
+            printed_in: where it is printed.
+            thesis: what is printed there.
+            hits: number of cases in which it holds.
+            total: number of cases.
+            setting: how our set-up differs from that of the thesis.
+            anchor: the place in the chapter.
+            counted: what the cases are, such as ``"sessions"``.
+            shown: the numbers behind the count, if there is room for them.
+            mechanism: what shows whether the mechanism acted.
+            acted: whether it did.
+
+        Raises:
+            ValueError: a mechanism did not act and no words say so; and as
+                :func:`verdict_of_share` and :class:`Claim`.
+        """
+        verdict = verdict_of_share(hits, total, acted=acted)
+        found = f"in {hits} of {total} {counted}" + (f": {shown}" if shown else "")
+        said = _said(mechanism, acted)
+        return cls(claim, printed_in, thesis, found, setting, verdict, anchor, said)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Claim:
-        """The claim in a row of a record.
+        """The claim in a row of a record; rows that were kept may lack what is optional.
 
         Raises:
             ValueError: a column is missing or unknown, or a value is not allowed.
         """
-        missing = [name for name in COLUMNS if name not in row]
+        missing = [name for name in TEXTS if name not in row]
         unknown = [name for name in row if name not in COLUMNS]
         if missing or unknown:
             raise ValueError(
-                f"A claim must have the columns {', '.join(COLUMNS)}. "
+                f"A claim must have the columns {', '.join(TEXTS)}. "
                 f"Missing: {', '.join(missing) or 'none'}. Unknown: {', '.join(unknown) or 'none'}."
             )
         return cls(**{**row, "verdict": _of_today(row)})
 
-    def row(self) -> dict[str, str]:
+    def row(self) -> dict[str, str | float | None]:
         """The claim as a row of a record."""
         return dataclasses.asdict(self)
+
+    def with_numbers(self) -> Claim:
+        """With the numbers that its texts hold, where it has none of its own."""
+        if self.effect is not None or not (found := EFFECT.match(self.found)):
+            return self
+        numbers: dict[str, Any] = {
+            key: None if found[key] is None else float(found[key])
+            for key in ("effect", "low", "high")
+        }
+        if self.printed_effect is None and (printed := PRINTED.match(self.thesis)):
+            numbers["printed_effect"] = float(printed["effect"])
+        return dataclasses.replace(self, unit=found["unit"] or "", **numbers)
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Claim))
@@ -102,13 +269,64 @@ def _of_today(row: Mapping[str, Any]) -> Verdict:
     return "undecided" if "interval" in found else "mixed"
 
 
-def claim_rows(claims: Iterable[Claim | Mapping[str, Any]]) -> list[dict[str, str]]:
+def _known(number: float) -> float | None:
+    """A number as a record holds it: there is no NaN."""
+    return None if math.isnan(number) else float(number)
+
+
+def _said(mechanism: str, acted: bool) -> str:
+    if not acted and not mechanism.strip():
+        raise ValueError(f"mechanism must say why it did not act. Found {mechanism!r}.")
+    return mechanism
+
+
+def _in_words(difference: PairedDifference, unit: str) -> str:
+    """A difference with as many decimals as its interval allows, two digits of half its width."""
+    if not difference.seeds:
+        return str(difference)
+    half = (difference.high - difference.low) / 2
+    digits = (
+        1 if math.isnan(half) or half == 0 else min(6, max(1, 1 - math.floor(math.log10(half))))
+    )
+    mean = f"{difference.mean:+.{digits}f} {unit}".rstrip()
+    if math.isnan(half):
+        return f"{mean} (one {difference.pairs}, no interval)"
+    interval = f"95 % interval {difference.low:+.{digits}f} to {difference.high:+.{digits}f}"
+    return f"{mean}, {interval} over {difference.seeds} {difference.pairs}s"
+
+
+def claims_of(record: RunRecord) -> list[Claim]:
+    """The claims of a record, with their numbers.
+
+    They are made by the module that the header of the record's chapter names, else taken from the
+    table ``claims``.
+
+    Raises:
+        ValueError: the module has no function ``claims``, or a claim is invalid or a duplicate.
+    """
+    known = record.chapter in chapters()
+    header = chapter_header(chapter_source(record.chapter)) if known else {}
+    made: Iterable[Claim | Mapping[str, Any]] = record.tables.get("claims", [])
+    if name := header.get("claims"):
+        maker = getattr(importlib.import_module(name), "claims", None)
+        if maker is None:
+            raise ValueError(
+                f"`claims` in the header of chapter {record.chapter!r} must name a module with a "
+                f"function `claims`. Found {name!r}."
+            )
+        made = maker(record)
+    return [Claim.from_row(row).with_numbers() for row in claim_rows(made)]
+
+
+def claim_rows(
+    claims: Iterable[Claim | Mapping[str, Any]],
+) -> list[dict[str, str | float | None]]:
     """Claims as the rows of a record's table ``claims``, each of them checked.
 
     Raises:
         ValueError: a claim is invalid or a duplicate; the message gives its row.
     """
-    rows: list[dict[str, str]] = []
+    rows: list[dict[str, str | float | None]] = []
     for number, item in enumerate(claims):
         try:
             row = (item if isinstance(item, Claim) else Claim.from_row(item)).row()
@@ -146,77 +364,6 @@ def claims_table(claims: Iterable[Claim | Mapping[str, Any]]) -> pd.DataFrame:
             "verdict": [row["verdict"] for row in rows],
         }
     )
-
-
-# Of five cases that all point one way, 2 in 32 such sets do so by chance: no test at 5 %.
-LEAST_CASES = 6
-
-
-def verdict_of_difference(
-    low: float,
-    high: float,
-    expected: Literal["above", "below"],
-    *,
-    cases: int = 0,
-    acted: bool = True,
-) -> Verdict:
-    """Verdict on a claim that something is larger, or smaller, than something else.
-
-    Reproduced when the whole interval lies on the claimed side of 0, not reproduced when it lies on
-    the other side. An interval that contains 0 leaves it undecided: there may be a difference, up
-    to the ends of the interval. Nothing was tested by a single seed, by a handful of cases, by a
-    mechanism that did not act, or by two arms that agree in every seed.
-
-    Args:
-        low: lower end of the 95 % confidence interval of the difference.
-        high: upper end. Both are NaN for a single seed, which gives no interval. Both are 0 where
-            the arms agree in every seed: one run under two names, or a measure that cannot tell
-            them apart.
-        expected: the side of 0 on which the thesis puts the difference.
-        cases: held-out images or texts behind each value; fewer than six test nothing. 0: all of a
-            test set.
-        acted: whether the mechanism acted in this run, such as a search that counted at least one
-            conflict.
-
-    Raises:
-        ValueError: only one end is NaN, the ends are swapped, or the side is unknown.
-    """
-    if expected not in ("above", "below"):
-        raise ValueError(f"expected must be 'above' or 'below'. Found {expected!r}.")
-    one_seed, same_run = math.isnan(low) and math.isnan(high), low == high == 0
-    if one_seed or same_run or 0 < cases < LEAST_CASES or not acted:
-        return "not tested"
-    if not low <= high:
-        raise ValueError(f"low must be at most high. Found low={low}, high={high}.")
-    above, below = low > 0, high < 0
-    if not above and not below:
-        return "undecided"
-    return "reproduced" if above == (expected == "above") else "not reproduced"
-
-
-def verdict_of_share(hits: int, total: int, *, acted: bool = True) -> Verdict:
-    """Verdict on a claim about several cases, such as "in every session".
-
-    Reproduced when it holds in all cases, mixed when in some, not reproduced when in none. The
-    words beside it show the count.
-
-    Args:
-        hits: number of cases in which it holds.
-        total: number of cases.
-        acted: whether the mechanism acted in this run; otherwise nothing was tested.
-
-    Raises:
-        ValueError: there are no cases, or ``hits`` is not between 0 and ``total``.
-    """
-    if total < 1:
-        raise ValueError(f"total must be at least 1. Found {total}.")
-    if not 0 <= hits <= total:
-        raise ValueError(f"hits must be between 0 and total={total}. Found {hits}.")
-    if not acted:
-        return "not tested"
-    if hits == total:
-        return "reproduced"
-    return "mixed" if hits else "not reproduced"
 
 
 class NotTestable(TypedDict):

@@ -13,9 +13,16 @@ import difflib
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from experiments.run.chapter_source import parameter_model, parameters_cell
@@ -32,10 +39,14 @@ class ChapterParameters(BaseModel):
     """Parameters that all chapters share. A chapter's own parameters are the fields of a subclass.
 
     The fields have no default values: these are in the chapter's parameters cell, where a reader
-    sees them.
+    sees them. A lesson may leave out what it does not speak of, and a run may still set it.
+
+    Attributes:
+        reference: values of the fields that the cell of a chapter leaves out.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    reference: ClassVar[Mapping[str, Any]] = {}
 
     seeds: list[Seed] = Field(min_length=1, description="one repetition of the experiment per seed")
     # The choices of `ktlib.device`, which is not imported here because PyTorch is slow to import.
@@ -51,6 +62,11 @@ class ChapterParameters(BaseModel):
     run_dir: str = Field(
         description="folder for result.json and figures; empty: nothing is written"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_reference(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {**cls.reference, **values}
 
     @field_validator("seeds")
     @classmethod

@@ -1,14 +1,17 @@
 """Which code, which versions and which machine a result came from.
 
-Two digests answer two questions. :func:`code_digest`: could this code give other numbers than the
-code of a stored record? :func:`run_digest`: would running the chapter again show anything new?
+Three digests answer three questions. :func:`code_digest`: could this code give other numbers than
+the code of a stored record? :func:`numbers_digest`: would a run that nobody looks at give others?
+:func:`run_digest`: would running the chapter again show anything new?
 """
 
 from __future__ import annotations
 
 import ast
+import gzip
 import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
@@ -18,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from experiments.run.chapter_source import code_cells
+from experiments.run.chapter_source import PROFILES, code_cells, parameters_cell
 
 PROJECT = "knowledge-transfer-lib"
 HERE = Path(__file__).parent
@@ -34,6 +37,9 @@ MACHINERY = (
 # Cells that no number of a record follows from: drawings, laid-out tables, and default values (a
 # record holds the values that it was made with).
 NUMBERLESS_TAGS = frozenset({"figure", "table", "parameters"})
+# Modules of a part that none follows from: claims are computed anew from the tables of a record,
+# and figures only draw them.
+NUMBERLESS_MODULES = frozenset({"claims.py", "figures.py"})
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 RECORDED_PACKAGES = (
     "ktlib",
@@ -126,20 +132,24 @@ def part_files(root: Path, parts: Iterable[str]) -> list[Path]:
 
 @lru_cache
 def parts_digest(parts: tuple[str, ...]) -> str:
-    """SHA-256 of the code of parts of this project, without comments, docstrings and layout."""
+    """SHA-256 of the code of parts of this project, without comments, docstrings and layout.
+
+    :data:`NUMBERLESS_MODULES` do not count.
+    """
     root = HERE.parents[1]
-    files = part_files(root, parts)
+    files = [file for file in part_files(root, parts) if file.name not in NUMBERLESS_MODULES]
     return _digest(f"{file.relative_to(root).as_posix()}\n{_code(_text(file))}" for file in files)
 
 
 def code_digest(chapter_source: Path | str) -> str:
     """SHA-256 of the code that a chapter's numbers follow from.
 
-    That is: :func:`code_files`, and the chapter's code cells except :data:`NUMBERLESS_TAGS`.
-    Comments, docstrings and layout do not count.
+    That is: :func:`code_files` except :data:`NUMBERLESS_MODULES`, and the chapter's code cells
+    except :data:`NUMBERLESS_TAGS`. Comments, docstrings and layout do not count.
     """
     cells = [c.source for c in code_cells(chapter_source) if NUMBERLESS_TAGS.isdisjoint(c.tags)]
-    return _digest([*map(_code, cells), *_named_texts(chapter_source, _code)])
+    files = [f for f in code_files(chapter_source) if f.name not in NUMBERLESS_MODULES]
+    return _digest([*map(_code, cells), *_named_texts(chapter_source, files, _code)])
 
 
 def current_code_digest(chapter: str) -> str | None:
@@ -152,6 +162,22 @@ def current_code_digest(chapter: str) -> str | None:
         return code_digest(source)
     except ImportError:  # YAML belongs to the book
         return None
+
+
+def numbers_digest(chapter_source: Path | str, params_yaml: Path | str) -> str:
+    """SHA-256 of what the numbers of a run follow from.
+
+    That is: :func:`code_digest`, the parameters, and the chapter's records of searches. Not its
+    records of profiles: parts are not computed again because they were merged into one.
+    """
+    import yaml  # belongs to the book
+
+    values = {line.name: line.value for line in parameters_cell(chapter_source)}
+    values |= yaml.safe_load(Path(params_yaml).read_text(encoding="utf-8")) or {}
+    records = _committed_records(Path(chapter_source))
+    searches = [_text(file) for file in records if file.name.split(".")[1] not in PROFILES]
+    settings = json.dumps(values, sort_keys=True, default=str)
+    return _digest([code_digest(chapter_source), settings, *searches])
 
 
 def run_digest(
@@ -175,8 +201,13 @@ def run_digest(
     root = project_root(source.resolve().parent)
     showing = sorted((root / "experiments" / "run").glob("*.py")) if root else []
     files = [params_yaml, *_committed_records(source), *showing, *extra_files]
-    contents = [f"{Path(path).name}\n{_text(Path(path))}" for path in files if path is not None]
-    return _digest([*cells, *_named_texts(source, _normalised), *contents])
+    contents = [
+        f"{Path(path).name.removesuffix('.gz')}\n{_text(Path(path))}"
+        for path in files
+        if path is not None
+    ]
+    named = _named_texts(source, code_files(source), _normalised)
+    return _digest([*cells, *named, *contents])
 
 
 def git_state(folder: Path | str | None = None) -> tuple[str | None, bool | None]:
@@ -224,19 +255,41 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
+def record_files(folder: Path, name: str = "**/*") -> list[Path]:
+    """The records kept in ``results/``: ``<name>.<profile>.json``, with ``.gz`` if compressed.
+
+    Args:
+        folder: the folder ``results``.
+        name: of the chapter; by default the records of all.
+    """
+    return sorted(path for end in ("", ".gz") for path in folder.glob(f"{name}.*.json{end}"))
+
+
+def unpacked(path: Path) -> bytes:
+    """The content of a file, of one that ends in ``.gz`` without the compression.
+
+    Raises:
+        OSError: it cannot be read.
+        EOFError, zlib.error: the compressed file is cut off or damaged.
+    """
+    content = path.read_bytes()
+    return gzip.decompress(content) if path.suffix == ".gz" else content
+
+
 def _committed_records(chapter_source: Path) -> list[Path]:
     """Records of a chapter: chapters/a/b.py -> results/a/b.*.json."""
     root = project_root(chapter_source.parent)
     if root is None or not chapter_source.resolve().is_relative_to(root / "chapters"):
         return []
     name = chapter_source.resolve().relative_to(root / "chapters").with_suffix("")
-    return sorted((root / "results" / name.parent).glob(f"{name.name}.*.json"))
+    return record_files(root / "results", name.as_posix())
 
 
-def _named_texts(chapter_source: Path | str, form: Callable[[str], str]) -> list[str]:
-    """Name and content of the chapter's code files, in the form given."""
+def _named_texts(
+    chapter_source: Path | str, files: Iterable[Path], form: Callable[[str], str]
+) -> list[str]:
+    """Name and content of a chapter's code files, in the form given."""
     root = project_root(Path(chapter_source).resolve().parent)
-    files = code_files(chapter_source)
     return [f"{file.relative_to(root or '/').as_posix()}\n{form(_text(file))}" for file in files]
 
 
@@ -260,7 +313,7 @@ def _digest(parts: Iterable[str]) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return _normalised(path.read_text(encoding="utf-8", errors="replace"))
+        return _normalised(unpacked(path).decode("utf-8", errors="replace"))
     except FileNotFoundError:
         return "(missing)"
 

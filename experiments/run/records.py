@@ -6,11 +6,13 @@ its definition; ``python -m experiments.run.records`` prints it as a JSON schema
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import platform
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +47,25 @@ class Recheck(BaseModel):
     date: str = Field(description="day, ISO 8601")
 
 
+class Part(BaseModel):
+    """One of the runs that a record was merged from, and where its numbers come from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: str = Field(description="name of the run, such as seeds=3")
+    values: dict[str, list[JsonValue]] = Field(
+        description="its values of the parameters in which the runs differ"
+    )
+    git_commit: str | None = Field(description="commit of the project")
+    git_dirty: bool | None = Field(description="whether files differed from the commit")
+    code_digest: str | None = Field(description="SHA-256 of the code that the numbers follow from")
+    started_at: str = Field(description="when it started, ISO 8601, UTC")
+    wall_seconds: float = Field(description="duration, in seconds")
+    hardware: str = Field(description="model name of the device")
+    threads: int = Field(description="number of CPU threads")
+    from_cache: dict[str, int] = Field(description="kind of training -> how many were not computed")
+
+
 class RunRecord(BaseModel):
     """The record of one run: started at its beginning, filled on the way, saved at its end."""
 
@@ -69,7 +90,7 @@ class RunRecord(BaseModel):
     threads: int = Field(description="number of CPU threads")
     workers: int = Field(1, description="trainings at once on the CPU, which share the threads")
     started_at: str = Field(alias="start", description="when the run started, ISO 8601, UTC")
-    wall_seconds: float = Field(ge=0, description="duration, in seconds")
+    wall_seconds: float = Field(ge=0, description="duration, in seconds; of parts, their sum")
     from_cache: dict[str, int] = Field(
         {}, description="kind of training -> how many were taken from the cache, not computed"
     )
@@ -84,6 +105,7 @@ class RunRecord(BaseModel):
     )
     figures: list[str] = Field(description="names of the files in figures/")
     rechecked: Recheck | None = Field(None, description="later code that gives the same rows")
+    parts: list[Part] = Field([], description="the runs that it was merged from; none: one run")
 
     _clock: float | None = PrivateAttr(default=None)  # None in a record that was read
 
@@ -229,7 +251,7 @@ class RunRecord(BaseModel):
 
 
 def load_record(path: Path | str) -> RunRecord:
-    """Read a record from its file or from the folder of its run.
+    """Read a record from its file, which may be compressed, or from the folder of its run.
 
     Raises:
         ValueError: the file is not a record; the message names the file and the fields.
@@ -237,15 +259,16 @@ def load_record(path: Path | str) -> RunRecord:
     """
     file = Path(path)
     file = file / RECORD_NAME if file.is_dir() else file
-    text = file.read_text(encoding="utf-8")
     try:
-        return RunRecord.model_validate_json(text)
+        return RunRecord.model_validate_json(provenance.unpacked(file))
     except ValidationError as error:
         problems = [
             f"{'.'.join(map(str, detail['loc'])) or 'file'}: {detail['msg']}"
             for detail in error.errors()[:5]
         ]
-        raise ValueError(f"{file} is not a record of a run. {'; '.join(problems)}.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        problems = [f"file: {str(error).rstrip('.')}"]
+    raise ValueError(f"{file} is not a record of a run. {'; '.join(problems)}.")
 
 
 def _plain(value: Any, where: str) -> bool | int | float | str | None:

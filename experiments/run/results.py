@@ -4,7 +4,8 @@ Defined in ``experiments.run.records`` (one run), ``experiments.run.committed`` 
 project) and ``experiments.run.tables`` (many runs, and the thesis).
 """
 
-from experiments.run.committed import committed_record, is_stale, record_label
+from experiments.run.committed import committed_record, is_stale, record_command, record_label
+from experiments.run.provenance import record_files
 from experiments.run.records import RECORD_NAME, RunRecord, load_record
 from experiments.run.tables import (
     collect,
@@ -23,6 +24,8 @@ __all__ = [
     "is_stale",
     "load_record",
     "mean_and_spread",
+    "record_command",
+    "record_files",
     "record_label",
     "thesis_settings",
     "thesis_table",

@@ -119,7 +119,9 @@ def _record_files(path: Path) -> list[Path]:
 
 def _run_name(file: Path) -> str:
     """The folder of a run; a record under another name is a committed one, named by its file."""
-    return file.resolve().parent.name if file.name == RECORD_NAME else file.stem
+    if file.name == RECORD_NAME:
+        return file.resolve().parent.name
+    return file.name.removesuffix(".gz").removesuffix(".json")
 
 
 def _differing_parameters(records: list[RunRecord]) -> list[str]:

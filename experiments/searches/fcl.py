@@ -1,30 +1,27 @@
-"""The search for the settings of the few-shot chapter: ``python -m experiments.searches.fcl``.
+"""The search for the settings of all few-shot methods: ``python -m experiments.searches.fcl``.
 
-Held-out training images (never the test files), seeds that no table of the chapter uses, the sizes
-of the profile ``full``. First the learning rate of plain training is chosen by
-the mean accuracy of the frozen baseline over all sessions. Then box half-width, weight of prototype
-fixing and session learning rate of F2M: among the settings whose flatness indicator inside their
-own box is at most a third of plain training's there, the highest mean accuracy of F2M over all
-sessions.
+Held-out training images (never the test files), seeds that no table uses, the size of the profile
+``full``, and both ways to split the classes. Every method with knobs gets the same number of
+trials, :data:`TRIALS`, of its own knobs, and is chosen by the same criterion: the accuracy averaged
+over all sessions and seeds. ``f2m_flat`` meets a further condition, at least three times the
+flatness of plain training in its own box, and is a row of its own for that reason.
 
-How it went: the first grid ended at half-width 0.02 and the first rule was accuracy alone. Plain
-training turned out to be flat already at these half-widths (its weights are larger than those of a
-long schedule), no setting was much flatter, and so none was the method that the chapter is about.
-The grid was then extended upwards and the condition on flatness added. Before the first grid, trial
-runs with ``prototype_weight`` 1 lost 4 points of validation accuracy at half-width 0.01 and 8 at
-0.02, so that 1 is not in it. The record ``results/fcl.search.json`` holds every setting of both
-grids, and the chapter shows all of them.
-
-Settings that the record already holds are not computed again.
+Where the best value of a knob is the last of its grid, the grid is continued by up to
+:data:`EXTENSIONS` further trials, one knob at a time; the record shows how many each method had.
+A session that a setting does not finish counts as accuracy 0. Constants that a paper states keep
+the defaults of ``experiments.fcl.baselines``. Trials that the record already holds are not computed
+again.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import tempfile
+import time
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,149 +29,205 @@ import pandas as pd
 import torch
 
 import data_prep as data
-from experiments.fcl.baselines import SessionResults
 from experiments.fcl.experiment import FewShotExperiment, Trained
-from experiments.fcl.parameters import FclParameters
+from experiments.fcl.parameters import EvidenceParameters
+from experiments.fcl.search_results import Setting, chosen_settings, setting_text
 from experiments.run.parameters import check_parameter_file
 from experiments.run.results import RunRecord, load_record
 
+OUT = Path("results/fcl_evidence.search.json")
 VALIDATION_IMAGES = 20  # held out of every class
-LEARNING_RATES = (0.05, 0.1, 0.2)
-NOISE_BOUNDS = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
-PROTOTYPE_WEIGHTS = (0.0, 0.1)
-FLATTER = 3.0  # how many times, at least, inside the own box
-SESSION_LEARNING_RATES = (0.0025, 0.005, 0.01, 0.02)
+FLATNESS_DRAWS = 200
+TRIALS = 8
+EXTENSIONS = 3
+SHARES = ("shrinkage", "shift")  # knobs that are at most 1
+Grid = dict[str, tuple[float, ...]]
+RATES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+GRIDS: dict[str, Grid] = {
+    "ncm": {},
+    "ncm_raw": {},
+    "teen": {"shift": (0.1, 0.25, 0.5, 0.75), "temperature": (4, 16)},
+    "lda": {"shrinkage": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9)},
+    "ridge": {"penalty": (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 1, 10)},
+    "finetune": {"lr": RATES},
+    "icarl": {"lr": RATES},
+    "lucir": {"lr": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)},
+    "topic": {"lr": (0.0005, 0.002, 0.005, 0.02), "epochs": (6, 50)},
+    "fsll_released": {},
+    "fsll": {"lr": (0.01, 0.05, 0.2, 1.0), "penalty": (0.01, 0.1)},
+    "idlvq": {"lr": (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005)},
+    "f2m": {"noise_bound": (0.01, 0.04), "bound": (0.001, 0.01), "lr": (0.02, 0.05)},
+    "f2m_flat": {"noise_bound": (0.04, 0.08), "bound": (0.001, 0.01), "lr": (0.02, 0.05)},
+    "sam": {"radius": (0.05, 0.2), "bound": (0.001, 0.01), "lr": (0.02, 0.05)},
+    "ewc_wide": {"penalty": (1e3, 1e4, 1e5, 1e6), "lr": (0.02, 0.05), "bound": (0.16,)},
+    "joint": {"lr": (0.02, 0.05, 0.1, 0.3), "epochs": (1, 2)},
+    "crt": {"lr": (0.02, 0.05, 0.1, 0.3), "epochs": (1, 2)},
+}
+"""Knobs and values; the product of each is :data:`TRIALS` settings, or one without knobs."""
+
+Row = dict[str, Any]
+Case = tuple[str, int]  # split of the classes, seed
+Experiment = FewShotExperiment[EvidenceParameters]
 
 
-Experiment = FewShotExperiment[FclParameters]
-Row = dict[str, Any]  # of a record's table
+def settings(grid: Grid) -> Iterator[Setting]:
+    """Every combination of the values of a grid."""
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
 
 
-def parameters_of(base: str, *, seeds: list[int], profile: str) -> FclParameters:
-    """The values of a profile of the chapter, for seeds that no table of the chapter uses."""
-    file = f"chapters/params/fcl.{base}.yaml"
-    values = check_parameter_file("chapters/fcl.py", file, FclParameters)
-    changed = {"seeds": seeds, "profile": profile, "compared_seeds": 1}
-    return FclParameters(**values.model_dump() | changed)
+def continued(grid: Grid, best: Setting, known: Collection[Setting]) -> Setting | None:
+    """The best setting, one knob a step beyond the end of its grid; None if there is no such step.
 
-
-def new_experiment(parameters: FclParameters) -> Experiment:
-    """The chapter's experiment on held-out training images."""
-    return FewShotExperiment(parameters, "cpu", validation_images=VALIDATION_IMAGES)
-
-
-def accuracies(found: SessionResults, sessions: int) -> dict[str, float]:
-    """Validation accuracies; sessions that a diverged method did not reach count as 0."""
-    values = [row["accuracy"] for row in found.rows]
-    diverged = len(values) < sessions
-    values += [0.0] * (sessions - len(values))
-    last = found.rows[-1]
-    return {
-        "first_accuracy": values[0],
-        "mean_accuracy": sum(values) / len(values),
-        "last_accuracy": values[-1],
-        "last_base_accuracy": 0.0 if diverged else last["base_accuracy"],
-        "last_new_accuracy": 0.0 if diverged else last["new_accuracy"],
-    }
-
-
-def indicators(experiment: Experiment, trained: Trained, seed: int) -> dict[str, float]:
-    """Flatness on held-out images of the base classes at every half-width, 100 draws."""
-    images = experiment.parameters.base_classes * 10
-    return {
-        f"flatness at {bound}": experiment.flatness(
-            trained, seed, "test", bound=bound, draws=100, images=images
-        ).indicator
-        for bound in NOISE_BOUNDS
-    }
-
-
-def search_baseline(parameters: FclParameters, seed: int) -> list[Row]:
-    """Every learning rate of plain training."""
-    torch.set_num_threads(1)
-    rows = []
-    for lr in LEARNING_RATES:
-        experiment = new_experiment(parameters).with_parameters(lr=lr)
-        trained = experiment.train_plain(seed)
-        found = experiment.run_sessions(experiment.learner("ncm", trained, seed), seed)
-        flat = indicators(experiment, trained, seed)
-        rows.append({"seed": seed, "lr": lr, **accuracies(found, len(found.rows)), **flat})
-        print(rows[-1], flush=True)
-    return rows
-
-
-def search_f2m(parameters: FclParameters, seed: int, lr: float, known: list[Row]) -> list[Row]:
-    """Every setting of F2M that is not among the known rows."""
-    torch.set_num_threads(1)
-    experiment = new_experiment(parameters).with_parameters(lr=lr)
-    done = {(row["seed"], row["noise_bound"], row["prototype_weight"]) for row in known}
-    rows = []
-    for bound, weight in itertools.product(NOISE_BOUNDS, PROTOTYPE_WEIGHTS):
-        if (seed, bound, weight) in done:
+    Args:
+        grid: the values of each knob that were tried, in order.
+        best: the best setting so far.
+        known: every setting that was tried.
+    """
+    for name, values in grid.items():
+        if len(values) < 2 or best[name] not in (values[0], values[-1]):
             continue
-        setting = {"noise_bound": bound, "prototype_weight": weight}
-        trial = experiment.with_parameters(**setting)
-        trained = trial.train_f2m(seed)
-        flat = indicators(trial, trained, seed)
-        for session_lr in SESSION_LEARNING_RATES:
-            found = trial.run_sessions(trial.learner("f2m", trained, seed, lr=session_lr), seed)
-            row = {"seed": seed, **setting, "session_lr": session_lr}
-            rows.append(row | accuracies(found, len(found.rows)) | flat)
-            print(rows[-1], flush=True)
-    return rows
+        first = best[name] == values[0]
+        beyond = values[0] ** 2 / values[1] if first else values[-1] ** 2 / values[-2]
+        further = best | {
+            name: max(1, round(beyond)) if name == "epochs" else float(f"{beyond:.2g}")
+        }
+        if further not in known and (name not in SHARES or beyond <= 1):
+            return further
+    return None
 
 
-def add_flatness_gain(rows: list[Row], plain: list[Row]) -> None:
-    """How many times flatter than plain training of the same seed, inside the row's own box."""
-    indicators = {row["seed"]: row for row in plain}
-    for row in rows:
-        name = f"flatness at {row['noise_bound']}"
-        row["flatness_gain"] = indicators[row["seed"]][name] / row[name]
+class Search:
+    """The trials of one split of the classes and one seed."""
+
+    def __init__(self, parameters: EvidenceParameters, case: Case, known: list[Row]) -> None:
+        classes, self.seed = self.case = case
+        experiment = FewShotExperiment(parameters, "cpu", validation_images=VALIDATION_IMAGES)
+        self.experiment = experiment.with_classes(classes)
+        self.networks: dict[Any, Trained] = {}
+        self.rows = [row for row in known if (row["classes"], row["seed"]) == case]
+
+    def run(self, wanted: dict[str, list[Setting]]) -> list[Row]:
+        """Every setting of every method that is not among the known rows."""
+        torch.set_num_threads(1)
+        done = {(row["method"], row["setting"]) for row in self.rows}
+        for method, several in wanted.items():
+            for setting in several:
+                if (method, setting_text(setting)) not in done:
+                    self.rows.append(self.trial(method, setting))
+                    print(self.rows[-1], flush=True)
+        return self.rows
+
+    def trained(self, method: str, setting: Setting) -> Trained:
+        """Base training, once for all trials that need the same."""
+        knobs = {k: v for k, v in setting.items() if k in ("noise_bound", "radius")}
+        start = "cosine" if method == "lucir" else "f2m" if method in NOISY else "plain"
+        key = start if method != "sam" else "sam", *knobs.items()
+        if key not in self.networks:
+            self.networks[key] = self.experiment.train_for(method, self.seed, setting)
+        return self.networks[key]
+
+    def trial(self, method: str, setting: Setting) -> Row:
+        """Accuracies on held-out images, and for a noisy training how flat it is in its own box."""
+        started, p = time.monotonic(), self.experiment.parameters
+        trained = self.trained(method, setting)
+        _, found, stopped = self.experiment.run_method(method, trained, self.seed, setting)
+        values = [row["accuracy"] for row in found.rows]
+        values += [0.0] * (p.sessions + 1 - len(values))
+        last = found.rows[-1] if found.rows and not stopped else {}
+        return {
+            "classes": self.case[0],
+            "seed": self.seed,
+            "method": method,
+            "setting": setting_text(setting),
+            "mean_accuracy": sum(values) / len(values),
+            "last_accuracy": values[-1],
+            "last_base_accuracy": last.get("base_accuracy", 0.0),
+            "last_new_accuracy": last.get("new_accuracy", 0.0),
+            "flatness_gain": self.gain(setting["noise_bound"]) if method == "f2m_flat" else None,
+            "diverged": bool(stopped),
+            "seconds": time.monotonic() - started,
+        }
+
+    def gain(self, bound: float) -> float:
+        """How many times flatter than plain training the one with this noise is, in its own box."""
+        if bound not in self.networks:
+            images = self.experiment.parameters.base_classes * 10
+            flat = {
+                name: self.experiment.flatness(
+                    self.trained(name, {"noise_bound": bound} if name == "f2m" else {}), self.seed,
+                    "test", bound=bound, draws=FLATNESS_DRAWS, images=images,
+                ).indicator
+                for name in ("ncm", "f2m")
+            }  # fmt: skip
+            self.networks[bound] = flat["ncm"] / flat["f2m"]  # type: ignore[assignment]
+        return self.networks[bound]  # type: ignore[return-value]
 
 
-def choose(table: pd.DataFrame) -> dict[str, float]:
-    """The rule of this search, applied to its table; means over seeds."""
-    names = ["noise_bound", "prototype_weight", "session_lr"]
-    mean = table.groupby(names)[["mean_accuracy", "flatness_gain"]].mean()
-    allowed = mean[mean["flatness_gain"] >= FLATTER]
-    best = allowed.reset_index().iloc[int(allowed["mean_accuracy"].argmax())]
-    return {name: float(best[name]) for name in names}
+NOISY = ("f2m", "f2m_flat", "ewc_wide")
+
+
+def search_case(
+    parameters: EvidenceParameters, case: Case, known: list[Row], wanted: dict[str, list[Setting]]
+) -> list[Row]:
+    """The rows of one case, for a process of its own."""
+    return Search(parameters, case, known).run(wanted)
 
 
 def main() -> None:
-    """Search, then write the record."""
+    """Search, continue grids whose best value is the last, then write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101])
-    parser.add_argument("--out", type=Path, default=Path("results/fcl.search.json"))
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     arguments = parser.parse_args()
-    parameters = parameters_of("full", seeds=arguments.seeds, profile="search")
-    record = RunRecord.start("fcl", parameters, data=data.checksums(parameters.dataset))
-    before = load_record(arguments.out).tables if arguments.out.exists() else {}
-    baseline: list[Row] = before.get("baseline", [])
-    rows: list[Row] = before.get("search", [])
-    if any(f"flatness at {bound}" not in row for row in baseline for bound in NOISE_BOUNDS):
-        baseline = []  # measured at fewer half-widths
-    for row in rows:
-        row.update({f"flatness at {b}": None for b in NOISE_BOUNDS} | row)
-    with ProcessPoolExecutor(len(arguments.seeds)) as pool:  # one process and thread per seed
-        if not baseline:
-            searches = pool.map(partial(search_baseline, parameters), arguments.seeds)
-            baseline = [row for found in searches for row in found]
-        lr = max(
-            LEARNING_RATES,
-            key=lambda lr: sum(row["mean_accuracy"] for row in baseline if row["lr"] == lr),
-        )
-        searches = pool.map(partial(search_f2m, parameters, lr=lr, known=rows), arguments.seeds)
-        rows = rows + [row for found in searches for row in found]
-    add_flatness_gain(rows, [row for row in baseline if row["lr"] == lr])
-    rows.sort(key=lambda r: (r["seed"], r["noise_bound"], r["prototype_weight"], r["session_lr"]))
-    record.metric("chosen_lr", lr)
-    record.table("baseline", baseline)
-    record.table("search", rows)
-    with tempfile.TemporaryDirectory(dir=arguments.out.parent) as folder:
+    values = check_parameter_file(
+        "chapters/fcl_evidence.py", "chapters/params/fcl_evidence.full.yaml", EvidenceParameters
+    ).model_dump()
+    changed = {"seeds": arguments.seeds, "study_seeds": [], "profile": "search"}
+    parameters = EvidenceParameters(**values | changed)
+    record = RunRecord.start("fcl_evidence", parameters, data=data.checksums(parameters.dataset))
+    rows: list[Row] = load_record(arguments.out).tables["trials"] if arguments.out.exists() else []
+    cases: list[Case] = [*itertools.product(parameters.class_splits, arguments.seeds)]
+    wanted = {case: {m: [*settings(grid)] for m, grid in GRIDS.items()} for case in cases}
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        for turn in range(EXTENSIONS + 1):
+            futures = [pool.submit(search_case, parameters, c, rows, wanted[c]) for c in cases]
+            rows = [row for future in futures for row in future.result()]
+            record.table("trials", rows)
+            save(record, arguments.out)
+            best = chosen_settings(pd.DataFrame(rows))
+            further = {}
+            for (classes, method), found in best.items():
+                known = tried(rows, classes, method)
+                setting = continued(grid_of(known), found, known)
+                if setting and len(known) < TRIALS + EXTENSIONS:
+                    further[classes, method] = setting
+            print(f"turn {turn}: {best}\ncontinued: {further}", flush=True)
+            if not further:
+                break
+            for (classes, method), setting in further.items():
+                for seed in arguments.seeds:
+                    wanted[classes, seed].setdefault(method, []).append(setting)
+
+
+def tried(rows: list[Row], classes: str, method: str) -> list[Setting]:
+    """Every setting of a method that was tried so far."""
+    own = [row for row in rows if (row["classes"], row["method"]) == (classes, method)]
+    return [json.loads(text) for text in dict.fromkeys(row["setting"] for row in own)]
+
+
+def grid_of(known: Collection[Setting]) -> Grid:
+    """The values of each knob that were tried so far, in order."""
+    names = next(iter(known))
+    return {name: tuple(sorted({setting[name] for setting in known})) for name in names}
+
+
+def save(record: RunRecord, out: Path) -> None:
+    """Write the record so that it is complete or not there."""
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         record.save(folder)
-        Path(folder, "result.json").replace(arguments.out)
-    print(f"chosen: lr {lr}, {choose(record.frame('search'))}; written: {arguments.out}")
+        Path(folder, "result.json").replace(out)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,19 @@ A few lines on a network of your own::
 """
 
 from ktlib.fcl.evaluation import embed
-from ktlib.fcl.f2m import F2MLoss, F2MVariant, f2m_loss, learn_session
+from ktlib.fcl.f2m import (
+    PRINTED,
+    PRINTED_SESSION,
+    RELEASED,
+    RELEASED_SESSION,
+    F2MLoss,
+    F2MVariant,
+    SessionVariant,
+    f2m_loss,
+    learn_session,
+)
 from ktlib.fcl.flatness import Flatness, flatness
-from ktlib.fcl.noise import draw_noise, noise_variance
+from ktlib.fcl.noise import draw_noise, noise_mean, noise_variance
 from ktlib.fcl.protocol import Session, few_shot_sessions, positions_of
 from ktlib.fcl.prototypes import (
     class_means,
@@ -29,12 +39,17 @@ from ktlib.fcl.split import SplitNetwork, last_convolutions, split_network
 from ktlib.fcl.training import BaseTraining, random_crop, train_base
 
 __all__ = [
+    "PRINTED",
+    "PRINTED_SESSION",
+    "RELEASED",
+    "RELEASED_SESSION",
     "BaseTraining",
     "F2MLoss",
     "F2MVariant",
     "FlatRegion",
     "Flatness",
     "Session",
+    "SessionVariant",
     "SplitNetwork",
     "class_means",
     "draw_noise",
@@ -46,6 +61,7 @@ __all__ = [
     "last_convolutions",
     "learn_session",
     "nearest_class_mean",
+    "noise_mean",
     "noise_variance",
     "normalise_prototypes",
     "positions_of",

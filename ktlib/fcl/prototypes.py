@@ -57,6 +57,8 @@ def normalise_prototypes(prototypes: Tensor) -> Tensor:
 def nearest_class_mean(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     """Row of the prototype at the smallest Euclidean distance.
 
+    It has the smallest squared distance, too, which the authors' released code compares.
+
     Args:
         embeddings: ``(n, dim)``.
         prototypes: ``(k, dim)``.
@@ -71,15 +73,17 @@ def nearest_class_mean(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     return torch.cdist(widened(embeddings), widened(prototypes)).argmin(dim=1)
 
 
-def few_shot_loss(embeddings: Tensor, targets: Tensor, prototypes: Tensor) -> Tensor:
+def few_shot_loss(
+    embeddings: Tensor, targets: Tensor, prototypes: Tensor, *, squared: bool = False
+) -> Tensor:
     """Cross-entropy of a softmax over negative Euclidean distances (thesis, equation 3.7).
-
-    The distances are not squared.
 
     Args:
         embeddings: ``(n, dim)``.
         targets: ``(n,)`` row of each example's class in ``prototypes``.
         prototypes: ``(k, dim)`` of all classes seen so far.
+        squared: square the distances, as in the authors' released code. The gradient then grows
+            with the distances.
 
     Returns:
         Scalar mean over the examples.
@@ -89,4 +93,5 @@ def few_shot_loss(embeddings: Tensor, targets: Tensor, prototypes: Tensor) -> Te
         >>> few_shot_loss(torch.zeros(1, 2), torch.tensor([0]), prototypes)  # log 2
         tensor(0.6931)
     """
-    return F.cross_entropy(-torch.cdist(widened(embeddings), widened(prototypes)), targets)
+    distances = torch.cdist(widened(embeddings), widened(prototypes))  # (n, k)
+    return F.cross_entropy(-(distances.square() if squared else distances), targets)

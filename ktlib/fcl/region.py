@@ -55,12 +55,11 @@ class FlatRegion:
         center: name -> tensor of the parameter's shape to use as ``phi*`` instead of the present
             values, for example from a checkpoint of the base session, or ``region.center`` for a
             copy of the model.
-        grid_step: :meth:`clamp_` first rounds the distance of every entry to ``phi*`` to a multiple
-            of this, in units of the weights; 0 rounds nothing. The authors' released code: a
-            quarter of its bound. Small steps are then lost altogether.
 
     Attributes:
         center: name -> copy of the parameter at ``phi*``.
+        clamped: name -> mask of the entries that :meth:`clamp_` has ever moved back into the box;
+            a name is missing before its first clamp. Rounding to the grid does not count.
 
     Raises:
         ValueError: for no parameters, a bound that is negative or not finite, a negative grid step,
@@ -75,6 +74,8 @@ class FlatRegion:
         >>> region.clamp_()
         >>> weight
         tensor([ 0.2000, -0.5000,  0.5000])
+        >>> round(region.share_clamped(), 2), round(region.share_at_wall(), 2)
+        (0.67, 0.67)
     """
 
     def __init__(
@@ -82,41 +83,67 @@ class FlatRegion:
         parameters: Mapping[str, Tensor] | nn.Module,
         bound: float,
         center: Mapping[str, Tensor] | None = None,
-        *,
-        grid_step: float = 0.0,
     ) -> None:
         if isinstance(parameters, nn.Module):
             parameters = ModelParameters(parameters, [n for n, _ in parameters.named_parameters()])
         if not parameters:
             raise ValueError("parameters must name at least one tensor. Found an empty mapping.")
         self._parameters = parameters
-        state = {"bound": bound, "grid_step": grid_step}
-        self.load_state_dict(state | {"center": parameters if center is None else center})
+        state = {"bound": bound, "center": parameters if center is None else center}
+        self.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """``bound``, ``grid_step`` and a copy of ``center``, for :meth:`load_state_dict`."""
-        center = {name: value.clone() for name, value in self.center.items()}
-        return {"bound": self.bound, "grid_step": self.grid_step, "center": center}
+        """``bound``, copies of ``center`` and ``clamped``: for a checkpoint."""
+        center, clamped = (
+            {name: value.clone() for name, value in values.items()}
+            for values in (self.center, self.clamped)
+        )
+        return {"bound": self.bound, "center": center, "clamped": clamped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the box of :meth:`state_dict`, checked; the parameters stay as they are."""
+        """Take over the box of :meth:`state_dict`, checked; the parameters stay as they are.
+
+        Without ``clamped``, as in states of earlier versions, no entry counts as clamped.
+        """
         require_bound("bound", state["bound"])
-        require_bound("grid_step", state["grid_step"])
         _require_fitting(self._parameters, state["center"])
         self.bound: float = state["bound"]
-        self.grid_step: float = state["grid_step"]
-        self.center = {name: state["center"][name].detach().clone() for name in self._parameters}
+        center, clamped = state["center"], state.get("clamped", {})
+        self.center: dict[str, Tensor] = {n: center[n].detach().clone() for n in self._parameters}
+        self.clamped: dict[str, Tensor] = {n: mask.clone() for n, mask in clamped.items()}
         self._box: dict[str, tuple[Tensor, Tensor]] = {}
         self._now()
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Parameter clamping (PC): round if asked, then move to the nearest point of the box."""
+        """Parameter clamping (PC): move to the nearest point of the box."""
         for name, parameter in self._now().items():
-            if self.grid_step:
-                steps = ((parameter - self.center[name]) / self.grid_step).round()
-                parameter.copy_(self.center[name] + self.grid_step * steps)
-            parameter.clamp_(*self._box[name])
+            lower, upper = self._box[name]
+            moved = (parameter < lower) | (parameter > upper)
+            if name in self.clamped:
+                moved |= self.clamped[name].to(moved.device)
+            self.clamped[name] = moved
+            parameter.clamp_(lower, upper)
+
+    def share_clamped(self) -> float:
+        """Share of the entries that :meth:`clamp_` has moved back into the box, at least once."""
+        return self._share(self.clamped)
+
+    def share_at_wall(self) -> float:
+        """Share of the entries that are on the wall of the box now, or outside.
+
+        The wall is the last number of the parameter's precision in the box, where :meth:`clamp_`
+        puts what was outside. With ``bound`` 0 all is wall, and the share 1.
+        """
+        masks = {}
+        for name, parameter in self._now().items():
+            lower, upper = self._box[name]
+            masks[name] = (parameter <= lower) | (parameter >= upper)
+        return self._share(masks)
+
+    def _share(self, masks: Mapping[str, Tensor]) -> float:
+        count = sum(int(mask.sum()) for mask in masks.values())
+        return count / sum(value.numel() for value in self.center.values())
 
     def contains(self) -> bool:
         """Whether every parameter lies in the box now, exactly (no tolerance); NaN does not."""

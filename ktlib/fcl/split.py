@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -81,7 +82,13 @@ class SplitNetwork:
             raise AttributeError("its layer was exchanged")
         return found
 
-    def tail_forward(self, features: Tensor, noise: Mapping[str, Tensor] | None = None) -> Tensor:
+    def tail_forward(
+        self,
+        features: Tensor,
+        noise: Mapping[str, Tensor] | None = None,
+        *,
+        clean_backward: bool = False,
+    ) -> Tensor:
         """Embed prefix features, with ``noise`` added to the tuned parameters of the tail.
 
         The parameters themselves are never written to, so nothing has to be restored, and the
@@ -91,9 +98,16 @@ class SplitNetwork:
         Args:
             features: output of :attr:`prefix`.
             noise: name in :attr:`tuned` -> tensor of the parameter's shape.
+            clean_backward: the backward pass takes the weights without noise, as if it had been
+                removed in between. Activations are those of the noisy point, and so is the gradient
+                of the last noisy layer. What is passed on through a noisy layer to the layers in
+                front of it is not: that gradient belongs to neither point.
 
         Returns:
             Embeddings ``(batch, dim)``.
+
+        Raises:
+            ValueError: ``clean_backward`` under autocast, where layers keep copies of the weights.
         """
         if not self.shares_prefix:
             features = features.clone()  # a network may work in place on its input
@@ -101,8 +115,31 @@ class SplitNetwork:
             embedding: Tensor = self.tail(features)
             return embedding
         noisy = {name: self.tuned[name] + value for name, value in noise.items()}
-        moved: Tensor = torch.func.functional_call(self.tail, noisy, (features,))
+        with _saving_clean(self.tuned, noisy) if clean_backward else nullcontext():
+            moved: Tensor = torch.func.functional_call(self.tail, noisy, (features,))
         return moved
+
+
+def _saving_clean(
+    tuned: Mapping[str, Tensor], noisy: Mapping[str, Tensor]
+) -> AbstractContextManager[object]:
+    """What autograd keeps for the backward pass of noisy weights are those without noise."""
+    if any(torch.is_autocast_enabled(weight.device.type) for weight in noisy.values()):
+        raise ValueError("clean_backward must not be asked for under autocast.")
+    # Of the same strides, so that what is a view of one fits the other.
+    clean = {
+        id(weight): torch.empty_like(weight.detach()).copy_(tuned[name].detach())
+        for name, weight in noisy.items()
+    }
+
+    def pack(saved: Tensor) -> Tensor:
+        base = saved._base  # noqa: SLF001 - documented: the tensor that this one is a view of
+        weight = clean.get(id(saved if base is None else base))
+        if weight is None:
+            return saved.detach()  # the output of a layer itself would keep the layer, for ever
+        return weight.as_strided(saved.shape, saved.stride(), saved.storage_offset())
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept)
 
 
 def last_convolutions(network: nn.Module, count: int) -> list[str]:

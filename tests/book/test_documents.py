@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import ktlib
+from experiments.run.results import load_record, record_files
 from tests.paths import ROOT
 
 NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ARCHITECTURE.md")
@@ -124,8 +125,11 @@ def test_times_are_those_that_were_measured():
         longest = {
             "cpu": max(build["chapters"].values()),
             "full": max(
-                json.loads(path.read_text(encoding="utf-8"))["wall_seconds"]
-                for path in (ROOT / "results").rglob("*.full.json")
+                run.wall_seconds
+                for path in record_files(ROOT / "results")
+                for record in [load_record(path)]
+                if record.profile == "full"
+                for run in record.parts or [record]
             ),
         }
         for profile, seconds in longest.items():

@@ -7,6 +7,8 @@ them. :data:`CHECKS` has the names that each of them covers.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -110,13 +112,10 @@ def splits(place):
     return copied.tail_forward(features), copied.tail_forward(features, noise), whole
 
 
-@covers(fcl, "F2MLoss", "F2MVariant", "f2m_loss")
+@covers(fcl, "F2MLoss", "F2MVariant", "PRINTED", "RELEASED", "f2m_loss")
 def base_losses(place):
-    released = fcl.F2MVariant(
-        noise_levels=5, noise_shapes=(0.5, 2.0), spread_weight=2.0, prototype_gradient=False
-    )
     found = []
-    for variant in (fcl.F2MVariant(), released):
+    for variant in (fcl.PRINTED, fcl.RELEASED):
         split, classifier = cut(place), head(place)
         loss = fcl.f2m_loss(split, classifier, *photographs(place), bound=0.1, draws=2,
                             prototype_weight=1.0, generator=stream(), variant=variant)  # fmt: skip
@@ -126,14 +125,20 @@ def base_losses(place):
     return found
 
 
-@covers(fcl, "FlatRegion", "learn_session")
+@covers(fcl, "FlatRegion", "SessionVariant", "PRINTED_SESSION", "RELEASED_SESSION", "learn_session")
 def sessions_in_the_box(place):
-    split, (images, labels) = cut(place), photographs(place)
-    region = fcl.FlatRegion(split.tuned, bound=0.01, grid_step=0.002)
-    old = torch.tensor([7, 9], device=place)
-    losses = fcl.learn_session(split, region, images, labels, torch.ones(2, 4, device=place), old,
-                               epochs=3, lr=1.0)  # fmt: skip
-    return losses, region.contains(), region.largest_shift(), list(split.tuned.values())
+    crops = functools.partial(fcl.random_crop, padding=1, generator=stream())
+    released = dataclasses.replace(fcl.RELEASED_SESSION, augment=crops)
+    found = []
+    for variant in (fcl.PRINTED_SESSION, released):
+        split, (images, labels) = cut(place), photographs(place)
+        region = fcl.FlatRegion(split.tuned, bound=0.01)
+        old, facts = torch.tensor([7, 9], device=place), {}
+        losses = fcl.learn_session(split, region, images, labels, torch.ones(2, 4, device=place),
+                                   old, epochs=3, lr=1.0, variant=variant, facts=facts)  # fmt: skip
+        found.append((losses, facts, region.contains(), region.largest_shift()))
+        found.append((region.share_clamped(), region.share_at_wall(), [*split.tuned.values()]))
+    return found
 
 
 @covers(fcl, "Flatness", "flatness")
@@ -144,13 +149,13 @@ def flatness_of_a_box(place):
     return found.indicator, found.variance, found.loss_at_minimum, found.losses
 
 
-@covers(fcl, "draw_noise", "noise_variance")
+@covers(fcl, "draw_noise", "noise_mean", "noise_variance")
 def noise(place):
     weights = {"w": torch.zeros(3, 4, device=place)}
     laws = ({}, {"levels": 5}, {"levels": 5, "shapes": (0.5, 2.0)})
     drawn = [fcl.draw_noise(weights, 0.1, stream(), **law)["w"] for law in laws]
     assert all(one.device == weights["w"].device for one in drawn)
-    return drawn, fcl.noise_variance(0.1)
+    return drawn, fcl.noise_mean(0.1, **laws[2]), fcl.noise_variance(0.1)
 
 
 @covers(fcl, "Session", "few_shot_sessions", "positions_of")

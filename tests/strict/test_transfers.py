@@ -67,14 +67,14 @@ def plain(split, classifier):
     return lambda images, labels: F.cross_entropy(classifier(split.network(images)), labels)
 
 
-def f2m(**variant):
+def f2m(variant):
     def make(split, classifier):
         noise = public.stream()
 
         def loss(images, labels):
             return fcl.f2m_loss(
                 split, classifier, images, labels, bound=0.1, draws=2, prototype_weight=1.0,
-                generator=noise, variant=fcl.F2MVariant(**variant),
+                generator=noise, variant=variant,
             ).total  # fmt: skip
 
         return loss
@@ -82,12 +82,15 @@ def f2m(**variant):
     return make
 
 
-def few_shot_session(place, steps):
-    split, pool = public.cut(place), public.photographs(place)
-    old = torch.tensor([7, 9], device=place)
-    region = fcl.FlatRegion(split.tuned, bound=0.01)
-    means = torch.ones(2, 4, device=place)
-    fcl.learn_session(split, region, *pool, means, old, epochs=steps, lr=0.1)
+def few_shot_session(variant):
+    def loop(place, steps):
+        split, pool = public.cut(place), public.photographs(place)
+        old = torch.tensor([7, 9], device=place)
+        region = fcl.FlatRegion(split.tuned, bound=0.01)
+        means, options = torch.ones(2, 4, device=place), {"epochs": steps, "lr": 0.1}
+        fcl.learn_session(split, region, *pool, means, old, **options, variant=variant)
+
+    return loop
 
 
 def flatness(place, steps):
@@ -173,11 +176,10 @@ LOOPS = {
     "base session": (base_session(plain), 0),
     "base session with SAM": (base_session(plain, sam_radius=0.05), 0),
     # For each prototype, which classes are in the batch: those without noise, and of two draws.
-    "F2M": (base_session(f2m()), 3),
-    "F2M as released": (
-        base_session(f2m(noise_levels=5, noise_shapes=(0.5, 2.0), spread_weight=2.0)), 3
-    ),
-    "few-shot session": (few_shot_session, 3),
+    "F2M": (base_session(f2m(fcl.PRINTED)), 3),
+    "F2M as released": (base_session(f2m(fcl.RELEASED)), 3),
+    "few-shot session": (few_shot_session(fcl.PRINTED_SESSION), 3),
+    "few-shot session as released": (few_shot_session(fcl.RELEASED_SESSION), 3),
     "flatness, a draw": (flatness, 0),
     "stage 2 of ILA": (stage_2, 2),
     "stage 2 of ILA, full": (stage_2_full, 2),

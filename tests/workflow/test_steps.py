@@ -201,6 +201,12 @@ def test_sweep_makes_every_combination():
     assert project.run_values("main") == {}
 
 
+def test_values_of_lists_are_lists(root):
+    assert project.list_parameters("part", root) == ["seeds"]
+    values = project.run_values("kinds=a,seeds=3,rate=0.5", ["seeds", "kinds"])
+    assert values == {"kinds": ["a"], "seeds": [3], "rate": 0.5}
+
+
 @pytest.mark.parametrize("run", ["", "other", "rate=", "rate=../x", "rate=1;b=2", "=1", "a=1,"])
 def test_wrong_names_of_runs_are_refused(run):
     with pytest.raises(ValueError, match="A run must be named `main` or `name=value,name=value`"):
@@ -338,6 +344,10 @@ def test_what_make_is_given_arrives_as_it_is(tmp_path, monkeypatch):
     python.write_text('#!/bin/sh\nprintf "<%s>" "$PYTHONPATH" "$PYTHONDONTWRITEBYTECODE" "$@"\n')
     python.chmod(0o755)
     (folder / ".venv/.ready").touch()
+    asked = ("CHAPTER=fcl", "SEEDS=0,1", "SET=a=x b=y", "SNAKEMAKE=--executor slurm -j 8")
+    done = make("merge", *asked, cwd=folder)
+    assert "<--profile><cpu><--snakemake=--executor slurm -j 8><--chapter><fcl>" in done.stdout
+    assert done.stdout.endswith("<--seeds><0,1><--set><a=x b=y>")
     done = make("recheck", "CHAPTER=it's $x", f"AGAINST={folder}/result.json", cwd=folder)
     given = ["-m", "workflow.build", "recheck", "--profile", "cpu", "--chapter", "it's $x"]
     words = [str(folder), "", *given, "--against", f"{folder}/result.json"]

@@ -47,8 +47,9 @@ def test_record_needs_a_clean_tree_and_is_kept(project):
     assert "must hold no uncommitted change" in refused.stdout
     allowed = project.build("record", "--chapter", "mini", "--profile", "smoke", "--allow-dirty")
     assert allowed.returncode == 0, allowed.stdout
-    kept = project.root / "results/mini.smoke.json"
-    assert load_record(kept).metrics == {"scaled": 0.75}
+    kept, trial = (project.root / f"{name}/mini.smoke.json" for name in ("results", "runs/trials"))
+    assert load_record(trial).metrics == {"scaled": 0.75}
+    assert not kept.exists()
 
     chapter.write_text(committed)
     done = project.build("record", "--chapter", "mini", "--profile", "smoke")

@@ -5,7 +5,15 @@ import shutil
 import pytest
 
 from workflow import thesis_page
-from workflow.thesis_page import CELLS, SENTENCES, Printed, differ, half, resnet18_layers
+from workflow.thesis_page import (
+    CELLS,
+    SENTENCES,
+    Printed,
+    differ,
+    equal_pairs,
+    half,
+    resnet18_layers,
+)
 
 
 @pytest.fixture
@@ -60,6 +68,11 @@ def test_rounding_hides_half_of_the_last_digit(text, unit):
         ("Section 4.5.2, CityScapes", "12.77", "13.63"),
         ("Tables 4.11 to 4.14", "grow", "shrink: 46.41 percent in table 4.14"),
         ("Table 4.16, LSK", "first 25", "a network with the last 25"),
+        ("Table 4.10, single-task row", "seg miou 73.74", "74.36, 93.22, 29.98 in table 4.3"),
+        ("Table 4.9, CAGrad, with Recon, seg miou", "40.68, 66.12", "as Joint-train, with Recon"),
+        ("Random parameters (RSP), table 4.15", "about as many", "add 4.69 to 9.44 MB to 42.81 MB"),
+        ("Section 3.5.1, CIFAR-100", "more exemplars", "session 8 on: 200 against 200"),
+        ("Section 3.5.1, CUB-200-2011", "more exemplars", "session 7 on: 400 against 500"),
         ("Section 5.5.3", "worse than ILA", "59.71 against 59.65"),
         ("Section 5.5.4", "keeps or improves", "5.17 against 5.31"),
     ],
@@ -87,9 +100,24 @@ def test_rounding_is_no_contradiction():
     ("number", "old", "new", "gone"),
     [
         ("3_1", "-3.08", "-3.06", "Table 3.1,"),
-        ("4_9", "27.50,54.41,67.10,5.60", "27.50,54.41,67.10,5.30", "Table 4.9,"),
+        ("4_9", "27.50,54.41,67.10,5.60", "27.50,54.41,67.10,5.30", "Table 4.9, CAGrad, mean"),
         ("4_11", "56.56", "56.19", "Table 4.11,"),
         ("4_8", "1.90", "1.89", "Section 4.5.2 "),
+        (
+            "4_10",
+            "base,73.74,93.05,0.0129,27.71",
+            "base,74.36,93.22,0.0128,29.98",
+            "4.10, single-task",
+        ),
+        ("4_10", "27.71,,190.58", "27.71,,157.19", "4.10, single-task"),  # another network
+        ("4_5", "24.87,18.99", "24.97,18.99", "4.10, single-task"),  # now no table shares its row
+        ("4_9", "CAGrad,recon,40.68", "CAGrad,recon,40.69", "Table 4.9, CAGrad, with Recon"),
+        (
+            "4_15",
+            "rsp,2,PCGrad,88.71,9.59,84.51,5.27,47.50",
+            "rsp,2,PCGrad,88.71,9.59,84.51,5.27,43.52",
+            "(RSP)",
+        ),
         ("5_10", "5.17", "5.32", "Section 5.5.4"),
     ],
 )
@@ -106,10 +134,22 @@ def test_a_table_that_is_mended_is_not_listed(copy, number, old, new, gone):
         ("3_2", "-4.56\nBaseline", "-4.65\nBaseline", "Table 3.2, Joint-training, gap"),
         ("4_12", "-24.82", "-20.82", "Table 4.12, Joint-train, RSL, fewer conflicts"),
         ("3_8", "9,all,100,0.04,43.75", "9,all,100,0.04,44.75", "Table 3.8, all classes, b = 0.04"),
+        (
+            "4_5",
+            "MGDA,recon,32.82,61.26",
+            "MGDA,recon,29.28,60.30",
+            "Table 4.5, MGDA, with Recon, seg",
+        ),
     ],
 )
 def test_an_error_that_is_put_in_is_listed(copy, number, old, new, where):
     assert [f for f in found(copy(number, old, new)) if f.where.startswith(where)]
+
+
+def test_one_equal_number_is_chance(copy):
+    """Saliency has one metric; a pair counts where a task has several."""
+    listed = [f.where for f in equal_pairs(copy("4_4", "92.44,66.17", "92.44,66.14"))]
+    assert not [where for where in listed if where.startswith("Table 4.4")]
 
 
 def test_layers_of_resnet18_are_those_of_torchvision():
@@ -131,4 +171,6 @@ def test_page_has_both_lists(tmp_path):
     thesis_page.write_thesis(tmp_path)
     text = (tmp_path / "thesis.md").read_text(encoding="utf-8")
     assert text.count("\n| Where |") == 2
+    for place in thesis_page.PLACES:
+        assert f"({place})=\n## " in text
     assert text.count("\n| Table 3.11, ") == 5

@@ -5,6 +5,11 @@ The box of F2M treats all tuned weights alike. Elastic weight consolidation (Kir
 the further, the less the base classes depend on it. The thesis names the combination as open: a
 wider box, inside which the penalty decides.
 
+The Fisher information of most weights is tiny, so that a penalty which acts is large, 1,000 and
+more, and a gradient step on it would be unstable for the weights that matter most. So its step is
+an implicit one: after each step on the data, every weight goes to the minimum of the penalty plus
+half the squared distance from where it is, over the learning rate. That cannot diverge.
+
 Simplifications: the Fisher information is that of the softmax of equation (3.7) over the base
 prototypes, with the prototypes held still, as this is the model that the sessions train and test;
 it is diagonal, computed once, on base data at the end of session 1, and not added to later, as a
@@ -14,41 +19,43 @@ so that it is the Fisher information and not the mean squared gradient of the tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from experiments.fcl.baselines.nearest_mean import F2M, NearestMeanOptions
-from ktlib.checks import require_at_least
+from experiments.fcl.baselines.nearest_mean import F2M, FinetuneOptions
+from ktlib.checks import require_at_least, require_bound
 from ktlib.fcl.evaluation import embed
 from ktlib.fcl.prototypes import few_shot_loss
 from ktlib.fcl.split import SplitNetwork
 
 
 class EWCInBox(F2M):
-    """F2M's session with ``penalty * ewc_penalty`` added to its loss.
+    """F2M's session with ``penalty / 2 * sum_i F_i (phi_i - phi*_i)^2`` added to its loss.
 
-    Penalty 0 is F2M with the same box, bit for bit; box 0 is the frozen network.
+    Penalty 0 is F2M with the same box, bit for bit; box 0 is the frozen network, and so is, for all
+    weights with some Fisher information ``F_i``, a penalty that is large enough.
 
     Args:
         split: network trained on the base session.
         bound: half-width of the box, in units of the weights; several times that of F2M.
-        penalty: weight of the penalty.
+        penalty: its weight. ``F`` is a mean squared gradient of the loss: a weight comes half of
+            its way back at ``lr * penalty * F_i = 1``.
         epochs: full-batch steps per session.
         lr: learning rate of plain SGD.
         generator: draws the images and the labels that the Fisher information is estimated with.
         fisher_images: base images to estimate it with, drawn at random; all if there are fewer.
-        options: see :class:`~experiments.fcl.baselines.nearest_mean.TunedNearestMean`.
+        options: see :class:`~experiments.fcl.baselines.nearest_mean.Finetune`.
 
     Attributes:
         fisher: name -> diagonal of the Fisher information, set by :meth:`start`.
 
     Raises:
-        ValueError: if ``penalty`` is negative, ``epochs`` or ``fisher_images`` is below 1, or
-            ``lr`` is not above 0.
+        ValueError: if ``penalty`` is negative or not finite, ``epochs`` or ``fisher_images`` is
+            below 1, or ``lr`` is not above 0.
     """
 
     name: ClassVar[str] = "ewc_wide"
@@ -63,10 +70,10 @@ class EWCInBox(F2M):
         lr: float,
         generator: torch.Generator,
         fisher_images: int = 1000,
-        **options: Unpack[NearestMeanOptions],
+        **options: Unpack[FinetuneOptions],
     ) -> None:
         super().__init__(split, bound=bound, epochs=epochs, lr=lr, **options)
-        require_at_least("penalty", penalty, 0)
+        require_bound("penalty", penalty)
         require_at_least("fisher_images", fisher_images, 1)
         self.penalty = penalty
         self.generator = generator
@@ -85,29 +92,15 @@ class EWCInBox(F2M):
 
     @property
     @override
-    def penalty_term(self) -> Callable[[], Tensor]:
-        return self.weighted_penalty
+    def proximal(self) -> Callable[[], None]:
+        return self.step_back
 
-    def weighted_penalty(self) -> Tensor:
-        """What is added to the loss, a scalar with gradients to the tuned weights."""
-        return self.penalty * ewc_penalty(self.split.tuned, self.region.center, self.fisher)
-
-
-def ewc_penalty(
-    parameters: Mapping[str, Tensor], center: Mapping[str, Tensor], fisher: Mapping[str, Tensor]
-) -> Tensor:
-    """``1/2 sum_i F_i (phi_i - phi*_i)^2``, a scalar with gradients to the parameters.
-
-    Args:
-        parameters: name -> tensor.
-        center: name -> their values at the end of the base session.
-        fisher: name -> diagonal of the Fisher information there.
-    """
-    terms = [
-        (fisher[name] * (parameter - center[name]).square()).sum()
-        for name, parameter in parameters.items()
-    ]
-    return 0.5 * torch.stack(terms).sum()
+    @torch.no_grad()
+    def step_back(self) -> None:
+        """The implicit step of the penalty."""
+        for name, parameter in self.split.tuned.items():
+            strength = self.lr * self.penalty * self.fisher[name]
+            parameter.lerp_(self.region.center[name], strength / (1 + strength))
 
 
 def diagonal_fisher(

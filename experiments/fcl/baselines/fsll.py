@@ -8,23 +8,38 @@ weights. Classification is by the nearest prototype.
 What could be checked, and where: that individual weights of small magnitude are chosen, that they
 are chosen again after each session, and the cosine similarity of prototypes, in the paper's
 abstract and figure 1; that the chosen share is 10 %, and that there is no cross-entropy, in notes
-by readers of the paper; the L1 norm of the penalty, in the re-implementation that came with F2M
-(``losses.py``), where it carries no gradient (here it does). The authors' repository,
-``pratikm141/FSLL``, holds the base session only. Not confirmed: margin 0 and penalty weight 5
-(settings of F2M's re-implementation), and the paper's learning rate and number of epochs.
+by readers of the paper. The authors' repository, ``pratikm141/FSLL``, holds the base session only.
+Not confirmed: margin 0 (a setting of F2M's re-implementation), and the paper's weight of the
+penalty, learning rate and number of epochs: the weight and the rate have to be searched.
+
+The penalty is an L1 norm, whose gradient has one size however small the shift. Plain gradient steps
+on it make each weight jump to and fro about its old value, and the method is then the frozen
+network. So its step is a proximal one here: after each step on the other losses, each weight goes
+back towards its value at the start of the session, and stops there.
 
 Simplifications: only the tuned layers take part, as for the other methods here; all triplets of the
 shots are used, averaged, instead of sampled ones; cosine similarities are averaged, not summed, so
 that the weight of that term does not depend on the number of classes; no self-supervision in the
 base session ("FSLL + SS"), which is shared by all methods.
+
+:meth:`FsllSettings.released` is what the re-implementation that came with F2M does
+(``moukamisama/F2M``: ``FSLL_model.py``, ``losses.py`` and the options for CIFAR-100), which differs
+from the paper in every part. Whole layers are chosen, those whose largest absolute weight is at
+most 0.4 (0.16 on miniImageNet, 0.15 on CUB). In place of the similarity of prototypes there is
+the cross-entropy of a softmax over cosines with the new and the base prototypes. The penalty, 5
+times the L1 norms averaged over the layers, is turned into a number: it has no gradient and holds
+nothing. SGD has momentum 0.9 and weight decay 5e-4, for 15 full-batch steps at rate 0.001 (CUB: 10
+at 0.0005), and prototypes are not normalised: these are arguments of :class:`FSLL`. Left out: that
+it also trains layers below the tuned ones and weights of batch norm, updates the statistics of
+batch norm, augments the shots, and draws four triplets for each shot.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Unpack
+from typing import ClassVar, Literal, Self, Unpack
 
 import torch
 from torch import Tensor
@@ -36,33 +51,64 @@ from ktlib.checks import require_at_least, require_finite, require_positive
 from ktlib.fcl.prototypes import class_means
 from ktlib.fcl.split import SplitNetwork
 
+PrototypeTerm = Literal["similarity", "cross-entropy"]
+
 
 @dataclass(frozen=True)
 class FsllSettings:
-    """Share of trainable weights, and weights of FSLL's losses.
+    """Choice of trainable weights, and weights of FSLL's losses.
 
     Attributes:
         fraction: share of the weights of each tuned layer that one session may change; 0 is the
             frozen network.
+        layer_threshold: in place of the fraction: whole layers, those whose largest absolute
+            weight is at most this.
         margin: of the triplet loss, in units of the embedding.
-        separation_weight: weight of the cosine similarity between new and old prototypes.
-        penalty_weight: weight of the shift penalty. With plain SGD the gradient of an L1 norm has
-            this size however small the shift: keep ``lr * penalty_weight`` small.
+        prototype_term: :func:`separation_loss` of the new classes, or
+            :func:`cosine_cross_entropy` of the shots.
+        prototype_weight: weight of that term.
+        penalty_weight: weight of the shift penalty, the L1 norm of the shift over the square root
+            of the number of weights chosen. In units of the norm of the gradient of the other
+            losses, with which it competes: the gradient of the penalty has just this norm.
+        momentum: of SGD, from zero velocity in each session.
+        weight_decay: of SGD, on the chosen weights.
 
     Raises:
-        ValueError: if ``fraction`` is not in ``[0, 1]``, or a weight or the margin is negative.
+        ValueError: if ``fraction`` is not in ``[0, 1]``, the term is unknown, or another value is
+            negative.
     """
 
     fraction: float = 0.1
+    layer_threshold: float | None = None
     margin: float = 0.0
-    separation_weight: float = 1.0
-    penalty_weight: float = 5.0
+    prototype_term: PrototypeTerm = "similarity"
+    prototype_weight: float = 1.0
+    penalty_weight: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"fraction must be between 0 and 1. Found fraction={self.fraction!r}.")
-        for name in ("margin", "separation_weight", "penalty_weight"):
+        if self.prototype_term not in ("similarity", "cross-entropy"):
+            raise ValueError(
+                "prototype_term must be 'similarity' or 'cross-entropy'. "
+                f"Found prototype_term={self.prototype_term!r}."
+            )
+        require_at_least("layer_threshold", self.layer_threshold or 0, 0)
+        for name in ("margin", "prototype_weight", "penalty_weight", "momentum", "weight_decay"):
             require_at_least(name, getattr(self, name), 0)
+
+    @classmethod
+    def released(cls, layer_threshold: float = 0.4) -> Self:
+        """Those of the re-implementation that came with F2M, see the top of this module."""
+        return cls(
+            layer_threshold=layer_threshold,
+            prototype_term="cross-entropy",
+            penalty_weight=0.0,
+            momentum=0.9,
+            weight_decay=5e-4,
+        )
 
 
 class FSLL(TunedNearestMean):
@@ -71,12 +117,15 @@ class FSLL(TunedNearestMean):
     Args:
         split: network trained on the base session.
         epochs: full-batch steps per session.
-        lr: learning rate of plain SGD (momentum would move a weight after its session).
+        lr: learning rate of SGD.
         settings: by default those of the paper, as far as they are known.
         options: see :class:`~experiments.fcl.baselines.nearest_mean.TunedNearestMean`.
 
     Attributes:
         selected: name -> mask of the weights that the last session could change.
+        gradients: norms at the first step of each session, over the chosen weights: of the gradient
+            of the loss (``data``), and of what the penalty takes back, over the learning rate
+            (``penalty``). Where both are equal, nothing moves.
 
     Raises:
         ValueError: if ``epochs`` is below 1, or ``lr`` is not above 0.
@@ -100,29 +149,52 @@ class FSLL(TunedNearestMean):
         self.lr = lr
         self.settings = settings or FsllSettings()
         self.selected: dict[str, Tensor] = {}
+        self.gradients: list[dict[str, float]] = []
 
     @override
     def tune(self, shots: Tensor, labels: Tensor) -> None:
-        tuned, settings = self.split.tuned, self.settings
-        self.selected = smallest_weights(tuned, settings.fraction)
-        before = {name: parameter.detach().clone() for name, parameter in tuned.items()}
-        # At this point the classes and prototypes are still those before the session.
-        new_classes = labels.unique()[~torch.isin(labels.unique(), self.classes)]
+        tuned, s = self.split.tuned, self.settings
+        if s.layer_threshold is None:
+            self.selected = smallest_weights(tuned, s.fraction)
+        else:
+            self.selected = small_layers(tuned, s.layer_threshold)
+        count = sum(int(mask.sum()) for mask in self.selected.values())
+        threshold = self.lr * s.penalty_weight / math.sqrt(max(count, 1))
+        start = {name: parameter.detach().clone() for name, parameter in tuned.items()}
+        velocity = {name: torch.zeros_like(parameter) for name, parameter in tuned.items()}
         self.split.network.eval()
         with torch.no_grad():
             features = self.split.prefix(shots)
         for step in range(1, self.epochs + 1):
-            embeddings = self.split.tail_forward(features)
-            new_prototypes = class_means(embeddings, labels, new_classes)
-            loss = (
-                triplet_loss(embeddings, labels, settings.margin)
-                + settings.separation_weight * separation_loss(new_prototypes, self.prototypes)
-                + settings.penalty_weight * shift_penalty(tuned, before, self.selected)
-            )
+            loss = self.loss(self.split.tail_forward(features), labels)
             gradients = torch.autograd.grad(require_finite(loss, step), list(tuned.values()))
             with torch.no_grad():
                 for (name, parameter), gradient in zip(tuned.items(), gradients, strict=True):
-                    parameter.add_(gradient.where(self.selected[name], 0.0), alpha=-self.lr)
+                    slope = (gradient + s.weight_decay * parameter).where(self.selected[name], 0.0)
+                    velocity[name] = s.momentum * velocity[name] + slope
+                    parameter.add_(velocity[name], alpha=-self.lr)
+            taken_back = move_back(tuned, start, threshold)
+            if step == 1:
+                norms = {"data": norm(velocity.values()), "penalty": taken_back / self.lr}
+                self.gradients.append(norms)
+
+    def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The triplet loss and the prototype term, with gradients.
+
+        Args:
+            embeddings: ``(n, dim)`` of the exemplars and the shots.
+            labels: ``(n,)`` their classes.
+        """
+        s, classes = self.settings, labels.unique()
+        if s.prototype_term == "similarity":
+            # Here the classes and prototypes are still those before the session.
+            new = classes[~torch.isin(classes, self.classes)]
+            term = separation_loss(class_means(embeddings, labels, new), self.prototypes)
+        else:
+            prototypes = torch.cat([class_means(embeddings, labels), self.base_prototypes])
+            targets = torch.searchsorted(classes, labels)
+            term = cosine_cross_entropy(embeddings, targets, prototypes)
+        return triplet_loss(embeddings, labels, s.margin) + s.prototype_weight * term
 
 
 def smallest_weights(weights: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
@@ -142,6 +214,48 @@ def smallest_weights(weights: Mapping[str, Tensor], fraction: float) -> dict[str
         mask[order[: math.floor(fraction * weight.numel())]] = True
         masks[name] = mask.view_as(weight)
     return masks
+
+
+def small_layers(weights: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    """Mask of all entries of each tensor without an absolute value above the threshold.
+
+    Args:
+        weights: name -> tensor.
+        threshold: largest absolute value allowed, in units of the weights.
+    """
+    return {
+        name: (weight.detach().abs().max() <= threshold).expand_as(weight)
+        for name, weight in weights.items()
+    }
+
+
+@torch.no_grad()
+def move_back(
+    weights: Mapping[str, Tensor], start: Mapping[str, Tensor], threshold: float
+) -> float:
+    """Proximal step of an L1 norm: each weight goes ``threshold`` towards its start, not beyond.
+
+    Args:
+        weights: name -> tensor, changed in place.
+        start: name -> where the weights were.
+        threshold: in units of the weights; 0 changes no bit.
+
+    Returns:
+        Euclidean length of the step.
+    """
+    if not threshold:
+        return 0.0
+    steps = []
+    for name, weight in weights.items():
+        there = start[name] + F.softshrink(weight - start[name], threshold)
+        steps.append(there - weight)
+        weight.copy_(there)
+    return norm(steps)
+
+
+def norm(tensors: Iterable[Tensor]) -> float:
+    """Euclidean norm of all entries of all tensors together."""
+    return float(torch.stack([tensor.square().sum() for tensor in tensors]).sum().sqrt())
 
 
 def triplet_loss(embeddings: Tensor, labels: Tensor, margin: float = 0.0) -> Tensor:
@@ -170,16 +284,16 @@ def separation_loss(new: Tensor, old: Tensor) -> Tensor:
     return (F.normalize(new, dim=1) @ F.normalize(old, dim=1).T).mean()
 
 
-def shift_penalty(
-    weights: Mapping[str, Tensor], before: Mapping[str, Tensor], selected: Mapping[str, Tensor]
-) -> Tensor:
-    """L1 norm of the shift of the selected weights since ``before``, with gradient.
+def cosine_cross_entropy(embeddings: Tensor, targets: Tensor, prototypes: Tensor) -> Tensor:
+    """Cross-entropy of a softmax over cosines.
 
     Args:
-        weights: name -> tensor.
-        before: name -> its values at the start of the session.
-        selected: name -> mask; shifts elsewhere do not count.
+        embeddings: ``(n, dim)``.
+        targets: ``(n,)`` rows of ``prototypes``.
+        prototypes: ``(k, dim)``.
+
+    Returns:
+        Scalar mean over the embeddings.
     """
-    return torch.stack(
-        [((w - before[name]).abs() * selected[name]).sum() for name, w in weights.items()]
-    ).sum()
+    cosines = F.normalize(embeddings, dim=1) @ F.normalize(prototypes, dim=1).T  # (n, k)
+    return F.cross_entropy(cosines, targets)

@@ -8,8 +8,9 @@ must keep in :class:`~experiments.fcl.baselines.memory.Exemplars`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -81,14 +82,20 @@ class SessionResults:
     """Test accuracies of one learner, in percent.
 
     Attributes:
-        rows: one a session: ``session``, ``accuracy``, ``base_accuracy`` and ``new_accuracy``
-            (``None`` in session 1).
+        rows: one a session: ``session``, ``accuracy``, ``base_accuracy``, and, ``None`` in session
+            1, ``new_accuracy`` and ``harmonic``, the harmonic mean of those of base and new
+            classes.
         by_origin: one for each session and each earlier session ``origin``: accuracy after
             ``session`` on the classes that first appeared in ``origin``. The forgetting matrix.
+        predicted: for each class of the data set, by its number, the test images that were taken
+            for it at the last test.
+        right: those among them that belong to it.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     by_origin: list[dict[str, Any]] = field(default_factory=list)
+    predicted: list[int] = field(default_factory=list)
+    right: list[int] = field(default_factory=list)
 
 
 def run_learner(
@@ -99,6 +106,9 @@ def run_learner(
     test_images: Tensor,
     test_labels: Tensor,
     results: SessionResults | None = None,
+    *,
+    only_last: bool = False,
+    features: Features | None = None,
 ) -> SessionResults:
     """Run all sessions; after each, test on the test images of all classes seen so far.
 
@@ -111,6 +121,8 @@ def run_learner(
         test_labels: ``(m,)`` their classes.
         results: rows are added here as sessions end, so that what was computed before an error is
             not lost; by default a new object.
+        only_last: test after the last session alone.
+        features: of the test images, where another learner on the same network has computed them.
 
     Returns:
         ``results``.
@@ -121,7 +133,7 @@ def run_learner(
     """
     _require_disjoint(sessions)
     results = SessionResults() if results is None else results
-    features: Features | None = None  # of the test images, computed once for all sessions
+    classes = 1 + max(int(labels.max()), int(test_labels.max()))
     origin = torch.zeros_like(test_labels)  # session in which a class first appears, 0: not yet
     for session in sessions:
         step = learner.start if session.number == 1 else learner.learn
@@ -133,26 +145,49 @@ def run_learner(
             ) from None
         origin[torch.isin(test_labels, session.classes.to(test_labels))] = session.number
         seen = origin > 0
+        if only_last and session is not sessions[-1]:
+            continue
         if features is None:
             features = learner.features(test_images)
-        correct = learner.classify(chosen(features, seen)) == test_labels[seen]
-        _add_rows(results, session.number, correct, origin[seen])
+        predicted, true = learner.classify(chosen(features, seen)), test_labels[seen]
+        _add_rows(results, session.number, predicted == true, origin[seen])
+        results.predicted = _counts(predicted, classes)
+        results.right = _counts(true[predicted == true], classes)
     return results
 
 
+def average_incremental_accuracy(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Mean of ``accuracy`` over the rows of all sessions, in percent."""
+    return fmean(row["accuracy"] for row in rows)
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    """Harmonic mean of two numbers that are at least 0; 0 if one of them is."""
+    return 2 * first * second / (first + second) if first and second else 0.0
+
+
 def _add_rows(results: SessionResults, number: int, correct: Tensor, origin: Tensor) -> None:
+    base = percent(correct[origin == 1])
+    new = percent(correct[origin > 1]) if number > 1 else None
     results.rows.append(
         {
             "session": number,
             "accuracy": percent(correct),
-            "base_accuracy": percent(correct[origin == 1]),
-            "new_accuracy": percent(correct[origin > 1]) if number > 1 else None,
+            "base_accuracy": base,
+            "new_accuracy": new,
+            "harmonic": None if new is None else harmonic_mean(base, new),
         }
     )
     results.by_origin.extend(
         {"session": number, "origin": past, "accuracy": percent(correct[origin == past])}
         for past in range(1, number + 1)
     )
+
+
+def _counts(found: Tensor, classes: int) -> list[int]:
+    """How often each class number below ``classes`` occurs."""
+    counts: list[int] = (found.cpu()[:, None] == torch.arange(classes)).sum(dim=0).tolist()
+    return counts
 
 
 def _require_disjoint(sessions: Sequence[Session]) -> None:

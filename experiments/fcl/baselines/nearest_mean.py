@@ -15,7 +15,7 @@ from experiments.fcl.baselines.learner import Learner
 from experiments.fcl.baselines.memory import Exemplars
 from ktlib.checks import require_at_least, require_positive
 from ktlib.fcl.evaluation import embed
-from ktlib.fcl.f2m import learn_session
+from ktlib.fcl.f2m import PRINTED_SESSION, SessionVariant, learn_session
 from ktlib.fcl.prototypes import class_means, nearest_class_mean, normalise_prototypes
 from ktlib.fcl.region import FlatRegion
 from ktlib.fcl.split import SplitNetwork
@@ -110,6 +110,12 @@ class TunedNearestMean(NearestMean):
         """
 
 
+class FinetuneOptions(NearestMeanOptions, total=False):
+    """Keyword arguments of :class:`Finetune` besides its own, for methods that hand them on."""
+
+    session: SessionVariant | None
+
+
 class Finetune(TunedNearestMean):
     """Go on training on the few new images, equation (3.7), with nothing to hold the weights.
 
@@ -117,31 +123,43 @@ class Finetune(TunedNearestMean):
         split: network trained on the base session.
         epochs: full-batch steps per session.
         lr: learning rate of plain SGD.
+        session: departures from the printed session; by default there are none.
         options: see :class:`TunedNearestMean`.
 
     Attributes:
         region: the box that the weights are held in, if there is one.
+        gradients: norms at the first step of each session: of the gradient of the loss (``data``),
+            and of what :attr:`proximal` moves, over the learning rate (``penalty``).
     """
 
     name: ClassVar[str] = "finetune"
 
     def __init__(
-        self, split: SplitNetwork, *, epochs: int, lr: float, **options: Unpack[NearestMeanOptions]
+        self,
+        split: SplitNetwork,
+        *,
+        epochs: int,
+        lr: float,
+        session: SessionVariant | None = None,
+        **options: Unpack[NearestMeanOptions],
     ) -> None:
         super().__init__(split, **options)
         require_at_least("epochs", epochs, 1)
         require_positive("lr", lr)
         self.epochs = epochs
         self.lr = lr
+        self.session = session
         self.region: FlatRegion | None = None
+        self.gradients: list[dict[str, float]] = []
 
     @property
-    def penalty_term(self) -> Callable[[], Tensor] | None:
-        """Function that gives a scalar to add to the loss; ``None`` adds nothing."""
+    def proximal(self) -> Callable[[], None] | None:
+        """What changes the tuned weights after each gradient step; ``None`` changes nothing."""
         return None
 
     @override
     def tune(self, shots: Tensor, labels: Tensor) -> None:
+        facts: dict[str, float] = {}
         learn_session(
             self.split,
             self.region,
@@ -151,8 +169,11 @@ class Finetune(TunedNearestMean):
             self.base_classes,
             epochs=self.epochs,
             lr=self.lr,
-            penalty=self.penalty_term,
+            proximal=self.proximal,
+            variant=self.session or PRINTED_SESSION,
+            facts=facts,
         )
+        self.gradients.append({"data": facts["data"], "penalty": facts["proximal"]})
 
 
 class F2M(Finetune):
@@ -165,8 +186,7 @@ class F2M(Finetune):
         bound: half-width ``b`` of the box, in units of the weights.
         epochs: full-batch steps per session.
         lr: learning rate of plain SGD.
-        grid_step: rounding of the weights as released, see :class:`ktlib.fcl.FlatRegion`.
-        options: see :class:`TunedNearestMean`.
+        options: see :class:`Finetune`.
     """
 
     name: ClassVar[str] = "f2m"
@@ -178,8 +198,7 @@ class F2M(Finetune):
         bound: float,
         epochs: int,
         lr: float,
-        grid_step: float = 0.0,
-        **options: Unpack[NearestMeanOptions],
+        **options: Unpack[FinetuneOptions],
     ) -> None:
         super().__init__(split, epochs=epochs, lr=lr, **options)
-        self.region: FlatRegion = FlatRegion(split.tuned, bound, grid_step=grid_step)
+        self.region: FlatRegion = FlatRegion(split.tuned, bound)

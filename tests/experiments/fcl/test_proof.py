@@ -10,9 +10,15 @@ from experiments.fcl.proof import (
     FclProofParameters,
     GradientVariance,
     NoisyQuadratic,
+    Surroundings,
     gradient_variance,
+    halvings,
     measured_variance,
     network_gradient,
+    rises_and_falls,
+    smoothed_slope,
+    surroundings,
+    train_under_noise,
 )
 from ktlib.fcl import noise_variance
 from ktlib.seeding import generator
@@ -74,7 +80,7 @@ def test_autograd_of_the_loss_is_the_stochastic_gradient(quadratic):
 
 def test_exact_expectation_is_what_simulations_average_to(quadratic):
     _, exact = quadratic.expected(START, STEPS, 2)
-    paths = quadratic.simulate(START, STEPS, 2, 20_000, generator(1, "paths"))
+    paths, _ = quadratic.simulate(START, STEPS, 2, 20_000, generator(1, "paths"))
     assert paths.shape == (len(STEPS) + 1, 20_000)
     error = paths.std(dim=1) / 20_000**0.5
     assert bool(((paths.mean(dim=1) - exact).abs() <= 5 * error + 1e-12).all())
@@ -89,7 +95,163 @@ def test_no_noise_is_gradient_descent(quadratic):
         assert float(norm[k]) == pytest.approx(float(calm.gradient(theta).square().sum()))
         assert float(risk[k]) == pytest.approx(float(calm.risk(theta)))
         theta = theta - step * calm.gradient(theta)
-    assert torch.allclose(calm.simulate(START, STEPS, 1, 1, generator(0, "x"))[:, 0], norm)
+    path, ahead = calm.simulate(START, STEPS, 1, 1, generator(0, "x"))
+    assert torch.allclose(path[:, 0], norm)
+    assert torch.allclose(ahead[:, 0], norm[1:])  # without noise the mean is what happens
+
+
+def test_mean_of_the_next_value_by_hand(quadratic):
+    """E F = sum h^2 (((1 - a h)^2 + a^2 h^2 tau^2) s + a^2 v), with s = 1 and 4."""
+    _, ahead = quadratic.simulate(START, [0.5], 3, 2, generator(0, "one step"))
+    first = 4 * ((0**2 + 0.25) * 1 + 0.25 * (0.09 + 0.45))
+    second = 0.25 * ((0.75**2 + 0.0625 * 0.25) * 4 + 0.25 * 0.09)
+    assert ahead.tolist() == [[pytest.approx(first + second)] * 2]
+
+
+def test_runs_split_into_rises_falls_and_a_martingale(quadratic):
+    """Erratum E7: without the martingale the equation is false, in the mean it is true."""
+    paths, ahead = quadratic.simulate(START, STEPS, 2, 20_000, generator(2, "paths"))
+    rise, fall = (total[-1] for total in rises_and_falls(ahead - paths[:-1]))
+    gap = paths[-1] - (paths[0] + rise - fall)
+    assert torch.allclose(gap, (paths[1:] - ahead).sum(dim=0))
+    assert float(gap.std()) > 10 * float(paths[-1].mean())
+    assert abs(float(gap.mean())) < 4 * float(gap.std()) / 20_000**0.5
+    assert float((paths[-1] - gap < 0).double().mean()) > 0.1  # no square is negative
+
+
+def test_each_surprise_of_a_run_has_the_mean_zero(quadratic):
+    paths, ahead = quadratic.simulate(START, STEPS, 2, 20_000, generator(3, "paths"))
+    surprise = paths[1:] - ahead
+    error = surprise.std(dim=1) / 20_000**0.5
+    assert bool((surprise.mean(dim=1).abs() <= 5 * error + 1e-12).all())
+
+
+def test_rises_and_falls_by_hand():
+    rise, fall = rises_and_falls(torch.tensor([[1.0, -1.0], [-3.0, 0.0], [2.0, -0.5]]))
+    assert rise.tolist() == [[1, 0], [1, 0], [3, 0]]
+    assert fall.tolist() == [[0, 1], [3, 1], [3, 1.5]]
+
+
+def test_falls_are_bounded_by_the_start_and_the_rises_of_a_positive_sequence(quadratic):
+    """Erratum E8, on exact means; and both stay below the bound b_k of the page."""
+    _, square = quadratic.expected(START, STEPS, 2)
+    rise, fall = rises_and_falls(square.diff())
+    assert bool((fall <= square[0] + rise).all())
+    m1, m2 = quadratic.constants(2)
+    step = torch.tensor(STEPS, dtype=torch.float64)
+    bound = 2 * quadratic.smoothness * step * square[:-1]
+    bound += quadratic.gradient_smoothness / 2 * step**2 * (m1 + (1 + m2) * square[:-1])
+    assert bool((square.diff().abs() <= bound).all())
+
+
+def test_halvings_tell_a_limit_of_zero_from_a_floor():
+    k = torch.arange(6401, dtype=torch.float64)
+    assert halvings(1 / (1 + k)) == (4, 4)  # 6400, 1600, 400, 100, 25
+    assert halvings(1 + 1 / (1 + k)) == (0, 4)
+    assert halvings((1 + k) ** -0.4) == (0, 4)
+    assert halvings(0.01 + 1 / (1 + k)) == (1, 4)  # from 25 to 100, then the floor
+    with pytest.raises(ValueError, match=r"must be at least 80. Found len\(curve\) - 1=79."):
+        halvings(k[:80])
+
+
+def test_the_limit_is_claimed_for_the_step_sizes_of_the_theorem_only(quadratic):
+    """The rule behind the verdict on Theorem 3.1: constant steps must not pass it."""
+    steps = [0.4 / (1 + k / 10) for k in range(4000)]
+    hits, total = halvings(quadratic.expected(START, steps, 2)[1])
+    assert hits == total == 3
+    assert halvings(quadratic.expected(START, [0.1] * 4000, 2)[1])[0] < total
+
+
+def test_noise_is_added_for_the_slope_and_taken_off_again():
+    """One step on w^2/2 by hand: w - a (w + eps)."""
+    w = train_under_noise(lambda x: x**2 / 2, 2.0, 0.5, [0.1], 3, generator(0, "w"))
+    eps = torch.rand(3, generator=generator(0, "w"), dtype=torch.float64) - 0.5
+    assert torch.allclose(w, 2 - 0.1 * (2 + eps))
+    assert len(set(w.tolist())) == 3
+
+
+def test_training_under_noise_ends_where_the_smoothed_loss_is_flat(ripple):
+    steps = [1 / (step + 5) for step in range(1000)]
+    ends = train_under_noise(ripple, 2.0, 0.5, steps, 200, generator(0, "ripple"))
+    assert float(smoothed_slope(ripple, ends, 0.5).square().mean()) < 5e-3
+    # the ripple vanishes in the average, which is a parabola
+    assert torch.allclose(smoothed_slope(ripple, ends, 0.5), ends)
+    at = ends.requires_grad_()
+    (slope,) = torch.autograd.grad(ripple(at).sum(), at)
+    (curvature,) = torch.autograd.grad(ripple_slope(at).sum(), at)
+    assert torch.allclose(slope, ripple_slope(at))
+    assert bool((curvature < 0).all())  # E4: every run ends on a hill of the loss
+
+
+def test_smoothed_slope_is_that_of_the_average():
+    noise = torch.linspace(-0.3, 0.3, 200_001, dtype=torch.float64)
+
+    def average(w):
+        return float(torch.sin(w + noise).mean())
+
+    found = float(smoothed_slope(torch.sin, torch.tensor(1.0, dtype=torch.float64), 0.3))
+    assert found == pytest.approx((average(1.0001) - average(0.9999)) / 2e-4, rel=1e-4)
+
+
+def ripple_slope(x):
+    return x - 0.6 * torch.pi * torch.sin(2 * torch.pi * x)
+
+
+@pytest.fixture
+def ripple():
+    """w^2/2 + 0.3 cos(pi w / b) for b = 0.5."""
+    return lambda x: x**2 / 2 + 0.3 * torch.cos(2 * torch.pi * x)
+
+
+def test_surroundings_of_a_bowl_by_hand():
+    assert surroundings(lambda x: x**2, 0.5) == Surroundings(0.25, 1.0, *[True] * 4)
+    falls = surroundings(lambda x: -(x**2), 0.5)
+    assert falls == Surroundings(0.25, 1.0, *[False] * 4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "everywhere", "next_to", "from_edge", "at_last"),
+    [
+        (lambda x: (x**2 - 1) ** 2 - 1.5 * x**2, False, False, False, True),  # lower nearby
+        (lambda x: x**2 * torch.exp(-(x**2)) - 1e-9 * x**4, False, True, True, False),
+        (lambda x: x, False, False, False, False),  # higher on the right alone
+        (lambda x: (x - 0.6) ** 2, False, False, False, True),  # falls at the right edge alone
+        (lambda x: (x + 0.6) ** 2, False, False, False, True),  # and at the left one
+        (lambda x: torch.cos(2.9 * torch.pi * x), False, False, True, False),  # rises, stays lower
+        (lambda x: 1 + x**2 - 1.2 * torch.exp(-((x - 3) ** 2) * 50) * 9, False, True, True, True),
+    ],
+)
+def test_four_readings_of_the_second_condition(loss, everywhere, next_to, from_edge, at_last):
+    found = surroundings(loss, 0.5)
+    assert (found.everywhere, found.next_to) == (everywhere, next_to)
+    assert (found.from_edge, found.at_last) == (from_edge, at_last)
+
+
+def test_no_reading_of_the_second_condition_follows_from_a_stationary_point(ripple):
+    """Erratum E9: four smoothed losses with slope 0 at 0, and what rises beyond the box."""
+
+    def gap(x):
+        return (x.abs() - 0.5).clamp(min=0)
+
+    losses = {
+        "ripple": ripple,
+        "slanted": lambda x: x**2 / 2 + 0.3 * torch.sin(2 * torch.pi * x),
+        "crater": lambda x: (1 + 4 * x**2) * torch.exp(-(x**2)),
+        "hilltop": lambda x: 1 / (1 + gap(x) ** 2),
+    }
+    zero = torch.zeros(1, dtype=torch.float64)
+    found = {name: surroundings(loss, 0.5) for name, loss in losses.items()}
+    assert all(float(smoothed_slope(loss, zero, 0.5)) < 1e-12 for loss in losses.values())
+    assert not any(one.everywhere for one in found.values())
+    assert [name for name, one in found.items() if not one.next_to] == ["ripple", "hilltop"]
+    assert [name for name, one in found.items() if not one.from_edge] == ["slanted", "hilltop"]
+    assert [name for name, one in found.items() if not one.at_last] == ["crater", "hilltop"]
+    assert (found["hilltop"].variation, found["hilltop"].slope) == (0, 0)
+    # a small multiple meets the first condition, and the second one as badly as before
+    small = surroundings(lambda x: 1e-3 * ripple(x), 0.5)
+    assert small.variation == pytest.approx(1e-3 * found["ripple"].variation)
+    assert small.slope == pytest.approx(1e-3 * found["ripple"].slope)
+    assert (small.everywhere, small.next_to) == (False, False)
 
 
 def test_descent_inequality_holds_with_the_repaired_constants_only():
@@ -191,6 +353,8 @@ def test_wrong_values_are_refused(quadratic):
         gradient_variance(lambda z: z, [START, START], 1)
     with pytest.raises(ValueError, match="must be at least 2. Found len"):
         measured_variance(lambda z: z, [START])
+    with pytest.raises(ValueError, match="reach must be at least 2. Found reach=1."):
+        surroundings(lambda x: x, 0.5, reach=1)
     h = quadratic.curvatures
     with pytest.raises(ValueError, match="curvatures must be above 0. Found -2.0."):
         NoisyQuadratic(-h, h, 1, 0.1, 0.1, 0.1)

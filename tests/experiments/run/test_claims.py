@@ -1,21 +1,27 @@
-"""Claims of the thesis: checked when they are made, judged by rules, listed by the book."""
+"""Claims of the thesis: checked when they are made, judged by rules, computed from records."""
 
 import dataclasses
 import math
+import sys
+from types import ModuleType
 
+import pandas as pd
 import pytest
 
+from experiments.run import claims as module
 from experiments.run.claims import (
     VERDICTS,
     Claim,
     claim_rows,
+    claims_of,
     claims_table,
     not_testable,
     verdict_of_difference,
     verdict_of_share,
 )
-from experiments.run.results import load_record
-from workflow import pages
+from experiments.run.paired import PairedDifference
+from experiments.run.results import load_record, record_files
+from tests.paths import ROOT
 
 TEXTS = {
     "claim": "Flat is better than steep.",
@@ -26,16 +32,7 @@ TEXTS = {
     "verdict": "reproduced",
     "anchor": "sec-pilot",
 }
-CHAPTER = """\
-# %% [markdown]
-# # A toy chapter
-#
-# (sec-pilot)=
-# ## A pilot study
-
-# %% mystnb={"figure": {"name": "fig-flat", "caption": "Flat."}}
-1
-"""
+NUMBERS = {"printed_effect": 2.5, "effect": 1.5, "low": 0.5, "high": 2.5}
 
 
 def claim(**changes):
@@ -68,8 +65,173 @@ def test_anchor_is_the_name_of_a_place(anchor):
 def test_claim_cannot_be_changed_and_reads_back_from_its_row():
     with pytest.raises(dataclasses.FrozenInstanceError):
         claim().verdict = "undecided"
-    assert claim().row() == TEXTS
-    assert Claim.from_row(claim().row()) == claim()
+    for made in (claim(), claim(**NUMBERS, mechanism="it held 12 %", unit="nats")):
+        assert Claim.from_row(made.row()) == made
+    assert Claim.from_row(TEXTS) == claim()  # a row that was kept before claims had numbers
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, "1.5", True])
+def test_numbers_are_finite_or_none(field, value):
+    with pytest.raises(ValueError, match=f"`{field}` of a claim must be a finite number or None"):
+        claim(**{**NUMBERS, field: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"low": None}, r"`low` and `high` of a claim must both be known. Found \(None, 2.5\)"),
+        ({"high": None}, r"must both be known. Found \(0.5, None\)"),
+        ({"low": 3.0}, r"`low` of a claim must be at most `high`. Found \(3.0, 2.5\)"),
+        ({"mechanism": None}, "`mechanism` of a claim must be text. Found None"),
+        ({"unit": 1}, "`unit` of a claim must be text. Found 1"),
+    ],
+)
+def test_numbers_that_make_no_interval_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        claim(**{**NUMBERS, **changes})
+
+
+def test_half_the_interval_is_the_least_that_a_run_sees():
+    assert claim(**NUMBERS).least_seen == 1.0
+    assert claim().least_seen is None
+
+
+def of_difference(values, expected="above", **options):
+    difference = PairedDifference.of(pd.Series(values))
+    texts = (TEXTS["claim"], "Table 3.1", "2.5 points")
+    return Claim.of_difference(*texts, difference, "smaller", expected, "sec-pilot", **options)
+
+
+def test_claim_of_a_difference_has_its_numbers_and_verdict():
+    made = of_difference([1.0, 1.5, 2.0], printed_effect=2.5, mechanism="held 12 %", unit="nats")
+    assert (made.verdict, made.effect, made.printed_effect) == ("reproduced", 1.5, 2.5)
+    # Student's t for two degrees of freedom, times 0.5 / sqrt(3)
+    assert (made.low, made.high) == pytest.approx((1.5 - 1.2421, 1.5 + 1.2421), abs=1e-4)
+    assert made.found == "+1.5 nats, 95 % interval +0.3 to +2.7 over 3 seeds"
+    assert (made.mechanism, made.unit, made.difference) == ("held 12 %", "nats", "smaller")
+    assert of_difference([1.0, 1.5, 2.0], "below").verdict == "not reproduced"
+
+
+def test_claim_of_a_difference_is_as_exact_as_its_interval():
+    found = of_difference([0.010, 0.012, 0.014], unit="").found
+    assert found == "+0.0120, 95 % interval +0.0070 to +0.0170 over 3 seeds"
+
+
+def test_claim_of_a_difference_that_says_nothing():
+    one = of_difference([1.5])
+    assert (one.verdict, one.effect, one.low, one.high) == ("not tested", 1.5, None, None)
+    assert one.found == "+1.5 points (one seed, no interval)"
+    none = of_difference([math.nan])
+    assert (none.verdict, none.effect, none.found) == (
+        "not tested",
+        None,
+        "no pair was finished",
+    )
+    idle = of_difference([1.0, 1.5, 2.0], acted=False, mechanism="no weight at the wall")
+    assert (idle.verdict, idle.mechanism) == ("not tested", "no weight at the wall")
+    assert of_difference([1.0, 1.5, 2.0], cases=5).verdict == "not tested"
+    assert of_difference([0.0, 0.0], printed_effect=2.5).verdict == "not tested"
+    with pytest.raises(ValueError, match="mechanism must say why it did not act. Found ''"):
+        of_difference([1.0, 1.5, 2.0], acted=False)
+
+
+def test_a_printed_difference_makes_clear_absence_possible():
+    values = [-0.1, 0.0, 0.1]
+    assert of_difference(values).verdict == "undecided"
+    assert of_difference(values, printed_effect=2.5).verdict == "not reproduced"
+    assert of_difference(values, "below", printed_effect=-2.5).verdict == "not reproduced"
+    assert of_difference(values, printed_effect=0.2).verdict == "undecided"  # could not be seen
+    for side, effect in (("above", -2.5), ("above", 0.0), ("below", 2.5)):
+        with pytest.raises(ValueError, match=f"printed_effect must lie {side} 0. Found"):
+            of_difference(values, side, printed_effect=effect)
+
+
+def test_claim_of_a_share_counts():
+    texts = (TEXTS["claim"], "Table 3.1", "in every session")
+    made = Claim.of_share(*texts, 7, 8, "smaller", "sec-pilot", counted="sessions", shown="+1, -2")
+    assert (made.found, made.verdict) == ("in 7 of 8 sessions: +1, -2", "mixed")
+    assert Claim.of_share(*texts, 8, 8, "smaller", "sec-pilot").found == "in 8 of 8 cases"
+    idle = {"acted": False, "mechanism": "nothing moved"}
+    assert Claim.of_share(*texts, 8, 8, "smaller", "sec-pilot", **idle).verdict == "not tested"
+    with pytest.raises(ValueError, match="mechanism must say why"):
+        Claim.of_share(*texts, 8, 8, "smaller", "sec-pilot", acted=False)
+
+
+@pytest.mark.parametrize(
+    ("found", "thesis", "numbers"),
+    [
+        ("-0.6 points, 95 % interval -1.7 to +0.5 over 10 seeds (no clear difference)",
+         "+0.84 points at session 9", (0.84, -0.6, -1.7, 0.5, "points")),
+        ("-0.228 nats (95 % interval -0.499 to +0.042, 3 seeds)",
+         "better in most columns", (None, -0.228, -0.499, 0.042, "nats")),
+        ("-0.58, 95 % interval -0.70 to -0.45 over seeds",
+         "-0.49", (-0.49, -0.58, -0.7, -0.45, "")),
+        ("+2.2 points (one seed, no interval)", "+0.61 points", (0.61, 2.2, None, None, "points")),
+        ("+5.0 points, 95 % interval -13.0 to +23.0 over 3 seeds",
+         "+2.0 and +3.3 points", (None, 5.0, -13.0, 23.0, "points")),
+        ("-1.0 points, 95 % interval -2.0 to +0.0 over 3 seeds",
+         "-0.1 to 7.8 %", (None, -1.0, -2.0, 0.0, "points")),
+        ("0.91 times", "0.87 times", (None, None, None, None, "points")),
+        ("10.0 %", "+1.4 %", (None, None, None, None, "points")),
+        ("no pair was finished", "+1.4 points", (None, None, None, None, "points")),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_kept_row_are_read_from_its_texts(found, thesis, numbers, record):
+    record.table("claims", [{**TEXTS, "found": found, "thesis": thesis}])
+    (made,) = claims_of(record)
+    assert (made.printed_effect, made.effect, made.low, made.high, made.unit) == numbers
+    assert made.found == found
+
+
+def test_numbers_of_its_own_stay():
+    made = claim(found="+9.9 points, 95 % interval +9.0 to +9.9 over 3 seeds", **NUMBERS)
+    assert made.with_numbers() == made
+
+
+@pytest.fixture
+def named(tmp_path, monkeypatch):
+    """The chapter of the record names a module for its claims: ``named(function)``."""
+    source = tmp_path / "toy.py"
+    header = "# ---\n# jupyter:\n#   ktlib:\n#     claims: toy_claims\n# ---\n"
+    source.write_text(header, encoding="utf-8")
+    monkeypatch.setattr(module, "chapters", lambda: ["toy"])
+    monkeypatch.setattr(module, "chapter_source", lambda name: source)
+
+    def with_function(function=None):
+        made = ModuleType("toy_claims")
+        if function is not None:
+            made.claims = function
+        monkeypatch.setitem(sys.modules, "toy_claims", made)
+
+    return with_function
+
+
+def test_claims_of_a_record_follow_the_module_that_its_chapter_names(record, named):
+    record.table("claims", [TEXTS])
+    record.table("methods", [{"accuracy": 1.5}])
+    named(lambda kept: [claim(found=f"{kept.tables['methods'][0]['accuracy']} points")])
+    assert [made.found for made in claims_of(record)] == ["1.5 points"]
+    named(lambda kept: [claim(), claim()])
+    with pytest.raises(ValueError, match="Table `claims`, row 1: each claim may occur once"):
+        claims_of(record)
+    named()
+    with pytest.raises(ValueError, match="chapter 'toy' must name a module .* Found 'toy_claims'"):
+        claims_of(record)
+
+
+def test_claims_of_a_record_whose_chapter_names_none(record):
+    assert claims_of(record) == []
+    record.table("claims", claim_rows([claim()]))
+    assert claims_of(record) == [claim()]
+
+
+@pytest.mark.parametrize("path", record_files(ROOT / "results"))
+def test_numbers_are_read_from_every_interval_that_was_kept(path):
+    for row in load_record(path).tables.get("claims", []):
+        if "low" not in row:  # kept before claims had numbers
+            read = Claim.from_row(row).with_numbers().least_seen is not None
+            assert read == ("95 % interval" in row["found"]), row["found"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +258,31 @@ def test_verdict_of_a_difference(low, high, above, below):
     assert verdict_of_difference(low, high, "above", cases=5) == "not tested"
     assert verdict_of_difference(low, high, "above", cases=6) == above
     assert verdict_of_difference(low, high, "above", acted=False) == "not tested"
+    # The size of what is printed matters only where the interval holds 0.
+    if "undecided" not in (above, below):
+        assert verdict_of_difference(low, high, "above", least=0.01) == above
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.4, 0.4, "not reproduced"),
+        (-0.5, 0.4, "undecided"),  # the printed size itself, on the other side
+        (-0.4, 0.5, "undecided"),
+        (-3.0, 0.4, "undecided"),  # too wide to have seen it
+        (0.0, 0.4, "not reproduced"),
+        (0.1, 0.4, "reproduced"),
+        (-math.inf, math.inf, "undecided"),
+    ],
+)
+def test_clear_absence(low, high, verdict):
+    assert verdict_of_difference(low, high, "above", least=0.5) == verdict
+
+
+@pytest.mark.parametrize("least", [0.0, -1.0, math.inf, math.nan])
+def test_least_difference_is_positive(least):
+    with pytest.raises(ValueError, match="least must be a positive number or None. Found"):
+        verdict_of_difference(-1.0, 1.0, "above", least=least)
 
 
 @pytest.mark.parametrize(
@@ -188,107 +375,3 @@ def test_table_for_a_chapter():
     ]
     assert len(table) == 2
     assert claims_table([]).columns.tolist() == table.columns.tolist()
-
-
-@pytest.fixture
-def chapter(tmp_path, monkeypatch):
-    """The source of a chapter that the pages are made from."""
-    source = tmp_path / "toy.py"
-    source.write_text(CHAPTER)
-    monkeypatch.setattr(pages, "chapter_source", lambda name: source)
-    return source
-
-
-@pytest.fixture
-def run(record, tmp_path):
-    """A saved run of a profile that noted claims: ``run("full", claim())``."""
-
-    def make(profile, *claims, **changes):
-        rows = claim_rows(claims)
-        made = record.model_copy(update={"profile": profile, "tables": {"claims": rows}, **changes})
-        return load_record(made.save(tmp_path / profile))
-
-    return make
-
-
-def test_page_without_claims_says_so(record, run, chapter):
-    assert pages.claims_part([record], []) == "No run has noted a claim yet.\n"
-    assert pages.claims_part([run("cpu")], [run("full")]) == "No run has noted a claim yet.\n"
-
-
-def test_long_run_decides_and_the_live_one_stands_beside_it(run, chapter):
-    live = run("cpu", claim(verdict="undecided", found="+0.5 points"), claim(claim="Only here."))
-    other = claim(claim="Not in full.", verdict="undecided")
-    gpu = run("gpu", claim(verdict="not reproduced"), other)
-    full = run("full", claim(), git_commit="0123456789abcdef", seeds=[0, 1, 2])
-    text = pages.claims_part([live], [gpu, full])
-    assert text.startswith("## A toy chapter\n")
-    assert "Verdicts: 2 reproduced, 1 undecided.\n" in text
-    rows = text.partition("```{list-table}")[2].split("\n* - ")[2:]
-    assert [row.partition(" (")[0] for row in rows] == [
-        "Flat is better than steep",
-        "Only here",
-        "Not in full",
-    ]
-    assert rows[0].index("**full:**") < rows[0].index("**gpu:**") < rows[0].index("**cpu, this")
-    found = "+0.5 points. *Set-up:* smaller network. *Verdict:* undecided."
-    assert f"**cpu, this copy:** {found}" in rows[0]
-    assert "(Table 3.1)\n\n    *Printed:* +2.5 points\n" in rows[0]
-    assert rows[0].endswith("  - **reproduced**\n\n    (full)")
-    assert rows[1].endswith("  - **reproduced**\n\n    (cpu, this copy)")
-    assert "  - **undecided**\n\n    (gpu)" in rows[2]
-    assert f"- **full**: 3 seeds, {full.started_at[:10]}, commit `0123456789`" in text
-    assert "- **cpu, this copy**: 2 seeds, " in text
-
-
-def test_other_records_decide_nothing(run, chapter):
-    live = run("cpu", claim(verdict="undecided"))
-    search = run("search", claim())
-    other = run("full", claim(), chapter="other")
-    assert pages.claims_part([live], [search, other]) == pages.claims_part([live], [])
-
-
-@pytest.mark.parametrize("anchor", ["sec-pilot", "fig-flat"])
-def test_link_leads_to_the_place_in_the_chapter(run, chapter, anchor):
-    assert f"[Where it is examined](#{anchor})" in pages.claims_part(
-        [run("cpu", claim(anchor=anchor))], []
-    )
-
-
-def test_place_that_the_chapter_lost(run, chapter):
-    gone = claim(anchor="sec-gone")
-    text = pages.claims_part([run("cpu")], [run("full", gone)])
-    assert "[Where it is examined](</chapters/toy.ipynb>)" in text
-    with pytest.raises(ValueError, match="toy.py: .* must name a place .* Found 'sec-gone'"):
-        pages.claims_part([run("cpu", gone)], [])
-
-
-def test_broken_record_is_named(run, chapter):
-    good = run("full", claim())
-    row = {key: value for key, value in TEXTS.items() if key != "found"}
-    broken = good.model_copy(update={"tables": {"claims": [row]}})
-    with pytest.raises(
-        ValueError, match="Record toy, profile full: Table `claims`, row 0: .* Missing: found"
-    ):
-        pages.claims_part([run("cpu")], [broken])
-
-
-def test_text_is_not_taken_for_markup(run, chapter):
-    text = pages.claims_part([run("cpu", claim(found="a_b | *c* [d](e) {f}`g` $h$\n<i>.."))], [])
-    assert r"a\_b \| \*c\* \[d\](e) \{f\}\`g\` \$h\$ \<i\>.. *Set-up:*" in text
-
-
-def test_page_is_written_from_the_records_on_disk(run, chapter, tmp_path, monkeypatch):
-    root = tmp_path / "project"
-    monkeypatch.setattr(pages, "ROOT", root)
-    monkeypatch.setattr(pages, "RUNS", root / "runs")
-    monkeypatch.setattr(pages, "chapters", lambda: ["toy"])
-    monkeypatch.setattr(pages, "parameters_part", lambda names: "")
-    run("cpu", claim(verdict="undecided")).save(root / "runs/toy/cpu/main")
-    (root / "results").mkdir()
-    (root / "results/toy.full.json").write_text(run("full", claim()).to_json())
-    pages.write_pages("cpu", root / "generated")
-    text = (root / "generated/claims.md").read_text()
-    assert "  - **reproduced**\n\n    (full)" in text
-    pages.write_pages("cpu", root / "generated")
-    assert (root / "generated/claims.md").read_text() == text

@@ -1,6 +1,7 @@
 """Digests change with what matters and with nothing else."""
 
 import ast
+import gzip
 import subprocess
 import sys
 
@@ -19,6 +20,8 @@ FILES = {
     "ktlib/other/maths.py": "x = 0\n",
     "ktlib/seeding.py": "x = 0\n",
     "experiments/toy/report.py": "x = 0\n",
+    "experiments/toy/claims.py": "x = 0\n",
+    "experiments/toy/figures.py": "x = 0\n",
     "experiments/models/net.py": "x = 0\n",
     "experiments/models/big.py": "x = 0\n",
     "experiments/run/records.py": "x = 0\n",
@@ -99,6 +102,8 @@ def test_change_in_the_chapter(chapter, rewrite, digests, old, new, expected):
         ("ktlib/seeding.py", "0", "1", CODE_AND_RUN),
         ("ktlib/other/maths.py", "0", "1", NOTHING),
         ("experiments/toy/report.py", "0", "None", CODE_AND_RUN),
+        ("experiments/toy/claims.py", "0", "1", RUN_ONLY),
+        ("experiments/toy/figures.py", "0", "1", RUN_ONLY),
         ("experiments/models/net.py", "0", "1", CODE_AND_RUN),
         ("experiments/models/big.py", "0", "1", NOTHING),
         ("experiments/run/records.py", "0", "1", CODE_AND_RUN),
@@ -128,6 +133,49 @@ def test_run_digest_follows_parameters_records_and_extra_files(project, chapter)
     assert len(seen) == 4
     (project / "results" / "other.full.json").write_text("1\n")
     assert digest() in seen
+    (project / "results" / "toy.full.json").unlink()
+    packed = project / "results" / "toy.full.json.gz"
+    packed.write_bytes(gzip.compress(b"1\n"))
+    assert digest() in seen  # the same record
+    packed.write_bytes(gzip.compress(b"2\n"))
+    assert digest() not in seen
+
+
+def test_what_the_numbers_of_a_run_follow_from(parts, chapter, rewrite):
+    """Code and parameters, also default values; not what a page would show, nor the records."""
+    file = parts / "toy.yaml"
+    file.write_text("noise_bound: 0.5\n")
+    seen = {provenance.numbers_digest(chapter, file)}
+    for path, old, new, counts in (
+        (file, "0.5", "0.25", True),
+        (file, "0.25", "0.25  # half", False),
+        (chapter, "noise_draws = 2  # draws", "noise_draws = 3  # draws", True),
+        (chapter, "noise_bound = 0.01", "noise_bound = 0.02", False),  # the file has another
+        (chapter, "print(accuracy)", "print(2 * accuracy)", False),
+        (parts / "ktlib/toy/maths.py", "2 * x", "3 * x", True),
+        (parts / "ktlib/toy/maths.py", "# exact", "# rounded", False),
+        (parts / "experiments/toy/claims.py", "0", "1", False),
+    ):
+        rewrite(path, old, new)
+        assert (provenance.numbers_digest(chapter, file) not in seen) == counts
+        seen.add(provenance.numbers_digest(chapter, file))
+    (parts / "results" / "toy.full.json").write_text("1\n")
+    assert provenance.numbers_digest(chapter, file) in seen
+    (parts / "results" / "toy.search.json").write_text("1\n")  # a chapter takes settings from it
+    assert provenance.numbers_digest(chapter, file) not in seen
+
+
+def test_kept_trainings_outlive_a_change_of_claims(monkeypatch, parts, rewrite):
+    monkeypatch.setattr(provenance, "HERE", parts / "experiments/run")
+    found = []
+    for name in ("claims", "figures", "report"):
+        provenance.parts_digest.cache_clear()
+        found.append(provenance.parts_digest(("toy",)))
+        rewrite(parts / f"experiments/toy/{name}.py", "0", "1")
+    provenance.parts_digest.cache_clear()
+    assert found == [found[0]] * 3
+    assert provenance.parts_digest(("toy",)) != found[0]
+    provenance.parts_digest.cache_clear()
 
 
 def test_records_of_a_chapter_in_a_folder(project, chapter):

@@ -1,5 +1,6 @@
 """Tables across runs and seeds."""
 
+import gzip
 import math
 
 import pandas as pd
@@ -55,7 +56,10 @@ def test_lists_become_text_and_names_do_not_clash(project, toy_model, values):
 def test_committed_records_are_named_by_their_file(record, project):
     path = project / "results" / "toy.full.json"
     path.write_text(record.to_json())
-    assert results.collect(path)["metrics"]["run"].tolist() == ["toy.full"]
+    packed = path.with_name("toy.full.json.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    for file in (path, packed):
+        assert results.collect(file)["metrics"]["run"].tolist() == ["toy.full"]
 
 
 def test_folder_without_records(tmp_path):

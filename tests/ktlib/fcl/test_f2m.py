@@ -316,3 +316,57 @@ def test_session_refuses_what_does_not_fit(split, shots, base):
 def test_session_refuses_wrong_numbers(split, shots, base, epochs, lr):
     with pytest.raises(ValueError, match=r"epochs must be at least 1|lr must be above 0"):
         learn_session(split, None, *shots, *base, epochs=epochs, lr=lr)
+
+
+def test_proximal_step_comes_after_the_step_and_before_the_clamp(split, shots, base):
+    plain = copy.deepcopy(split)
+    learn_session(plain, None, *shots, *base, epochs=1, lr=0.1)
+    start = {name: weight.detach().clone() for name, weight in split.tuned.items()}
+    region, seen = FlatRegion(split.tuned, 0.01), []
+
+    def proximal():
+        seen.append([weight.detach().clone() for weight in split.tuned.values()])
+        for weight in split.tuned.values():
+            weight.add_(1)
+
+    learn_session(split, region, *shots, *base, epochs=1, lr=0.1, proximal=proximal)
+    for after, expected in zip(seen[0], plain.tuned.values(), strict=True):
+        assert torch.equal(after, expected)
+    assert region.share_clamped() == 1.0
+    for name, weight in split.tuned.items():
+        torch.testing.assert_close(weight.detach(), start[name] + 0.01)
+    learn_session(split, region, *shots, *base, epochs=3, lr=0.1, proximal=proximal)
+    assert len(seen) == 4
+
+
+def test_facts_of_the_first_step(split, shots, base):
+    """The step is lr times the gradient; the penalty pulls each entry of one tensor by 3."""
+    plain, told = copy.deepcopy(split), copy.deepcopy(split)
+    start = [weight.detach().clone() for weight in split.tuned.values()]
+    learn_session(plain, None, *shots, *base, epochs=1, lr=0.1)
+    moved = [a - b for a, b in zip(plain.tuned.values(), start, strict=True)]
+    facts = {"other": 1.0}
+    first = next(iter(told.tuned.values()))
+
+    def shrink():
+        first.sub_(0.5)
+
+    options = {"epochs": 2, "lr": 0.1, "penalty": lambda: 3 * first.sum(), "proximal": shrink}
+    losses = learn_session(told, None, *shots, *base, **options, facts=facts)
+    count = first.numel() ** 0.5
+    step = torch.cat([change.flatten() for change in moved]).norm().item()
+    expected = {"data": step / 0.1, "penalty": 3 * count, "proximal": 5 * count}
+    assert facts == pytest.approx({"other": 1.0} | expected, rel=1e-4)
+    # To ask changes nothing.
+    first = next(iter(split.tuned.values()))
+    options["penalty"] = lambda: 3 * first.sum()
+    assert learn_session(split, None, *shots, *base, **options) == losses
+    assert all(torch.equal(told.tuned[name], split.tuned[name]) for name in split.tuned)
+
+
+@pytest.mark.parametrize("penalty", [None, lambda: torch.tensor(2.0)])
+def test_facts_of_what_there_is_not(split, shots, base, penalty):
+    facts = {}
+    learn_session(split, None, *shots, *base, epochs=1, lr=0.1, penalty=penalty, facts=facts)
+    assert facts["data"] > 0
+    assert facts["penalty"] == facts["proximal"] == 0.0

@@ -50,6 +50,30 @@ def test_few_shot_loss_uses_distances_that_are_not_squared():
     )
 
 
+def test_few_shot_loss_with_squared_distances():
+    embeddings, prototypes = torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    expected = -math.log(math.exp(-25) / (math.exp(-25) + math.exp(-1)))
+    found = few_shot_loss(embeddings, torch.tensor([0]), prototypes, squared=True)
+    assert found.item() == pytest.approx(expected)
+
+
+def test_squared_few_shot_loss_on_a_prototype_has_a_gradient():
+    """A class of one shot: the distance to its own prototype is 0."""
+    embeddings = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    prototypes = torch.tensor([[1.0, 2.0], [0.0, 2.0]])
+    few_shot_loss(embeddings, torch.tensor([0]), prototypes, squared=True).backward()
+    share = math.exp(-1) / (1 + math.exp(-1))  # of the other class, at distance 1
+    torch.testing.assert_close(embeddings.grad, torch.tensor([[-2 * share, 0.0]]))
+
+
+@given(seed=st.integers(0, 10_000))
+def test_nearest_is_nearest_by_squared_distances_too(seed):
+    torch.manual_seed(seed)
+    embeddings, prototypes = torch.randn(10, 4).double(), torch.randn(6, 4).double()
+    squares = (embeddings[:, None] - prototypes).square().sum(dim=2)
+    assert torch.equal(nearest_class_mean(embeddings, prototypes), squares.argmin(dim=1))
+
+
 def test_few_shot_loss_pulls_towards_the_own_prototype():
     embeddings = torch.tensor([[1.0, 1.0]], requires_grad=True)
     loss = few_shot_loss(embeddings, torch.tensor([0]), torch.tensor([[2.0, 1.0], [0.0, 1.0]]))

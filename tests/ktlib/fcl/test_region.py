@@ -75,6 +75,63 @@ def test_the_center_does_not_follow_the_weights():
     assert weight.item() == pytest.approx(0.1)
 
 
+# What the box did
+
+
+def test_shares_by_hand():
+    weight = torch.zeros(4, dtype=torch.float64)
+    region = FlatRegion({"w": weight}, 0.5)
+    assert region.share_at_wall() == region.share_clamped() == 0.0
+    weight += torch.tensor([0.25, 5.0, -5.0, 0.5])
+    assert region.share_at_wall() == 0.75  # two of them outside
+    region.clamp_()
+    assert region.share_at_wall() == 0.75
+    assert region.share_clamped() == 0.5  # what lay on the wall was not moved
+    weight.zero_()
+    region.clamp_()
+    assert region.share_at_wall() == 0.0
+    assert region.share_clamped() == 0.5
+    weight[0] = -1
+    region.clamp_()
+    assert region.share_clamped() == 0.75
+
+
+def test_shares_are_of_all_tensors():
+    weights = {"a": torch.zeros(1), "b": torch.zeros(3)}
+    region = FlatRegion(weights, 0.5)
+    weights["a"] += 1
+    region.clamp_()
+    assert region.share_at_wall() == region.share_clamped() == 0.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_was_clamped_is_at_the_wall_in_every_precision(dtype):
+    """Around 10 float32 has a number only every 1e-6, and the wall is a little inside."""
+    weight = torch.tensor([10.0, -0.3, 0.0], dtype=dtype)
+    region = FlatRegion({"w": weight}, 0.0005)
+    weight += torch.tensor([1.0, -1.0, 1.0], dtype=dtype)
+    region.clamp_()
+    assert region.share_at_wall() == region.share_clamped() == 1.0
+
+
+def test_a_frozen_box_is_all_wall():
+    weight = torch.randn(8)
+    region = FlatRegion({"w": weight}, 0.0)
+    region.clamp_()
+    assert (region.share_at_wall(), region.share_clamped()) == (1.0, 0.0)
+    weight[:2] += 1
+    region.clamp_()
+    assert (region.share_at_wall(), region.share_clamped()) == (1.0, 0.25)
+
+
+def test_nan_is_neither_clamped_nor_at_the_wall():
+    weight = torch.zeros(2)
+    region = FlatRegion({"w": weight}, 0.5)
+    weight[0] = float("nan")
+    region.clamp_()
+    assert region.share_clamped() == region.share_at_wall() == 0.0
+
+
 @pytest.mark.parametrize("bound", [-0.01, float("nan"), float("inf")])
 def test_wrong_bound(bound):
     with pytest.raises(ValueError, match="bound must be a finite number >= 0"):
@@ -231,14 +288,34 @@ def test_a_session_refuses_the_region_of_another_network(small):
 
 
 def test_the_state_of_a_region_is_its_box(small):
-    region = FlatRegion(small.tuned, 0.01, grid_step=0.005)
+    region = FlatRegion(small.tuned, 0.01)
     state = pickled(region.state_dict())
     other = split_network(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), ["2"])
     loaded = FlatRegion(other.tuned, 1.0)
     loaded.load_state_dict(state)
-    assert (loaded.bound, loaded.grid_step, loaded.contains()) == (0.01, 0.005, False)
+    assert (loaded.bound, loaded.contains()) == (0.01, False)
     loaded.clamp_()
     assert loaded.contains()
     assert torch.equal(loaded.center["2.weight"], region.center["2.weight"])
     with pytest.raises(ValueError, match="from another architecture"):
         loaded.load_state_dict(state | {"center": {"2.weight": torch.zeros(2)}})
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_what_was_clamped_outlives_copies_and_checkpoints(small, copied):
+    region = FlatRegion(small.tuned, 0.01)
+    with torch.no_grad():
+        small.network[2].weight[0].add_(1)
+    region.clamp_()
+    state = copied(region.state_dict())
+    with torch.no_grad():
+        small.network[2].weight.add_(1)
+    region.clamp_()
+    assert region.share_clamped() == 1.0
+    region.load_state_dict(state)
+    assert region.share_clamped() == copied(region).share_clamped() == pytest.approx(1 / 3)
+    region.clamp_()
+    assert region.share_clamped() == pytest.approx(1 / 3)
+    older = {name: state[name] for name in ("bound", "center")}
+    region.load_state_dict(older)
+    assert region.share_clamped() == 0.0

@@ -10,6 +10,7 @@ from experiments.fcl.baselines import (
     F2M,
     FSLL,
     IDLVQC,
+    LABELS,
     LUCIR,
     TOPIC,
     ClassifierRetraining,
@@ -18,17 +19,24 @@ from experiments.fcl.baselines import (
     Finetune,
     ICaRL,
     Joint,
+    Lda,
     NearestMean,
+    Ridge,
+    Teen,
     TopicSettings,
     features,
     run_learner,
 )
+from experiments.fcl.parameters import METHODS as IDS
 from experiments.models.resnet import resnet18_features
 from ktlib.fcl import embed, last_convolutions, split_network
 
 STEPS = {"epochs": 2, "lr": 0.02}
 METHODS = {
     "ncm": lambda split, head, classes, g: NearestMean(split),
+    "teen": lambda split, head, classes, g: Teen(split),
+    "lda": lambda split, head, classes, g: Lda(split),
+    "ridge": lambda split, head, classes, g: Ridge(split),
     "finetune": lambda split, head, classes, g: Finetune(split, **STEPS),
     "f2m": lambda split, head, classes, g: F2M(split, bound=0.01, **STEPS),
     "fsll": lambda split, head, classes, g: FSLL(split, **STEPS),
@@ -77,6 +85,12 @@ def name(request):
 
 def test_the_id_in_the_tables(name, split, problem):
     assert made(name, split, problem).name == name
+
+
+def test_all_have_names_for_readers():
+    assert {*METHODS, *IDS} <= LABELS.keys()
+    assert len(set(LABELS.values())) == len(LABELS)
+    assert all("our reading" in LABELS[method] for method in ("topic", "idlvq"))
 
 
 def test_two_runs_with_one_seed_are_identical(name, split, problem):

@@ -3,13 +3,16 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from experiments.fcl.baselines import NearestMean, run_learner
 from experiments.fcl.baselines.fsll import (
     FSLL,
     FsllSettings,
+    cosine_cross_entropy,
+    move_back,
     separation_loss,
-    shift_penalty,
+    small_layers,
     smallest_weights,
     triplet_loss,
 )
@@ -17,7 +20,7 @@ from ktlib.fcl import class_means
 from ktlib.testing import assert_gradient_flow
 
 STEPS = {"epochs": 3, "lr": 0.05}
-SETTINGS = {"penalty_weight": 0.01, "margin": 1.0}
+SETTINGS = {"penalty_weight": 0.1, "margin": 1.0}
 
 
 def learner(split, **settings):
@@ -64,19 +67,35 @@ def test_separation_by_hand():
     assert found.item() == pytest.approx((math.sqrt(0.5) - 1) / 3)
 
 
-def test_penalty_by_hand():
-    """|1 - 3| + |5 - 4.5| where selected; the last shift is not."""
-    now = {"a": torch.tensor([1.0, 5.0, 7.0], requires_grad=True)}
-    before, mask = {"a": torch.tensor([3.0, 4.5, 0.0])}, {"a": torch.tensor([True, True, False])}
-    penalty = shift_penalty(now, before, mask)
-    assert penalty.item() == 2.5
-    assert torch.autograd.grad(penalty, now["a"])[0].tolist() == [-1.0, 1.0, 0.0]
+def test_small_layers_by_hand():
+    weights = {"a": torch.tensor([[0.1, -0.4]]), "b": torch.tensor([0.0, 0.0, -0.41])}
+    found = small_layers(weights, 0.4)
+    assert found["a"].tolist() == [[True, True]]
+    assert found["b"].tolist() == [False, False, False]
+
+
+def test_cosine_cross_entropy_by_hand():
+    """Cosines 1 and 0: log(1 + 1/e); the length of neither counts."""
+    embeddings, prototypes = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 2.0], [9.0, 0.0]])
+    found = cosine_cross_entropy(embeddings, torch.tensor([1]), prototypes)
+    assert found.item() == pytest.approx(math.log(1 + math.exp(-1)))
+
+
+def test_moving_back_by_hand():
+    """By 0.5 towards the start, and no further: shifts 2, -2 and 0.3 become 1.5, -1.5 and 0."""
+    weights = {"a": torch.tensor([3.0, -1.0]), "b": torch.tensor([5.3])}
+    start = {"a": torch.tensor([1.0, 1.0]), "b": torch.tensor([5.0])}
+    length = move_back(weights, start, 0.5)
+    assert weights["a"].tolist() == [2.5, -0.5]
+    assert weights["b"].tolist() == [5.0]
+    assert length == pytest.approx(math.sqrt(0.25 + 0.25 + 0.09), rel=1e-5)
+    kept = weights["a"].clone()
+    assert move_back(weights, start, 0.0) == 0.0
+    assert torch.equal(weights["a"], kept)
 
 
 def test_each_term_reaches_the_tuned_weights_only(batch, split):
     split.network.eval()
-    before = {name: p.detach() - 0.01 for name, p in split.tuned.items()}
-    masks = smallest_weights(split.tuned, 0.1)
     old = torch.ones(2, 32, device=batch[0].device)
     with torch.no_grad():
         features = split.prefix(batch[0])
@@ -86,7 +105,7 @@ def test_each_term_reaches_the_tuned_weights_only(batch, split):
         return {
             "triplet": triplet_loss(embeddings, batch[1], margin=1.0),
             "separation": separation_loss(class_means(embeddings, batch[1]), old),
-            "penalty": shift_penalty(split.tuned, before, masks),
+            "cosine": cosine_cross_entropy(embeddings, batch[1], class_means(embeddings, batch[1])),
         }
 
     assert_gradient_flow(terms, split.tuned, dict(split.prefix.named_parameters()))
@@ -118,17 +137,85 @@ def test_without_trainable_weights_it_is_the_frozen_network(problem, split):
     assert run_learner(learner(split, fraction=0.0), *problem) == frozen
 
 
-def test_the_penalty_holds_the_weights(problem, split):
+def shifts_of(split, problem, settings, **steps):
+    """A run from session 2 on, and how far it carried each weight that it could change."""
     before = {name: p.detach().clone() for name, p in split.tuned.items()}
+    method = FSLL(copy.deepcopy(split), **STEPS | steps, settings=settings)
+    run_learner(method, problem[0][:2], *problem[1:])
+    shifts = [
+        (p.detach() - before[name])[method.selected[name]] for name, p in method.split.tuned.items()
+    ]
+    return method, torch.cat(shifts)
 
-    def shift(weight):
+
+def test_the_penalty_holds_the_weights_without_shaking_them(problem, split):
+    """More of it leaves more weights exactly where they were; none jumps to and fro."""
+    found = []
+    for weight in (0.0, 0.1, 1.0, 3.0):
         settings = FsllSettings(fraction=0.5, penalty_weight=weight, margin=1)
-        method = FSLL(copy.deepcopy(split), epochs=20, lr=0.05, settings=settings)
-        run_learner(method, *problem)
-        pairs = [(p.detach(), before[name]) for name, p in method.split.tuned.items()]
-        return sum(float((now - then).abs().sum()) for now, then in pairs)
+        found.append(shifts_of(split, problem, settings, epochs=10)[1])
+    totals = [float(shifts.abs().sum()) for shifts in found]
+    still = [int((shifts == 0).sum()) for shifts in found]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[3] < 0.5 * totals[0]
+    assert still == sorted(still)
+    assert still[3] > 0.5 * len(found[3])
 
-    assert shift(0.003) < 0.9 * shift(0.0)
+
+def test_a_strong_penalty_is_the_frozen_network(problem, split):
+    """To the last bit, at any rate: a gradient step on it would shake every weight."""
+    frozen = run_learner(NearestMean(copy.deepcopy(split)), *problem)
+    method = FSLL(copy.deepcopy(split), epochs=9, lr=1.0, settings=FsllSettings(penalty_weight=1e3))
+    assert run_learner(method, *problem) == frozen
+    for name, parameter in method.split.tuned.items():
+        assert torch.equal(parameter, split.tuned[name])
+    for norms in method.gradients:
+        assert norms["data"] > 0
+        assert norms["penalty"] == pytest.approx(norms["data"], rel=1e-3)
+
+
+def test_the_weight_of_the_penalty_is_the_norm_of_its_gradient(problem, split):
+    """While it is small against the data's gradient, it takes this back from what moves at all."""
+    reached = 1.0
+    for weight in (0.0, 1e-3):
+        settings = FsllSettings(fraction=1.0, penalty_weight=weight, margin=1)
+        method, shifts = shifts_of(split, problem, settings, epochs=1)
+        (norms,) = method.gradients
+        assert norms["penalty"] == pytest.approx(weight * reached, rel=0.1)
+        assert float(shifts.norm()) / STEPS["lr"] == pytest.approx(norms["data"], rel=1e-2)
+        # Weights of kernels that see the border only do not move.
+        reached = math.sqrt(float((shifts != 0).float().mean()))
+
+
+def test_released_settings(problem, split):
+    """Whole layers, momentum and weight decay as in torch, a cosine softmax, no penalty."""
+    largest = {name: float(p.detach().abs().max()) for name, p in split.tuned.items()}
+    threshold = sorted(largest.values())[1]
+    assert FsllSettings.released().layer_threshold == 0.4
+    settings = FsllSettings.released(threshold)
+    method = FSLL(copy.deepcopy(split), epochs=4, lr=0.1, settings=settings, normalise=False)
+    sessions, images, labels, *_ = problem
+    base, new = sessions[0].train, sessions[1].train
+    method.start(images[base], labels[base])
+    method.learn(images[new], labels[new])
+    split.network.eval()
+    moved = [p for name, p in split.tuned.items() if largest[name] <= threshold]
+    assert len(moved) == 2
+    optimizer = torch.optim.SGD(moved, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    prototypes = class_means(split.network(images[base]), labels[base]).detach()
+    classes, targets = labels[new].unique(return_inverse=True)
+    for _ in range(4):
+        embeddings = split.network(images[new])
+        candidates = torch.cat([class_means(embeddings, labels[new], classes), prototypes])
+        cosines = torch.cosine_similarity(embeddings[:, None], candidates[None], dim=2)
+        loss = triplet_loss(embeddings, labels[new]) + F.cross_entropy(cosines, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for name, parameter in split.tuned.items():
+        torch.testing.assert_close(method.split.tuned[name], parameter, rtol=1e-5, atol=1e-7)
+    assert method.gradients[0]["penalty"] == 0
+    assert method.gradients[0]["data"] > 0
 
 
 def test_old_prototypes_and_base_images_are_not_touched(problem, split):
@@ -153,7 +240,10 @@ def test_equal_runs(problem, split):
         ({"fraction": float("nan")}, "fraction must be between 0 and 1"),
         ({"margin": -1.0}, "margin must be at least 0"),
         ({"penalty_weight": -1.0}, "penalty_weight must be at least 0"),
-        ({"separation_weight": -1.0}, "separation_weight must be at least 0"),
+        ({"prototype_weight": -1.0}, "prototype_weight must be at least 0"),
+        ({"layer_threshold": -1.0}, "layer_threshold must be at least 0"),
+        ({"momentum": -1.0}, "momentum must be at least 0"),
+        ({"prototype_term": "norm"}, "prototype_term must be 'similarity' or 'cross-entropy'"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):

@@ -12,11 +12,12 @@ from experiments.fcl.baselines import (
     Learner,
     NearestMean,
     SessionResults,
+    average_incremental_accuracy,
     herding,
     run_learner,
 )
 from experiments.fcl.baselines.nearest_mean import TunedNearestMean
-from ktlib.fcl import embed, learn_session
+from ktlib.fcl import SessionVariant, embed, learn_session
 
 
 class Oracle(Learner):
@@ -55,6 +56,7 @@ def test_accuracies_of_an_oracle_that_knows_the_base_classes(problem):
     results = run_learner(Oracle(sessions[0].classes.to(problem[2].device)), *problem)
     found = [(r["base_accuracy"], r["new_accuracy"], round(r["accuracy"], 2)) for r in results.rows]
     assert found == [(100.0, None, 100.0), (100.0, 0.0, 60.0), (100.0, 0.0, 42.86)]
+    assert [row["harmonic"] for row in results.rows] == [None, 0.0, 0.0]
     assert [(r["session"], r["origin"], r["accuracy"]) for r in results.by_origin] == [
         (1, 1, 100.0),
         (2, 1, 100.0),
@@ -63,6 +65,41 @@ def test_accuracies_of_an_oracle_that_knows_the_base_classes(problem):
         (3, 2, 0.0),
         (3, 3, 0.0),
     ]
+
+
+def test_harmonic_mean_and_counts_of_an_oracle(problem):
+    """It knows 6 of 7 classes, of 12 - 8 = 4 test images each: new 3 of 4, and 3 / 3.5 = 6 / 7."""
+    new = problem[0][-1].classes
+    known = torch.tensor([label for label in range(7) if label != new[0]]).to(problem[2])
+    results = run_learner(Oracle(known), *problem)
+    last = results.rows[-1]
+    assert (last["base_accuracy"], last["new_accuracy"]) == (100.0, 75.0)
+    assert last["harmonic"] == pytest.approx(600 / 7)
+    assert results.predicted == results.right == [0 if c == new[0] else 4 for c in range(7)]
+    expected = (100 + 100 + 600 / 7) / 3
+    assert average_incremental_accuracy(results.rows) == pytest.approx(expected)
+
+
+def test_counts_tell_wrong_answers_from_right_ones(problem):
+    """All is taken for class 2; of what is shown in the end, 4 images are of it."""
+    learner = Oracle(problem[2].unique())
+    learner.classify = lambda images: torch.full((len(images),), 2).to(problem[2])
+    results = run_learner(learner, *problem)
+    assert results.predicted == [0, 0, 28, 0, 0, 0, 0]
+    assert results.right == [0, 0, 4, 0, 0, 0, 0]
+
+
+def test_only_the_last_session_is_tested_if_asked(problem, split):
+    """With the same results, and once."""
+    learner = F2M(copy.deepcopy(split), bound=0.01, epochs=2, lr=0.1)
+    every = run_learner(F2M(split, bound=0.01, epochs=2, lr=0.1), *problem)
+    classify, calls = learner.classify, []
+    learner.classify = lambda features: calls.append(0) or classify(features)
+    last = run_learner(learner, *problem, only_last=True)
+    assert len(calls) == 1
+    assert last.rows == every.rows[-1:]
+    assert last.by_origin == every.by_origin[-3:]
+    assert (last.predicted, last.right) == (every.predicted, every.right)
 
 
 def test_nan_names_the_method_and_keeps_the_rows_so_far(problem):
@@ -91,20 +128,30 @@ def test_predictions_are_made_from_features(problem):
 
 
 @torch.no_grad()
-def accuracies(split, classes, means, tests, test_labels):
-    """Of the classifier by inner products with prototypes of norm 1: all, base and new classes."""
-    scores = split.network.eval()(tests) @ F.normalize(means, dim=1).T
+def accuracies(split, classes, means, tests, test_labels, normalise):
+    """All, base and new classes, by inner products with prototypes of norm 1, or by distances."""
+    embeddings = split.network.eval()(tests)
+    scores = embeddings @ F.normalize(means, dim=1).T
+    if not normalise:
+        scores = -(embeddings[:, None] - means[None]).square().sum(dim=2)
     right = (classes[scores.argmax(dim=1)] == test_labels).double()
     base = torch.isin(test_labels, classes[:3])
     shown = torch.isin(test_labels, classes)
     return [100 * right[part].mean().item() for part in (shown, base, shown & ~base)]
 
 
-@pytest.mark.parametrize("how", ["frozen", "tuned"])
-def test_equal_to_the_protocol_written_out(problem, split, how):
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("how", ["frozen", "tuned", "squared"])
+def test_equal_to_the_protocol_written_out(problem, split, how, normalise):
+    """Without prototype normalisation, squared distances and plain ones decide alike."""
     sessions, images, labels, *tests = problem
-    other = copy.deepcopy(split)
-    learner = NearestMean(other) if how == "frozen" else Finetune(other, epochs=3, lr=0.1)
+    other, variant = copy.deepcopy(split), SessionVariant(squared=how == "squared")
+    steps = {"epochs": 3, "lr": 0.1}
+    if how == "frozen":
+        learner = NearestMean(other, normalise=normalise)
+    else:
+        session = variant if how == "squared" else None
+        learner = Finetune(other, **steps, normalise=normalise, session=session)
     rows = run_learner(learner, *problem).rows
 
     def means_of(classes, positions):
@@ -114,19 +161,23 @@ def test_equal_to_the_protocol_written_out(problem, split, how):
 
     base = sessions[0].classes.to(labels)
     saved = means_of(base, sessions[0].train)
-    expected = [accuracies(split, base, saved, *tests)]
+    expected = [accuracies(split, base, saved, *tests, normalise)]
     for number in (2, 3):
         new = torch.cat([session.classes for session in sessions[1:number]]).to(labels)
         kept = torch.cat([session.train for session in sessions[1:number]])
-        if how == "tuned":
-            learn_session(split, None, images[kept], labels[kept], saved, base, epochs=3, lr=0.1)
+        if how != "frozen":
+            shots = images[kept], labels[kept], saved, base
+            learn_session(split, None, *shots, **steps, variant=variant)
         means = torch.cat([saved, means_of(new, kept)])
-        expected.append(accuracies(split, torch.cat([base, new]), means, *tests))
+        expected.append(accuracies(split, torch.cat([base, new]), means, *tests, normalise))
     names = "accuracy", "base_accuracy", "new_accuracy"
     for row, values in zip(rows, expected, strict=True):
         first = row["session"] == 1
         assert [row[name] for name in names[: 2 if first else 3]] == values[: 2 if first else 3]
     assert rows[0]["new_accuracy"] is None
+    assert len(getattr(learner, "gradients", [0, 0])) == 2
+    for name, parameter in split.tuned.items():
+        torch.testing.assert_close(other.tuned[name], parameter, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -220,15 +271,3 @@ def test_herding_by_hand():
     assert herding(embeddings, 2).tolist() == [2, 3]
     assert sorted(herding(embeddings, 9).tolist()) == [0, 1, 2, 3]
     assert herding(embeddings, 4)[:2].tolist() == [2, 3]
-
-
-def test_f2m_can_round_to_a_grid_as_released(split, problem):
-    """Every tuned weight ends at a multiple of the step from the centre, in the box."""
-    learner = F2M(split, bound=0.04, grid_step=0.01, epochs=2, lr=1.0)
-    run_learner(learner, *problem)
-    assert learner.region.largest_shift() > 0
-    for name, parameter in split.tuned.items():
-        shift = ((parameter - learner.region.center[name]) / 0.01).detach()
-        torch.testing.assert_close(shift, shift.round(), atol=1e-3, rtol=0)
-    with pytest.raises(ValueError, match=r"grid_step.*-0\.1"):
-        F2M(split, bound=0.04, grid_step=-0.1, epochs=2, lr=1.0)

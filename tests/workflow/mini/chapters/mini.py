@@ -26,11 +26,12 @@ precision = "float32"  # precision of products
 profile = "cpu"  # name of this set of values
 run_dir = ""  # folder for the record
 rate = 0.5  # factor
+groups = ["few", "many"]  # what is scaled
 wait = ""  # file to wait for
 fail = False  # whether to raise
 
 # %%
-from experiments.mini import MiniParameters, scaled
+from experiments.mini import MiniParameters, points, scaled
 from experiments.run.parameters import check_parameters
 
 parameters = check_parameters(globals(), MiniParameters)
@@ -61,4 +62,6 @@ from experiments.run.results import RunRecord
 
 record = RunRecord.start("mini", parameters, data={})
 record.metric("scaled", result)
+record.table("points", points(parameters))
+record.table("settings", [{"setting": "rate", "value": rate}])
 record.save(run_dir)
