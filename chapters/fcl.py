@@ -37,7 +37,7 @@
 # **Before you start.** You should have trained one small network with PyTorch. No knowledge of continual learning is
 # needed; the [notation page](../notation.md) has the symbols.
 #
-# **Time to run.** About 2 minutes on two CPU cores at the default size; the
+# **Time to run.** About 3 minutes on two CPU cores at the default size; the
 # [execution page](../execution.md) shows the time of the run that you are reading. To run it again:
 #
 # ```bash
@@ -55,7 +55,7 @@ profile = "cpu"  # name of this set of values, noted in the record
 run_dir = ""  # folder for result.json and figures; "" writes nothing
 device = "auto"  # auto, cpu, cuda or mps; the thesis: one RTX 3090
 seeds = [0, 1, 2, 3]  # one repetition each: weights, batches, noise, images; the thesis: 10 runs
-dataset = "pairs"  # pairs, digits, cifar100, mini_imagenet or cub200; the thesis: the last three
+dataset = "pairs"  # pairs, cifar100, mini_imagenet or cub200; the thesis: the last three
 class_split = "unseen_parts"  # unseen_parts, random or topic; the thesis: random and topic
 shots = 5  # training images per new class; the thesis: 5
 base_images = 60  # training images per base class, 0: all; the thesis: 500 (CUB: 30)

@@ -70,11 +70,19 @@ def evidence_of(experiment: Experiment, classes: str, seed: int, settings: Setti
         "studies": (part.studies, studied and first),
         "seconds": (part.seconds, studied and first),
     }
-    tables: Tables = {name: [*make()] if asked else [] for name, (make, asked) in wanted.items()}
+    tables: Tables = {
+        name: [*finished(make())] if asked else [] for name, (make, asked) in wanted.items()
+    }
     return {
         name: [{"classes": classes, "seed": seed, **row} for row in rows]
         for name, rows in (tables | part.noted).items()
     }
+
+
+def finished(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows up to a base training that diverges, which must not cost the other tables."""
+    with suppress(FloatingPointError):
+        yield from rows
 
 
 class Part:
@@ -176,9 +184,14 @@ class Part:
         """Every method with its setting, after each session."""
         for method in self.p.methods:
             setting = self.settings[method]
-            learner, found, stopped = self.experiment.run_method(
-                method, self.of_method(method), self.seed, setting
-            )
+            try:
+                trained = self.of_method(method)
+            except FloatingPointError as error:
+                learner, found, stopped = None, SessionResults(), str(error)
+            else:
+                learner, found, stopped = self.experiment.run_method(
+                    method, trained, self.seed, setting
+                )
             yield from ({"method": method, **row} for row in found.rows or [UNTRAINED])
             counts = {"predicted": found.predicted, "right": found.right}
             texts = {name: " ".join(map(str, numbers)) for name, numbers in counts.items()}
@@ -279,12 +292,11 @@ class Part:
         noises = {"f2m": p.noise_bound, "f2m_flat": max(p.plane_noises)}
         for name, noise in noises.items():
             noises[name] = self.settings.get(name, {}).get("noise_bound", noise)
-        makes = {
-            "ncm": partial(self.plain, lr=lr),
-            "f2m": partial(self.noisy, noise_bound=noises["f2m"], lr=lr),
-            "f2m_flat": partial(self.noisy, noise_bound=noises["f2m_flat"], lr=lr),
-            "sam": partial(self.plain, radius, lr=lr),
-        }
+        for noise in (p.noise_bound, *p.plane_noises):  # of the ablation and the plane
+            if noise and noise not in noises.values():
+                noises[f"f2m {noise:g}"] = noise
+        makes = {name: partial(self.noisy, noise_bound=n, lr=lr) for name, n in noises.items()}
+        makes |= {"ncm": partial(self.plain, lr=lr), "sam": partial(self.plain, radius, lr=lr)}
         for name, make in makes.items():
             with suppress(FloatingPointError):
                 networks[name] = make()
@@ -294,7 +306,8 @@ class Part:
         )  # fmt: skip
         for (training, part), one in found.items():
             yield {
-                "training": training, "lr": lr, "bound": bound, "part": part,
+                "training": training, "noise": noises.get(training, 0.0),
+                "lr": lr, "bound": bound, "part": part,
                 "indicator": one.indicator, "variance": one.variance,
                 "loss_at_minimum": one.loss_at_minimum,
                 "draws": p.flatness_draws, "images": p.flatness_images,
