@@ -164,14 +164,19 @@ rule pages:
         main_runs("result.json"),
         [f"chapters/{name}.py" for name in CHAPTERS],
         tracked("results/**/*.json", "results/**/*.json.gz", "results/thesis/*.csv"),
+        tracked("experiments/*/claims.py"),
+        "experiments/run/verdicts.py",
         "workflow/pages.py",
+        "workflow/ledger.py",
+        "workflow/ledger_coverage.py",
+        "workflow/ledger_figure.py",
         "workflow/thesis_page.py",
         "workflow/benchmark_page.py",
         "workflow/markdown.py",
     output:
         "book/_generated/execution.md",
         "book/_generated/parameters.md",
-        "book/_generated/claims.md",
+        "book/_generated/claims.md",  # and ledger.svg
         "book/_generated/thesis.md",
         "book/_generated/benchmarks.md",  # and growth.svg, where speeds have been measured
     params:

@@ -21,6 +21,7 @@ from experiments.run.chapter_source import (
     plain_python,
     syntax_nodes,
 )
+from experiments.run.provenance import chapter_header
 
 # Where methods and experiments are; loading data is not a method.
 OWN = ("ktlib", "experiments")
@@ -52,6 +53,11 @@ class Chapter:
     def is_proof(self) -> bool:
         """Whether it is a proof, whose structure differs from that of a chapter."""
         return self.path.parent.name == "proofs"
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether it is a page of evidence: its header names the module that makes its claims."""
+        return "claims" in chapter_header(self.path)
 
 
 def names_used(source: str) -> set[str]:

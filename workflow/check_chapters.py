@@ -22,11 +22,12 @@ from workflow.project import ROOT, chapter_source, chapters
 MEDIAN_LINES = 6
 MOST_LINES = 25
 HIDING_TAGS = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
-HIDDEN_FOR = {"figure", "table", "installation"}  # cells that a reader may skip
+HIDDEN_FOR = {"figure", "table", "installation", "parameters"}  # cells that a reader may skip
 HIDDEN_SHARE = 0.25  # of the code cells, figures aside
 # The modules that show results; a hidden cell uses no other, so that no method is hidden. A part's
-# own tables are in its module `report`.
-SHOWING = {"experiments.run.plotting", "experiments.run.results"}
+# own tables and figures are in its modules `report` and `figures`.
+SHOWING = {"experiments.run.plotting", "experiments.run.results", "experiments.run.claims"}
+SHOWING_PARTS = (".report", ".figures", ".claims")
 # A heading for each part of a chapter, in this order.
 PARTS = {
     "problem": r"problem",
@@ -38,6 +39,9 @@ PARTS = {
     "further reading": r"further reading",
 }
 OPENING = ("The question", "After this chapter you can", "Before you start", "Time to run")
+# A page of evidence teaches nothing: it says what was asked and found, and what it cannot say.
+EVIDENCE_PARTS = {"protocol": r"protocol", "claims": r"claims", "limits": PARTS["limits"]}
+EVIDENCE_OPENING = ("The question", "How to read it", "Time to run")
 
 
 def parameters(chapter: Chapter) -> list[str]:
@@ -81,8 +85,9 @@ def parameter_files(chapter: Chapter) -> list[str]:
     return problems
 
 
-def _shows(module: str) -> bool:
-    return module in SHOWING or module.endswith(".report")
+def _shows(module: str, name: str | None) -> bool:
+    whole = f"{module}.{name}"  # the module itself, in `from experiments.fcl import figures`
+    return module in SHOWING or module.endswith(SHOWING_PARTS) or whole.endswith(SHOWING_PARTS)
 
 
 def cell_sizes(chapter: Chapter) -> list[str]:
@@ -100,7 +105,7 @@ def cell_sizes(chapter: Chapter) -> list[str]:
     visible = [
         sizes[cell.number] for cell in chapter.code if cell.number in sizes and not hides(cell)
     ]
-    if visible and statistics.median(visible) > MEDIAN_LINES:
+    if visible and statistics.median(visible) > MEDIAN_LINES and not chapter.is_evidence:
         median = statistics.median(visible)
         problems.append(
             f"the median of visible cells is {median:g} lines, allowed are {MEDIAN_LINES}"
@@ -124,13 +129,13 @@ def hidden_cells(chapter: Chapter) -> list[str]:
     methods = {
         name: module
         for module, name in imported_names(chapter.path)
-        if module.partition(".")[0] in OWN and not _shows(module)
+        if module.partition(".")[0] in OWN and not _shows(module, name)
     }
     for cell in hidden:
         used = sorted(names_used(cell.source) & set(methods))
         problems += [f"cell {cell.number} is hidden and uses `{n}` of {methods[n]}" for n in used]
     folded = [cell for cell in hidden if "figure" not in cell.tags]
-    if len(folded) > HIDDEN_SHARE * len(chapter.code):
+    if len(folded) > HIDDEN_SHARE * len(chapter.code) and not chapter.is_evidence:
         problems.append(
             f"{len(folded)} of {len(chapter.code)} code cells are hidden and no figure, "
             f"allowed are {HIDDEN_SHARE:.0%}"
@@ -183,14 +188,15 @@ def anatomy(chapter: Chapter) -> list[str]:
     """A chapter has an opening and all its parts, in order."""
     if chapter.is_proof:
         return []
-    problems = [f"the opening has no `{words}`" for words in OPENING if words not in chapter.text]
+    opening, parts = (EVIDENCE_OPENING, EVIDENCE_PARTS) if chapter.is_evidence else (OPENING, PARTS)
+    problems = [f"the opening has no `{words}`" for words in opening if words not in chapter.text]
     prose = re.sub(r"^(`{3,}|:{3,}).*?^\1", "", chapter.text, flags=re.MULTILINE | re.DOTALL)
     titles = [line for line in prose.splitlines() if line.startswith("# ")]
     if len(titles) != 1:
         problems.append(f"there must be one title (`# ...`), there are {len(titles)}")
     headings = [line[3:] for line in prose.splitlines() if line.startswith("## ")]
     last = -1
-    for part, pattern in PARTS.items():
+    for part, pattern in parts.items():
         places = [i for i, line in enumerate(headings) if re.search(pattern, line, re.IGNORECASE)]
         if not places:
             problems.append(f"there is no heading for the part '{part}'")

@@ -12,7 +12,13 @@ from pathlib import Path
 
 from experiments.run.atomic import write_text
 from experiments.run.parameters import describe_parameters
-from experiments.run.results import RunRecord, is_stale, load_record, record_files
+from experiments.run.results import (
+    RunRecord,
+    is_stale,
+    load_record,
+    record_command,
+    record_files,
+)
 from workflow.benchmark_page import write_benchmarks
 from workflow.guard import run_step
 from workflow.ledger import ledger_entries, write_ledger
@@ -123,7 +129,7 @@ def _state(record: RunRecord) -> str:
 
 def _command(record: RunRecord) -> str:
     if record.profile in PROFILES:
-        return f"`make record CHAPTER={record.chapter} PROFILE={record.profile}`"
+        return f"`{record_command(record.chapter, record.profile, record)}`"
     # A search at the size of a profile carries its name: `methods_cpu`.
     search, _, size = record.profile.partition("_")
     module = record.chapter + ("" if search == "search" else f"_{search}")

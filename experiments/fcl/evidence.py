@@ -2,7 +2,7 @@
 
 :func:`evidence_of` runs all of them for one split of the classes and one seed, which is a part of
 the long record. Protocol and rules stand in the chapter; settings come from the search,
-:mod:`experiments.searches.fcl`, and are never chosen here.
+:mod:`experiments.searches.fcl_evidence`, and are never chosen here.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from experiments.fcl.evidence import NO_BOX
 from experiments.fcl.experiment import FewShotExperiment, Trained
 from experiments.fcl.landscape import box_polygon, loss_plane, random_direction
 from experiments.run.paired import PairedDifference
-from experiments.run.plotting import style_for
+from experiments.run.plotting import PALETTE, style_for
 from experiments.run.records import RunRecord
 from experiments.run.tables import format_mean_std
 from ktlib.fcl.evaluation import embed
@@ -42,15 +42,14 @@ ACCURACIES = {
 }
 TRAININGS = {"ncm": "plain", "f2m": "F2M", "f2m_flat": "F2M, flat", "sam": "SAM"}
 PART_NAMES = {"fm": "FM", "pf": "PF", "pc": "PC", "pn": "PN"}
-
-
+MISSING = "not part of this run"
 _ENDS = "accuracy base_accuracy new_accuracy harmonic"
 _BOX = "at_wall moved largest_shift"
 COLUMNS = {
     "methods": f"method session {_ENDS}",
     "plane": f"noise rate box {_ENDS} {_BOX}",
     "norms": "training group number mean std",
-    "flatness": "training lr bound part indicator variance loss_at_minimum draws images",
+    "flatness": "training noise lr bound part indicator variance loss_at_minimum draws images",
     "shots": f"shots method rate {_ENDS} {_BOX}",
     "ablation": f"box fm pf pc pn session {_ENDS} {_BOX}",
     "distances": f"noise rate squared {_ENDS} first_gradient",
@@ -84,6 +83,21 @@ def last_session(methods: pd.DataFrame) -> pd.DataFrame:
     return methods[methods["session"] == final]
 
 
+def drops(rows: pd.DataFrame, by: str) -> pd.Series[Any]:
+    """Accuracy after the first session minus that after the last, of each value and seed.
+
+    Args:
+        rows: of one split of the classes.
+        by: column of the values.
+    """
+    first, last = (
+        rows[rows["session"] == session].set_index([by, "seed"])["accuracy"].astype(float)
+        for session in (rows["session"].min(), rows["session"].max())
+    )
+    found: pd.Series[Any] = (first - last).rename("drop")
+    return found
+
+
 def difference(
     rows: pd.DataFrame, column: str, one: Any, other: Any, value: str = "accuracy"
 ) -> PairedDifference:
@@ -110,22 +124,25 @@ def spread(values: pd.Series[Any], digits: int = 1) -> str:
     return format_mean_std(known.mean(), known.std(), digits) if len(known) else "-"
 
 
+def percent(shares: pd.Series[Any]) -> str:
+    """The same for shares, in percent."""
+    return spread(100 * shares.astype(float))
+
+
 def method_table(methods: pd.DataFrame, classes: str) -> pd.DataFrame:
     """One row a method: accuracies after the last session, their average over sessions, the drop.
 
     Mean and standard deviation over seeds, in percent.
     """
     rows = methods[methods["classes"] == classes]
-    last = last_session(rows)
-    own = last.groupby("method", sort=False)
+    if rows.empty:
+        return pd.DataFrame()
+    own = last_session(rows).groupby("method", sort=False)
     table = pd.DataFrame({name: own[key].agg(spread) for key, name in ACCURACIES.items()})
-    runs = rows.groupby(["method", "seed"], sort=False)["accuracy"]
-    average = runs.mean().groupby("method").agg(spread)
-    wide = rows.pivot_table(index=["method", "seed"], columns="session", values="accuracy")
-    drop = (wide.iloc[:, 0] - wide.iloc[:, -1]).groupby("method").agg(spread)
-    table = table.assign(**{"mean of all sessions": average, "drop": drop})
-    order = list(dict.fromkeys(rows["method"]))
-    table = table.reindex(order).fillna("diverged")
+    runs = rows.astype({"accuracy": float}).groupby(["method", "seed"], sort=False)["accuracy"]
+    table["mean of all sessions"] = runs.mean().groupby("method").agg(spread)
+    table["drop"] = drops(rows, "method").groupby("method").agg(spread)
+    table = table.reindex([*dict.fromkeys(rows["method"])]).fillna("diverged")
     return table.rename(index=label).rename_axis("method")
 
 
@@ -155,19 +172,38 @@ def trial_table(trials: pd.DataFrame) -> pd.DataFrame:
 
 def gradient_table(gradients: pd.DataFrame) -> pd.DataFrame:
     """Length of the data's step and of the penalty's pull, mean over seeds and sessions."""
-    means = gradients.groupby(["classes", "method"], sort=False)[["data", "penalty"]].mean()
+    numbers = gradients.astype({"data": float, "penalty": float})
+    means = numbers.groupby(["classes", "method"], sort=False)[["data", "penalty"]].mean()
     means["penalty / data"] = means["penalty"] / means["data"]
     return means.map("{:.2g}".format).rename(index=label, level="method")
 
 
+def distance_table(distances: pd.DataFrame) -> pd.DataFrame:
+    """Plain beside squared distances: accuracies and the first gradient, mean over seeds."""
+    keys = ["classes", "noise", "rate", "squared"]
+    columns = ["accuracy", "base_accuracy", "new_accuracy", "first_gradient"]
+    means = distances.astype(dict.fromkeys(columns, float)).groupby(keys)[columns].mean()
+    return means.round(2).rename(columns=ACCURACIES | {"first_gradient": "first gradient"})
+
+
+def training_name(training: str) -> str:
+    """The words for a base training; what follows a space is the half-width of its noise."""
+    word, _, noise = training.partition(" ")
+    return f"noise {noise}" if noise else TRAININGS.get(word, word)
+
+
 def flatness_table(flatness: pd.DataFrame) -> pd.DataFrame:
-    """Mean indicator and variance of each training, and how many times flatter than plain."""
+    """Mean indicator of each training, and how many times flatter than plain training it is."""
+    if "ncm" not in set(flatness["training"]):
+        return pd.DataFrame()
     keys = ["classes", "lr", "bound", "part"]
-    table = flatness.pivot_table(index=[*keys, "seed"], columns="training", values="indicator")
+    table = flatness.astype({"indicator": float}).pivot_table(
+        index=[*keys, "seed"], columns="training", values="indicator"
+    )
     ratio = table.rdiv(table["ncm"], axis=0).groupby(keys).agg(spread)
     mean = table.groupby(keys).mean().map("{:.1e}".format)
     both = {"indicator": mean, "times flatter than plain": ratio.drop(columns="ncm")}
-    return pd.concat(both, axis=1).rename(columns=TRAININGS)
+    return pd.concat(both, axis=1).rename(columns=training_name, level=1)
 
 
 def norm_table(norms: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
@@ -182,40 +218,48 @@ def norm_table(norms: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([theirs, found])
 
 
-def part_names(row: Mapping[str, Any]) -> str:
+def part_names(row: Mapping[Any, Any]) -> str:
     """Name of a combination of the parts, such as ``FM + PC``."""
     return " + ".join(name for part, name in PART_NAMES.items() if row[part]) or "none"
 
 
-def ablation_table(ablation: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
-    """Table 3.6 of the thesis beside this run: first and last session and the drop between them."""
-    named = ablation.assign(parts=ablation.apply(part_names, axis=1))
+def with_parts(ablation: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a column ``parts``, the name of their combination."""
+    return ablation.assign(parts=[part_names(row) for row in ablation.to_dict("records")])
+
+
+def printed_parts(printed: pd.DataFrame) -> pd.DataFrame:
+    """Table 3.6 of the thesis by the names of the combinations."""
     short = dict(zip(printed.columns[:4], PART_NAMES, strict=True))
-    theirs = printed.rename(columns=short)
-    theirs.index = pd.Index(theirs.apply(part_names, axis=1), name="parts")
+    return with_parts(printed.rename(columns=short)).set_index("parts")
+
+
+def ablation_table(ablation: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
+    """Table 3.6 of the thesis beside this run: last session, and the drop since the first."""
+    theirs = printed_parts(printed)
     columns = {("thesis", "last session"): theirs["session_9"].map("{:.2f}".format)}
     columns["thesis", "drop"] = theirs["pd"].map("{:.2f}".format)
-    for (classes, box), rows in named.groupby(["classes", "box"], sort=False):
-        wide = rows.pivot_table(index=["parts", "seed"], columns="session", values="accuracy")
+    groups: Any = with_parts(ablation).groupby(["classes", "box"], sort=False)
+    for (classes, box), rows in groups:
         words = f"{SPLITS.get(classes, classes)}, box {box:g}"
-        columns[words, "last session"] = wide.iloc[:, -1].groupby("parts").agg(spread)
-        drop = wide.iloc[:, 0] - wide.iloc[:, -1]
-        columns[words, "drop"] = drop.groupby("parts").agg(spread)
-        moved = rows[rows["session"] == rows["session"].max()].groupby("parts")["moved"]
-        columns[words, "weights clamped (%)"] = moved.agg(lambda v: spread(100 * v))
+        last = last_session(rows).groupby("parts")
+        columns[words, "last session"] = last["accuracy"].agg(spread)
+        columns[words, "drop"] = drops(rows, "parts").groupby("parts").agg(spread)
+        columns[words, "weights clamped (%)"] = last["moved"].agg(percent)
     return pd.DataFrame(columns).reindex(theirs.index)
 
 
 def study_table(studies: pd.DataFrame, study: str) -> pd.DataFrame:
     """One row a value: accuracies after the last session, mean and spread over seeds."""
-    rows = last_session(studies[studies["study"] == study])
-    own = rows.groupby(["classes", "value", "method"], sort=False)
+    rows = studies[studies["study"] == study]
+    if rows.empty:
+        return pd.DataFrame()
+    keys = ["classes", "value", "method"]
+    own = last_session(rows).groupby(keys, sort=False)
     table = pd.DataFrame({name: own[key].agg(spread) for key, name in ACCURACIES.items()})
-    first = studies[(studies["study"] == study) & (studies["session"] == 1)]
-    table.insert(
-        0, "session 1", first.groupby(["classes", "value", "method"])["accuracy"].agg(spread)
-    )
-    table["weights clamped (%)"] = own["moved"].agg(lambda v: spread(100 * v))
+    first = rows[rows["session"] == 1].groupby(keys)["accuracy"].agg(spread)
+    table.insert(0, "session 1", first)
+    table["weights clamped (%)"] = own["moved"].agg(percent)
     return table.rename_axis(["classes", study, "method"])
 
 
@@ -237,6 +281,19 @@ def class_grids(sessions: Mapping[str, Sequence[Session]], size: int = 10) -> Fi
     return fig
 
 
+def nothing() -> Figure:
+    """A panel that says that there is nothing to draw."""
+    fig, ax = plt.subplots(figsize=(5.4, 1.0))
+    ax.text(0.5, 0.5, MISSING, ha="center", va="center")
+    ax.set_axis_off()
+    return fig
+
+
+def half_interval(gap: PairedDifference) -> float:
+    """Half of the interval, for an error bar; 0 without one."""
+    return 0.0 if np.isnan(gap.low) else gap.mean - gap.low
+
+
 def forest(ax: Axes, rows: Iterable[tuple[str, pd.Series[Any]]]) -> None:
     """Differences within seeds, a row each: a point a seed, the mean and its 95 % interval.
 
@@ -249,8 +306,8 @@ def forest(ax: Axes, rows: Iterable[tuple[str, pd.Series[Any]]]) -> None:
         found = PairedDifference.of(values)
         names.append(name)
         ax.plot(values, np.full(len(values), place), ".", color="0.6", markersize=4)
-        half = 0 if np.isnan(found.low) else found.mean - found.low
-        ax.errorbar(found.mean, place, xerr=half, fmt="o", color="#0072B2", markersize=5)
+        half = half_interval(found)
+        ax.errorbar(found.mean, place, xerr=half, fmt="o", color=PALETTE[0], markersize=5)
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
@@ -260,6 +317,8 @@ def method_figure(methods: pd.DataFrame, reference: str = "ncm", value: str = "a
     """Every method minus the frozen network, at the last session of each split."""
     splits = list(dict.fromkeys(methods["classes"]))
     order = [name for name in dict.fromkeys(methods["method"]) if name != reference]
+    if not order:
+        return nothing()
     fig, axes = plt.subplots(1, len(splits), figsize=(6.4, 0.27 * len(order) + 1.2), sharey=True)
     for ax, classes in zip(np.atleast_1d(axes), splits, strict=True):
         last = last_session(methods[methods["classes"] == classes]).astype({value: float})
@@ -275,11 +334,15 @@ def method_figure(methods: pd.DataFrame, reference: str = "ncm", value: str = "a
 def session_figure(methods: pd.DataFrame, chosen: Sequence[str]) -> Figure:
     """Accuracy on all classes seen, after each session: mean and one standard deviation."""
     splits = list(dict.fromkeys(methods["classes"]))
+    if not splits:
+        return nothing()
     fig, axes = plt.subplots(1, len(splits), figsize=(6.4, 2.9), sharey=True, squeeze=False)
     for ax, classes in zip(axes[0], splits, strict=True):
         for name in chosen:
             rows = methods[(methods["classes"] == classes) & (methods["method"] == name)]
-            own = rows.groupby("session")["accuracy"]
+            if rows.empty:
+                continue
+            own = rows.astype({"accuracy": float}).groupby("session")["accuracy"]
             mean, std = own.mean(), own.std().fillna(0)
             style = style_for(name)
             ax.plot(mean.index, mean, label=label(name), **style)
@@ -307,7 +370,7 @@ def box_gains(plane: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
             moved = rows.loc[rows["box"] == box, "moved"].astype(float).mean()
             numbers = {"mean": gain.mean, "low": gain.low, "high": gain.high, "moved": moved}
             found.append({**dict(zip(keys, key, strict=True)), "box": box, **numbers})
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=[*keys, "box", "mean", "low", "high", "moved"])
 
 
 def _noise_words(noise: float) -> str:
@@ -324,11 +387,14 @@ def plane_figure(plane: pd.DataFrame, classes: str) -> Figure:
     noises = sorted(set(rows["noise"]))
     boxes = [*sorted(set(rows["box"]) - {NO_BOX, 0.0}), NO_BOX]
     rates = sorted(set(rows["rate"]) - {0.0})
+    if not rates:
+        return nothing()
     fig, axes = plt.subplots(len(noises), 1, figsize=(5.4, 1.75 * len(noises)), sharex=True)
     for ax, noise in zip(np.atleast_1d(axes), noises, strict=True):
         part = rows[(rows["noise"] == noise) & (rows["rate"] > 0)]
         gain = part["accuracy"] - part["seed"].map(frozen)
-        table = part.assign(gain=gain).groupby(["rate", "box"])[["gain", "moved"]].mean()
+        both = part.assign(gain=gain).astype({"moved": float}).groupby(["rate", "box"])
+        table = both[["gain", "moved"]].mean()
         gains: NDArray[np.float64] = np.array(
             [[table["gain"].get((rate, box), np.nan) for box in boxes] for rate in rates]
         )
@@ -337,18 +403,14 @@ def plane_figure(plane: pd.DataFrame, classes: str) -> Figure:
             for j, box in enumerate(boxes):
                 moved = table["moved"].get((rate, box), np.nan)
                 share = "" if np.isnan(moved) else f"\n{100 * moved:.0f} %"
+                number = "-" if np.isnan(gains[i, j]) else f"{gains[i, j]:+.1f}"
                 ink = "white" if abs(gains[i, j]) > 10 else "black"
-                ax.text(
-                    j,
-                    i,
-                    f"{gains[i, j]:+.1f}{share}",
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color=ink,
-                )
+                options = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
+                ax.text(j, i, number + share, **options)
         own = rows[(rows["noise"] == noise) & (rows["rate"] == 0)].set_index("seed")["accuracy"]
-        ax.set_title(f"{_noise_words(noise)}; left frozen {(own - frozen).mean():+.1f}", fontsize=9)
+        ahead = (own - frozen).mean()
+        left = "" if np.isnan(ahead) else f"; left frozen {ahead:+.1f}"
+        ax.set_title(_noise_words(noise) + left, fontsize=9)
         ax.set_xticks(range(len(boxes)), ["no box" if b == NO_BOX else f"{b:g}" for b in boxes])
         ax.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         ax.set_ylabel("rate")
@@ -360,6 +422,8 @@ def plane_figure(plane: pd.DataFrame, classes: str) -> Figure:
 def shots_figure(shots: pd.DataFrame, rate: float, value: str = "accuracy") -> Figure:
     """Learning minus freezing over the number of images a new class, mean and 95 % interval."""
     splits = list(dict.fromkeys(shots["classes"]))
+    if not splits:
+        return nothing()
     fig, axes = plt.subplots(1, len(splits), figsize=(6.4, 3.1), sharey=True, squeeze=False)
     for ax, classes in zip(axes[0], splits, strict=True):
         rows = shots[(shots["classes"] == classes) & shots["rate"].isin([0.0, rate])]
@@ -371,7 +435,7 @@ def shots_figure(shots: pd.DataFrame, rate: float, value: str = "accuracy") -> F
                 difference(rows[rows["shots"] == k], "method", name, "ncm", value) for k in counts
             ]
             mean = [gain.mean for gain in gains]
-            half = [0 if np.isnan(gain.low) else gain.mean - gain.low for gain in gains]
+            half = [half_interval(gain) for gain in gains]
             places = np.arange(len(counts)) + 0.07 * (shift - 2)
             ax.errorbar(places, mean, yerr=half, label=label(name), **style_for(name))
         ax.axhline(0, color="black", linewidth=1)
@@ -387,41 +451,44 @@ def shots_figure(shots: pd.DataFrame, rate: float, value: str = "accuracy") -> F
 def flatness_figure(flatness: pd.DataFrame, classes: str) -> Figure:
     """Indicator of each training, a point a seed, on test images in the box of the thesis."""
     rows = flatness[(flatness["classes"] == classes) & (flatness["part"] == "test")]
+    if rows.empty:
+        return nothing()
     bound = rows["bound"].min()
     rows = rows[rows["bound"] == bound]
     rates = sorted(set(rows["lr"]))
+    known = set(rows["training"])
+    names = [*(n for n in TRAININGS if n in known), *sorted(known - TRAININGS.keys())]
     fig, axes = plt.subplots(1, len(rates), figsize=(6.4, 2.8), sharey=True, squeeze=False)
     for ax, lr in zip(axes[0], rates, strict=True):
         part = rows[rows["lr"] == lr]
-        for place, name in enumerate(TRAININGS):
+        for place, name in enumerate(names):
             values = part.loc[part["training"] == name, "indicator"]
-            jitter = np.linspace(-0.12, 0.12, len(values))
+            jitter = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else 0.0
             ax.plot(place + jitter, values, ".", color=style_for(name)["color"])
         ax.set(yscale="log", title=f"learning rate {lr:g}")
         ax.title.set_fontsize(10)
-        ax.set_xticks(range(len(TRAININGS)), TRAININGS.values(), rotation=40, ha="right")
+        ax.set_xticks(range(len(names)), map(training_name, names), rotation=40, ha="right")
     axes[0, 0].set_ylabel(f"indicator, b = {bound:g}")
     return fig
 
 
 def ablation_figure(ablation: pd.DataFrame, printed: pd.DataFrame) -> Figure:
     """Accuracy after the last session minus that of all four parts: the thesis beside this run."""
-    named = ablation.assign(parts=ablation.apply(part_names, axis=1)).astype({"accuracy": float})
-    short = dict(zip(printed.columns[:4], PART_NAMES, strict=True))
-    theirs = printed.rename(columns=short)
-    theirs = theirs.set_index(theirs.apply(part_names, axis=1))["session_9"]
+    if ablation.empty:
+        return nothing()
+    groups: Any = with_parts(ablation).groupby(["classes", "box"], sort=False)
+    theirs = printed_parts(printed)["session_9"]
     whole, names = theirs.index[-1], list(theirs.index[:-1])
     fig, ax = plt.subplots(figsize=(5.4, 3.2))
     ax.plot(theirs[names] - theirs[whole], range(len(names)), "x", color="black", label="thesis")
-    for number, ((classes, box), rows) in enumerate(named.groupby(["classes", "box"], sort=False)):
-        last = last_session(rows).pivot_table(index="seed", columns="parts", values="accuracy")
-        gaps = [PairedDifference.of(last[name] - last[whole]) for name in names]
-        half = [0 if np.isnan(gap.low) else gap.mean - gap.low for gap in gaps]
+    for number, ((classes, box), rows) in enumerate(groups):
+        last = last_session(rows)
+        gaps = [difference(last, "parts", name, whole) for name in names]
+        half = [half_interval(gap) for gap in gaps]
         places = np.arange(len(names)) + 0.13 * (number + 1)
         words = f"{SPLITS.get(classes, classes)}, box {box:g}"
-        ax.errorbar(
-            [gap.mean for gap in gaps], places, xerr=half, fmt="o", markersize=4, label=words
-        )
+        mean = [gap.mean for gap in gaps]
+        ax.errorbar(mean, places, xerr=half, fmt="o", markersize=4, label=words)
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
@@ -432,7 +499,9 @@ def ablation_figure(ablation: pd.DataFrame, printed: pd.DataFrame) -> Figure:
 
 def study_figure(studies: pd.DataFrame, titles: Mapping[str, str], classes: str) -> Figure:
     """One panel a study: accuracy after the last session against the value of the setting."""
-    studies = studies[studies["classes"] == classes]
+    studies = studies[(studies["classes"] == classes) & studies["study"].isin(titles)]
+    if studies.empty:
+        return nothing()
     fig, axes = plt.subplots(2, 2, figsize=(6.4, 4.8), squeeze=False)
     for ax, (study, title) in zip(axes.flat, titles.items(), strict=True):
         rows = last_session(studies[studies["study"] == study])
@@ -442,7 +511,7 @@ def study_figure(studies: pd.DataFrame, titles: Mapping[str, str], classes: str)
             mean, std = own.mean().reindex(values), own.std().reindex(values).fillna(0)
             ax.errorbar(range(len(values)), mean, yerr=std, marker="o", label=ACCURACIES[column])
         ax.set_xticks(range(len(values)), values)
-        ax.set_title(title, fontsize=10)
+        ax.set_title(title if values else f"{title}: {MISSING}", fontsize=10)
     for row in axes:
         row[0].set_ylabel("accuracy (%)")
     handles = axes[0, 0].get_legend_handles_labels()
@@ -453,9 +522,12 @@ def study_figure(studies: pd.DataFrame, titles: Mapping[str, str], classes: str)
 def released_figure(studies: pd.DataFrame, classes: str) -> Figure:
     """Each choice of the released code minus the method as printed, all classes."""
     rows = studies[(studies["study"] == "released") & (studies["classes"] == classes)]
+    names = [name for name in dict.fromkeys(rows["value"]) if name != "as printed"]
+    if not names:
+        return nothing()
     last = last_session(rows).astype({"accuracy": float})
     wide = last.pivot_table(index="seed", columns="value", values="accuracy", sort=False)
-    names = [name for name in wide.columns if name != "as printed"]
+    wide = wide.reindex(columns=[*names, "as printed"])
     fig, ax = plt.subplots(figsize=(5.4, 0.3 * len(names) + 1))
     forest(ax, [(name, wide[name] - wide["as printed"]) for name in names])
     ax.set_xlabel("points above the method as printed")
@@ -482,9 +554,10 @@ def landscape_figure(
     planes = {}
     for name, trained in trainings.items():
         rng = generator(seed, "plane")
-        axes = [random_direction(trained[0], rng, scale="filter") for _ in range(2)]
-        losses = loss_plane(*trained, *sample, *axes, steps.tolist()).numpy().T
-        planes[name] = losses - losses[points // 2, points // 2], box_polygon(*axes, p.noise_bound)
+        right, up = (random_direction(trained[0], rng, scale="filter") for _ in range(2))
+        losses = loss_plane(*trained, *sample, right, up, steps.tolist()).numpy().T
+        polygon = box_polygon(right, up, p.noise_bound)
+        planes[name] = losses - losses[points // 2, points // 2], polygon
     top = max(float(losses.max()) for losses, _ in planes.values())
     low = min(float(losses.min()) for losses, _ in planes.values())
     fig, panels = plt.subplots(1, len(planes), figsize=(6.4, 2.6), sharey=True, squeeze=False)

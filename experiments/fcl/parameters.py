@@ -13,6 +13,7 @@ from experiments.run.parameters import (
     SMALLEST_RATE,
     ChapterParameters,
     LearningRate,
+    Seed,
     is_file,
 )
 
@@ -275,7 +276,7 @@ class EvidenceParameters(FewShotParameters):
     base_rates: Studied[Positive] = Field(description="learning rates of the base session")
     flatness_bounds: Studied[Positive] = Field(description="half-widths to measure flatness at")
     sam_radius: float = Field(gt=0, le=100, description="step uphill of SAM, over all weights")
-    study_seeds: list[int] = Field(
+    study_seeds: list[Seed] = Field(
         description="seeds, among `seeds`, that the studies are run with"
     )
     bounds_studied: Studied[Positive] = Field(description="half-widths b of noise and box")

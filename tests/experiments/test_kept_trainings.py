@@ -22,7 +22,8 @@ from tests.paths import ROOT
 
 SMALL = {
     "fcl": {"dataset": "digits", "base_classes": 4, "sessions": 2, "ways": 2, "shots": 3,
-            "base_images": 8, "test_images": 5, "flatness_images": 20, "epochs": 1},
+            "base_images": 8, "test_images": 5, "flatness_images": 20, "epochs": 1,
+            "class_split": "random"},
     "recon": {"train_images": 300, "test_images": 50, "batch_size": 32, "epochs": 1, "width": 4},
     "continual_peft": {"pretraining_epochs": 1},
     "ila_studies": {"datasets": ["reasoning", "chatterbot"], "studied_on": "reasoning",

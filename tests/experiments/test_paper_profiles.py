@@ -19,7 +19,7 @@ from data_prep.common.topic import PROTOCOLS, TopicLists
 from experiments.cpeft.experiment import ContinualExperiment
 from experiments.cpeft.parameters import CLASSES
 from experiments.fcl.experiment import STARTS_FROM, FewShotExperiment
-from experiments.fcl.parameters import METHODS as FEW_SHOT_METHODS
+from experiments.fcl.parameters import KNOBS
 from experiments.ila.experiment import LayerExperiment
 from experiments.mtl.comparison import train_architecture
 from experiments.mtl.experiment import MultiTaskExperiment
@@ -45,7 +45,7 @@ LANGUAGE = {
 }  # fmt: skip
 LOWERED = {
     "fcl": FEW_SHOT,
-    "fcl_studies": FEW_SHOT,
+    "fcl_evidence": FEW_SHOT | {"study_seeds": []},
     "recon": MULTI_TASK | {"timed_images": 1},
     "recon_studies": MULTI_TASK,
     "ila": LANGUAGE | {"benchmarks": []},  # questions that are fetched
@@ -81,7 +81,7 @@ def finite(values):
 
 
 def few_shot(parameters, monkeypatch):
-    if parameters.split == "topic":  # all images of its classes; the lists name those of 50,000
+    if parameters.class_split == "topic":  # all images of its classes; lists name those of 50,000
         labels = data.load(parameters.dataset, "train").labels
         protocol = PROTOCOLS[parameters.dataset]
         first = protocol.base_classes + protocol.ways * torch.arange(protocol.sessions)
@@ -100,11 +100,9 @@ def few_shot(parameters, monkeypatch):
         "sam": experiment.train_plain(0, sam_radius=0.05),
         "f2m": experiment.train_f2m(0),
     }
-    compared = hasattr(parameters, "method_settings")
-    for method in FEW_SHOT_METHODS if compared else ("ncm", "f2m"):
-        setting = parameters.setting(method) if compared else {}
-        if method not in ("ncm", "f2m"):  # what few steps made bears no rate of trained networks
-            setting |= {"epochs": 1, "lr": 1e-9}
+    for method in getattr(parameters, "methods", ("ncm", "f2m")):
+        # What few steps made bears no rate of trained networks.
+        setting = {"epochs": 1, "lr": 1e-9} if "lr" in KNOBS.get(method, ()) else {}
         start = trained[STARTS_FROM.get(method, "plain")]
         results = experiment.run_sessions(experiment.learner(method, start, 0, **setting), 0)
         assert len(results.rows) == parameters.sessions + 1
@@ -167,7 +165,7 @@ def continual(parameters, _monkeypatch):
 
 
 RUNS = {
-    "fcl": few_shot, "fcl_studies": few_shot, "recon": multi_task, "recon_studies": multi_task,
+    "fcl": few_shot, "fcl_evidence": few_shot, "recon": multi_task, "recon_studies": multi_task,
     "ila": language, "ila_studies": language, "continual_peft": continual,
 }  # fmt: skip
 
@@ -195,7 +193,7 @@ def test_a_paper_profile_runs(path, disk, monkeypatch, tmp_path):
     changes = dict(LOWERED[chapter])
     if known.get("weights"):
         changes.pop("width", None)  # that of the weights
-    if known.get("split") == "topic":
+    if known.get("class_splits") == ["topic"]:
         fixed = {"base_classes": 60, "sessions": 8, "ways": 5, "base_images": 0}
         changes |= fixed | {"batch_size": 16}
     if "datasets" in known:

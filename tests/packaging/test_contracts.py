@@ -50,7 +50,7 @@ def copy(tmp_path_factory):
         ("workflow/project.py", "from ktlib.fcl import f2m_loss", "workflow uses the records"),
         ("ktlib/mtl/layers.py", "import ktlib.ila.layers", "Layers of ktlib"),
         ("ktlib/fcl/noise.py", "import ktlib.cpeft", "Layers of ktlib"),
-        ("experiments/models/resnet.py", "import experiments.fcl.report", "Layers of experiments"),
+        ("experiments/models/resnet.py", "import experiments.fcl.figures", "Layers of experiments"),
         ("ktlib/fcl/noise.py", "import ktlib.fcl.f2m", "No cycles"),
     ],
 )

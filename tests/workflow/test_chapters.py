@@ -91,7 +91,8 @@ def test_text_that_can_be_no_path_is_refused(name, parameter, tmp_path):
         value = ["chatterbot", "reasoning", text] if parameter == "datasets" else text
         changes = {parameter: value}
         if name == "fcl":
-            changes |= {"dataset": "cub200", "base_images": 0, "flatness_images": 1}
+            changes |= {"dataset": "cub200", "class_split": "random", "sessions": 8}
+            changes |= {"base_images": 0, "test_images": 0, "flatness_images": 1}
         with pytest.raises(ParameterError, match=f"{parameter} must be") as error:
             check_parameter_file(source, file, changes=changes)
         assert len(str(error.value)) < 1500

@@ -13,7 +13,7 @@ Not confirmed: margin 0 (a setting of F2M's re-implementation), and the paper's 
 penalty, learning rate and number of epochs: the weight and the rate have to be searched.
 
 The penalty is an L1 norm, whose gradient has one size however small the shift. Plain gradient steps
-on it make each weight jump to and fro about its old value, and the method is then the frozen
+on it make each weight jump back and forth about its old value, and the method is then the frozen
 network. So its step is a proximal one here: after each step on the other losses, each weight goes
 back towards its value at the start of the session, and stops there.
 

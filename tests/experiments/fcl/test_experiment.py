@@ -5,23 +5,18 @@ import torch
 
 import data_prep as data
 import experiments.fcl.experiment as fcl
+from data_prep.common.labelled import LabelledImages
 from experiments.fcl.experiment import STARTS_FROM, FewShotExperiment
-from experiments.fcl.parameters import METHODS, FclParameters, FclStudyParameters
-from experiments.run.chapter_source import parameters_cell
+from experiments.fcl.parameters import KNOBS, METHODS
 from ktlib.seeding import deterministic
+from tests.experiments.fcl.tiny import tiny
 from tests.ktlib.mtl.trunks import TracedWrongly
 
-SIZES = {
-    "dataset": "digits", "base_classes": 4, "sessions": 2, "ways": 2, "shots": 3, "base_images": 8,
-    "test_images": 5, "width": 4, "stem_stride": 1, "tuned_convolutions": 2, "epochs": 1,
-    "batch_size": 16, "crop_padding": 1, "seeds": [3, 4], "device": "cpu",
-    "method_settings": {"ewc_wide": {"penalty": 1.0}}, "flatness_images": 20,
-}  # fmt: skip
+VARIANTS = {"sam": "f2m", "f2m_flat": "f2m", "ncm_raw": "ncm", "fsll_released": "fsll"}
 
 
 def parameters(**changes):
-    values = {line.name: line.value for line in parameters_cell("chapters/fcl.py")}
-    return FclParameters(**values | SIZES | changes)
+    return tiny(seeds=[3, 4], class_split="random", **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -34,18 +29,6 @@ def _here(monkeypatch, request):
 @pytest.fixture
 def experiment():
     return FewShotExperiment(parameters(), "cpu")
-
-
-def test_studies_go_to_the_limits_of_all_experiments():
-    """A study halves the box and takes four times the rate, so its own values end before these."""
-    values = {line.name: line.value for line in parameters_cell("chapters/fcl_studies.py")}
-    shared = {name: value for name, value in SIZES.items() if name in values}
-    at_limit = {"noise_bound": 2e-9, "session_lr": 2.5, "shots_studied": [1]}
-    studies = FewShotExperiment(FclStudyParameters(**values | shared | at_limit), "cpu")
-    varied = studies.with_parameters(noise_bound=1e-9, session_lr=10.0)
-    assert varied.parameters.noise_bound == 1e-9
-    with pytest.raises(ValueError, match="noise_bound"):
-        studies.with_parameters(noise_bound=1e-10)
 
 
 @pytest.mark.parametrize("width", [4, 8, 16, 64])
@@ -142,13 +125,12 @@ def test_every_method_starts_from_its_base_training_and_leaves_it_alone(experime
     before = {k: v.clone() for k, v in plain[0].network.state_dict().items()}
     for name in METHODS:
         start = cosine if STARTS_FROM.get(name) == "cosine" else plain
-        setting = {"bound": 0.1, "penalty": 1.0} if name == "ewc_wide" else {}
-        learner = experiment.learner(name, start, 3, lr=0.001, **setting) if name != "ncm" else (
-            experiment.learner(name, start, 3)
-        )  # fmt: skip
+        setting = {"lr": 0.001} if "lr" in KNOBS.get(name, ()) else {}
+        setting |= {"bound": 0.1, "penalty": 1.0} if name == "ewc_wide" else {}
+        learner = experiment.learner(name, start, 3, **setting)
         rows = experiment.run_sessions(learner, 3).rows
         assert [row["session"] for row in rows] == [1, 2, 3], name
-        assert learner.name == {"sam": "f2m"}.get(name, name)
+        assert learner.name == VARIANTS.get(name, name)
     assert all(torch.equal(v, before[k]) for k, v in plain[0].network.state_dict().items())
 
 
@@ -172,10 +154,41 @@ def test_equal_seeds_draw_equal_noise_for_two_networks(experiment):
     assert torch.equal(together["other", "test"].losses, last.losses)
 
 
-def test_settings_of_a_method_are_whole_where_they_count():
-    given = {"topic": {"epochs": 7, "lr": 0.1}, "ewc_wide": {"penalty": 2.0}}
-    given = parameters(method_settings=given, ewc_bound=0.3)
-    assert given.setting("topic") == {"epochs": 7, "lr": 0.1}
-    assert isinstance(given.setting("topic")["epochs"], int)
-    assert given.setting("ewc_wide") == {"penalty": 2.0, "bound": 0.3}
-    assert given.setting("ncm") == {}
+def test_each_way_to_divide_the_classes_has_its_sessions(monkeypatch):
+    """With unseen parts there are 36 new classes: as many sessions as that allows."""
+    labels = torch.arange(100).repeat(6)
+    images = torch.zeros(600, 1, 2, 2, dtype=torch.uint8)
+    pairs = LabelledImages(images, labels, tuple(map(str, range(100))))
+    monkeypatch.setattr(fcl.data, "load", lambda *_: pairs)
+    made = FewShotExperiment(
+        tiny(dataset="pairs", base_classes=60, sessions=8, ways=5, base_images=3), "cpu"
+    )
+    random, unseen = (made.with_classes(name) for name in ("random", "unseen_parts"))
+    assert [len(one.sessions(3)) for one in (random, unseen)] == [9, 8]
+    assert made.parameters.sessions == 8
+    assert unseen.sessions(3)[0].classes.tolist() != random.sessions(3)[0].classes.tolist()
+
+
+def test_a_method_that_diverges_keeps_what_it_finished(experiment, monkeypatch):
+    def run(learner, sessions, *pools, results, **options):
+        results.rows.append({"session": 1, "accuracy": 50.0})
+        raise FloatingPointError("weights are not finite")
+
+    monkeypatch.setattr(fcl, "run_learner", run)
+    learner, found, stopped = experiment.run_method("ncm", experiment.new_network(3), 3, {})
+    assert (learner.name, stopped) == ("ncm", "weights are not finite")
+    assert [row["accuracy"] for row in found.rows] == [50.0]
+
+
+def test_a_setting_reaches_its_method_and_its_training(experiment):
+    seen = {}
+    sharp = experiment.train_for("sam", 3, {"radius": 0.5, "bound": 0.1})
+    seen["sam"] = same_weights(sharp, experiment.train_plain(3, sam_radius=0.5))
+    noisy = experiment.train_for("f2m_flat", 3, {"noise_bound": 0.04})
+    seen["f2m"] = same_weights(noisy, experiment.with_parameters(noise_bound=0.04).train_f2m(3))
+    seen["plain"] = same_weights(experiment.train_for("lda", 3, {}), experiment.train_plain(3))
+    assert seen == dict.fromkeys(seen, True)
+    setting = {"lr": 0.01, "epochs": 2.0, "bound": 0.003, "noise_bound": 0.04}
+    learner, _, stopped = experiment.run_method("f2m", noisy, 3, setting, only_last=True)
+    assert not stopped
+    assert learner.region.largest_shift() <= 0.003 + 1e-6

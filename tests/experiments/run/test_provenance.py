@@ -241,7 +241,7 @@ def test_a_chapter_outside_the_project_finds_it(tmp_path, monkeypatch):
     monkeypatch.delenv("KTLIB_DATA", raising=False)
     assert provenance.project_root() == ROOT
     assert not thesis_table("3_1").empty
-    assert committed_record("fcl", "full") is not None
+    assert committed_record("ila", "full") is not None
     assert provenance.current_code_digest("fcl") is not None
     assert data_root() == ROOT / "data"
 

@@ -149,7 +149,7 @@ def shifts_of(split, problem, settings, **steps):
 
 
 def test_the_penalty_holds_the_weights_without_shaking_them(problem, split):
-    """More of it leaves more weights exactly where they were; none jumps to and fro."""
+    """More of it leaves more weights exactly where they were; none jumps back and forth."""
     found = []
     for weight in (0.0, 0.1, 1.0, 3.0):
         settings = FsllSettings(fraction=0.5, penalty_weight=weight, margin=1)

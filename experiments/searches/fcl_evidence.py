@@ -1,4 +1,4 @@
-"""The search for the settings of all few-shot methods: ``python -m experiments.searches.fcl``.
+"""The settings of all few-shot methods: ``python -m experiments.searches.fcl_evidence``.
 
 Held-out training images (never the test files), seeds that no table uses, the size of the profile
 ``full``, and both ways to split the classes. Every method with knobs gets the same number of
