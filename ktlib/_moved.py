@@ -12,6 +12,7 @@ MOVED = {
     "ktlib.progress": "tqdm",
     "ktlib.fcl.checks": "ktlib.checks",
     "ktlib.fcl.methods": "experiments.fcl.baselines",
+    "ktlib.fcl.report": "experiments.fcl.figures",
     "ktlib.mtl.backward_stretches": "ktlib.mtl.graph_segments",
     "ktlib.mtl.rotograd": "experiments.mtl.architectures.rotograd",
     "ktlib.mtl.scores": "experiments.mtl.metrics",
@@ -23,7 +24,7 @@ MOVED = {
     "ktlib.cpeft.cooperation": "experiments.cpeft.toy_model",
 }
 TO_EXPERIMENTS = {
-    "fcl": "embedding_map experiment landscape parameters proof report topic_split",
+    "fcl": "embedding_map experiment landscape parameters proof topic_split",
     "mtl": "architectures attributes augment comparison dense experiment network parameters proof "
     "report studies tasks variants",
     "ila": "adapters chat evaluation experiment finetuning harness judge launch measures memory "
