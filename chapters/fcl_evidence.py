@@ -229,8 +229,8 @@ print(
 # - **IDLVQ-C** {cite}`chen2021idlvq` moves one reference vector per class, and lets the old ones follow;
 # - **joint training** and **cRT** {cite}`kang2020decoupling` see all images of all sessions.
 #
-# Mean and standard deviation over seeds, test images, in percent. The **harmonic mean** of base and new accuracy punishes a method that
-# buys one with the other. *Mean of all sessions* is the average incremental accuracy. **TEEN** moves new prototypes towards similar base prototypes;
+# Mean and standard deviation over seeds, test images, in percent. The **harmonic mean**
+# $h=2\,a_b\,a_n/(a_b+a_n)$ of the accuracies $a_b$ on base and $a_n$ on new classes punishes a method that buys one with the other. *Mean of all sessions* is the average incremental accuracy. **TEEN** moves new prototypes towards similar base prototypes;
 # **LDA** and **ridge regression** use the frozen features with one matrix of statistics. *Our reading* marks methods whose
 # authors published no code.
 
@@ -292,7 +292,8 @@ save_figure(figures.shots_figure(tables["shots"], rate, "new_accuracy"), P.run_d
 # (sec-evidence-distance)=
 # ## Plain or squared distances
 #
-# Equation (3.7) has plain Euclidean distances; the released code squares them. That makes the first gradient several times
+# The loss of a session is a softmax over $-\lVert f-p_c\rVert$, equation (3.7), for an embedding $f$ and the prototypes $p_c$; the released code has
+# $-\lVert f-p_c\rVert^2$. That makes the first gradient several times
 # larger, so that one learning rate means two things.
 
 # %% tags=["hide-input", "table"]
@@ -302,7 +303,7 @@ figures.distance_table(tables["distances"])
 # (sec-evidence-flatness)=
 # ## How flat are the minima?
 #
-# The indicator of table 3.5 is the mean squared change of the loss at random points of the box. All trainings see the same points in one seed:
+# The indicator of table 3.5 is the mean squared change of the loss at random points of the box, $I=\frac1n\sum_i(L_i-L^\star)^2$. All trainings see the same points in one seed:
 # plain training, F2M with the settings of the search, F2M with every strength of noise that this page uses, and SAM.
 
 # %% tags=["hide-input", "figure"] mystnb={"image": {"alt": "Flatness indicator on a logarithmic axis for each base training, a point a seed, one panel for each learning rate.", "classes": "chart"}, "figure": {"name": "fig-evidence-flatness", "caption": "Flatness indicator on test images; lower is flatter. A point a seed."}}
