@@ -479,13 +479,13 @@ save_figure(fig, P.run_dir, "arms")
 # differences and its 95 % interval. `told` chooses the words: the interval lies above zero, holds zero, or lies below.
 
 # %%
-from experiments.fcl.figures import difference
+from experiments.run.paired import PairedDifference
 
 
 def told(one, other, words, value="accuracy"):
     """The words for better, unclear or worse, and the numbers they follow from."""
     rows = pd.DataFrame(results).query("session == session.max()")
-    gain = difference(rows, "method", one, other, value)
+    gain = PairedDifference.between(rows, "method", one, other, value)
     return f"{words[(gain.low > 0) - (gain.high < 0)]}: {gain}."
 
 
@@ -524,7 +524,7 @@ for group in ("base", "new"):
 
 # %%
 from experiments.fcl import figures
-from experiments.fcl.claims import claims
+from experiments.fcl.claims import NOISY_BOX, UNSEEN, claims
 from experiments.run.results import committed_record
 
 full = committed_record("fcl_evidence", "full")
@@ -557,15 +557,13 @@ def answer(claim):
     return f"{YES_OR_NO.get(said.verdict, said.verdict.capitalize())}: {said.found}.{acted}"
 
 
-unseen = "Where new classes have unseen parts,"
-box_claim = f"{unseen} the narrow box pays for the network trained under noise"
-glue("fcl-long", answer(box_claim), display=False)
+glue("fcl-long", answer(NOISY_BOX), display=False)
 questions = {
-    "New parts: does F2M beat the frozen network?": f"{unseen} F2M beats the frozen network",
+    "New parts: does F2M beat the frozen network?": f"{UNSEEN} F2M beats the frozen network",
     "Only known parts: does it?": "F2M beats the frozen network",
-    "New parts: does the narrow box pay, at the learning rate of the thesis?": box_claim,
+    "New parts: does the narrow box pay, at the learning rate of the thesis?": NOISY_BOX,
     "New parts: does the noise pay, inside the narrow box?":
-        f"{unseen} training under noise pays inside the narrow box",
+        f"{UNSEEN} training under noise pays inside the narrow box",
     "New parts, many images of each: does the narrow box cost accuracy on new classes?":
         "With many images a narrow box costs accuracy on new classes (unseen parts)",
 }  # fmt: skip

@@ -114,8 +114,9 @@ P = check_parameters(globals(), EvidenceParameters)
 # also be three times flatter than plain training, and is a row of its own.
 #
 # **Rule.** A claim *A is better than B* is about differences within seeds. It is *reproduced* if the 95 % interval of their mean
-# lies on the claimed side of zero, *not reproduced* if on the other, *undecided* if it holds zero. The smallest difference
-# that the run could have seen stands beside it.
+# lies on the claimed side of zero, *not reproduced* if on the other, *undecided* if it holds zero; then the smallest difference
+# that the run could have seen stands beside it. Where the thesis prints a number, there is a second way to be *not reproduced*: the interval holds
+# zero and is too narrow for a difference as large as the printed one.
 #
 # **Mechanism.** A claim about a method is *not tested* if its mechanism did not act:
 #
@@ -168,7 +169,9 @@ if grids:
 # ## The settings, and how they were found
 #
 # `python -m experiments.searches.fcl_evidence` makes the record of the search. A method whose best value is the last of its grid gets up
-# to three more trials beyond it; the list of all trials stands in a fold.
+# to three more trials beyond it; the list of all trials stands in a fold. This was the second search. In a first one F2M could choose noise of 0.01 or 0.02
+# only, while *F2M, flat* went up to 0.08 and was the better of the two on held-out images; so F2M's grid got 0.04 in place of 0.02, and all methods were searched
+# anew with the same seeds. Noise beyond 0.04 was open to F2M only if its best value lay at that end.
 
 # %%
 from experiments.fcl.search_results import chosen_settings
@@ -215,7 +218,8 @@ print(
 # (sec-evidence-methods)=
 # ## All methods
 #
-# All get the same images, the same network and the same sessions:
+# All get the same images and sessions. All start from one network, except F2M, its variants, SAM and LUCIR, whose base training is part of
+# the method:
 #
 # - the **frozen network** with class means, with and without normalised prototypes;
 # - **fine-tuning** without anything to hold the weights;

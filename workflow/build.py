@@ -170,8 +170,8 @@ def record(options: argparse.Namespace) -> int:
     files = [str((folder / run / "result.json").relative_to(ROOT)) for run in runs]
     if not options.allow_dirty:
         made = [file for file in files if (ROOT / file).exists()]
-        states = {file: load_record(ROOT / file).git_dirty for file in made}
-        options.force += [file for file in made if states[file] not in (dirty, False)]
+        clean = (dirty, False)  # None without git
+        options.force += [f for f in made if load_record(ROOT / f).git_dirty not in clean]
     if not snakemake(files, [options.chapter], options, runs, parts=bool(asked)):
         if asked:
             print("Not all parts were made; the messages above say why.", file=sys.stderr)

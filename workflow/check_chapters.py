@@ -25,7 +25,7 @@ HIDING_TAGS = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 HIDDEN_FOR = {"figure", "table", "installation", "parameters"}  # cells that a reader may skip
 HIDDEN_SHARE = 0.25  # of the code cells, figures aside
 # The modules that show results; a hidden cell uses no other, so that no method is hidden. A part's
-# own tables and figures are in its modules `report` and `figures`.
+# own tables, figures and claims are in its modules `report`, `figures` and `claims`.
 SHOWING = {"experiments.run.plotting", "experiments.run.results", "experiments.run.claims"}
 SHOWING_PARTS = (".report", ".figures", ".claims")
 # A heading for each part of a chapter, in this order.

@@ -16,7 +16,7 @@ from pathlib import Path
 from experiments.run.atomic import write_text
 from experiments.run.claims import VERDICTS, Claim, claims_of
 from experiments.run.results import RunRecord, is_stale
-from workflow.ledger_coverage import Covered, coverage_part
+from workflow.ledger_coverage import Statement, coverage_part
 from workflow.ledger_figure import figure_part
 from workflow.project import chapter_source
 
@@ -126,7 +126,7 @@ def _label(record: RunRecord, name: str) -> str:
 
 
 def write_ledger(
-    entries: Sequence[Entry], titles: Mapping[str, str], covered: Sequence[Covered], folder: Path
+    entries: Sequence[Entry], titles: Mapping[str, str], covered: Sequence[Statement], folder: Path
 ) -> None:
     """Write ``claims.md``, and beside it the picture that it shows.
 

@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.run.claims import OWN_QUESTION
 from workflow.project import ROOT
 from workflow.thesis_page import PLACES
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 FILE = ROOT / "results" / "thesis" / "coverage.csv"
 BETWEEN = " | "
-PENDING = "pending"
-LATER = "not examined yet"
-OWN = "this book's question"  # printed nowhere
 CHAPTERS = {
     "3": "Chapter 3: few-shot continual learning (F2M)",
     "4": "Chapter 4: multi-task learning (Recon)",
@@ -36,7 +34,7 @@ CHAPTERS = {
 
 
 @dataclass(frozen=True)
-class Covered:
+class Statement:
     """A statement.
 
     Attributes:
@@ -74,19 +72,19 @@ class Covered:
         return any(fnmatchcase(claim, pattern) for pattern in self.patterns)
 
 
-def read_coverage(file: Path = FILE) -> list[Covered]:
+def read_coverage(file: Path = FILE) -> list[Statement]:
     """All statements, in the order of the file.
 
     Raises:
         ValueError: the columns are others, an id occurs twice, a chapter is unknown, a text is
             missing, or a statement has neither a claim nor a reason, or both.
     """
-    names = [field.name for field in fields(Covered)]
+    names = [field.name for field in fields(Statement)]
     with file.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         if reader.fieldnames != names:
             raise ValueError(f"{file.name} must have the columns {names}.")
-        rows = [Covered(**row) for row in reader]
+        rows = [Statement(**row) for row in reader]
     seen: set[str] = set()
     for row in rows:
         where = f"{file.name}, {row.id!r}"
@@ -103,7 +101,7 @@ def read_coverage(file: Path = FILE) -> list[Covered]:
 
 
 def gaps(
-    rows: Iterable[Covered], claims: Mapping[str, str], anchors: Iterable[str]
+    rows: Iterable[Statement], claims: Mapping[str, str], anchors: Iterable[str]
 ) -> tuple[list[str], list[str]]:
     """What the list and the ledger do not have in common.
 
@@ -123,14 +121,14 @@ def gaps(
         if not any(fnmatchcase(claim, pattern) for claim in claims)
     ]
     loose += [f"{row.id}: #{name}" for row in rows for name in row.anchors if name not in known]
-    own = [claim for claim, printed_in in claims.items() if printed_in == OWN]
+    own = [claim for claim, printed_in in claims.items() if printed_in == OWN_QUESTION]
     return loose, [
         claim for claim in claims if claim not in own and not any(row.covers(claim) for row in rows)
     ]
 
 
 def coverage_part(
-    rows: Sequence[Covered], entries: Sequence[Entry], links: Mapping[str, tuple[str, str]]
+    rows: Sequence[Statement], entries: Sequence[Entry], links: Mapping[str, tuple[str, str]]
 ) -> str:
     """The statements by chapter, each with links to the claims that examine it, as HTML.
 
@@ -155,7 +153,7 @@ def coverage_part(
     return "\n".join(['<div class="ledger-coverage">', *folds, "</div>"])
 
 
-def _item(row: Covered, entries: Sequence[Entry], known: Mapping[str, tuple[str, str]]) -> str:
+def _item(row: Statement, entries: Sequence[Entry], known: Mapping[str, tuple[str, str]]) -> str:
     links = [
         f'<a href="#claim-{entry.number}">{entry.number} ({entry.claim.verdict})</a>'
         for entry in entries

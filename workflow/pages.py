@@ -130,11 +130,7 @@ def _state(record: RunRecord) -> str:
 def _command(record: RunRecord) -> str:
     if record.profile in PROFILES:
         return f"`{record_command(record.chapter, record.profile, record)}`"
-    # A search at the size of a profile carries its name: `methods_cpu`.
-    search, _, size = record.profile.partition("_")
-    module = record.chapter + ("" if search == "search" else f"_{search}")
-    at_size = f" --profile {size}" if size else ""
-    return f"`python -m experiments.searches.{module}{at_size}`"
+    return f"`python -m experiments.searches.{record.chapter}`"
 
 
 def _versions(records: Sequence[RunRecord]) -> str:

@@ -18,7 +18,7 @@ import pandas as pd
 from experiments.fcl.evidence import NO_BOX
 from experiments.fcl.figures import (
     MISSING,
-    difference,
+    SPLITS,
     drops,
     frames,
     label,
@@ -26,7 +26,7 @@ from experiments.fcl.figures import (
     printed_parts,
     with_parts,
 )
-from experiments.run.claims import Claim, not_testable
+from experiments.run.claims import OWN_QUESTION, Claim, not_testable
 from experiments.run.paired import PairedDifference
 from experiments.run.records import RunRecord
 from experiments.run.results import thesis_table
@@ -34,7 +34,6 @@ from experiments.run.results import thesis_table
 EARLIER = {"icarl": "iCaRL", "lucir": "Rebalance", "fsll": "FSLL", "topic": "TOPIC"}
 """Earlier incremental methods in table 3.1."""
 
-OWN = "this book's question"  # printed nowhere, see workflow.ledger_coverage
 UNSEEN = "Where new classes have unseen parts,"
 PLAIN_BOX = f"{UNSEEN} the narrow box pays for the plain network"
 NOISY_BOX = f"{UNSEEN} the narrow box pays for the network trained under noise"
@@ -60,6 +59,10 @@ class Fact(NamedTuple):
     def with_words(self, words: str) -> Fact:
         """The same, and something else that is worth knowing."""
         return self._replace(words="; ".join(filter(None, (self.words, words))))
+
+
+NO_FACT = Fact()
+"""For a claim about no mechanism."""
 
 
 def claims(record: RunRecord) -> list[Claim]:
@@ -121,7 +124,7 @@ class Evidence:
         both = pd.concat([plain, own.drop_duplicates("seed").assign(arm="noise")])
         positive = both[value].astype(float)
         logs = both.assign(log=np.log(positive.where(positive > 0)))
-        return difference(logs, "arm", "plain", "noise", "log")
+        return PairedDifference.between(logs, "arm", "plain", "noise", "log")
 
     def noise_acted(self, network: str | float = "", classes: str = "") -> Fact:
         """How many times flatter the noise made the minimum: that of the thesis, or another's."""
@@ -152,7 +155,7 @@ class Evidence:
 
     def claim(
         self, claim: str, printed_in: str, thesis: str, found: PairedDifference, anchor: str,
-        *, expected: Literal["above", "below"] = "above", fact: Fact = Fact(), shown: str = "",  # noqa: B008
+        *, expected: Literal["above", "below"] = "above", fact: Fact = NO_FACT, shown: str = "",
         effect: float | None = None, unit: str = "points",
     ) -> Claim:  # fmt: skip
         """A claim about a difference in this record."""
@@ -170,7 +173,10 @@ class Evidence:
         """One method against another, at the last session unless another is named."""
         rows = self.methods(classes or self.main)
         rows = last_session(rows) if session is None else rows[rows["session"] == session]
-        found, words = difference(rows, "method", one, other, value), in_points(effect)
+        found, words = (
+            PairedDifference.between(rows, "method", one, other, value),
+            in_points(effect),
+        )
         anchor = "sec-evidence-methods"
         return self.claim(claim, printed_in, words, found, anchor, effect=effect, **options)
 
@@ -231,7 +237,7 @@ class Evidence:
         """In how many few-shot sessions the interval above each of the others lies above zero."""
         rows = self.methods(self.main)
         found = [
-            [difference(part, "method", method, other) for other in others]
+            [PairedDifference.between(part, "method", method, other) for other in others]
             for _, part in rows[rows["session"] > 1].groupby("session")
         ]
         clear = sum(all(gap.low > 0 for gap in gaps) for gaps in found)
@@ -249,7 +255,9 @@ class Evidence:
 
     def within(self, claim: str, points: float, fact: Fact) -> Claim:
         """That F2M is not further than so many points behind cRT."""
-        gap = difference(last_session(self.methods(self.main)), "method", "crt", "f2m")
+        gap = PairedDifference.between(
+            last_session(self.methods(self.main)), "method", "crt", "f2m"
+        )
         return self.claim(
             claim, "Tables 3.1 to 3.3", f"at most {points} points behind", beyond(gap, points),
             "sec-evidence-methods", expected="below", fact=fact,
@@ -262,11 +270,16 @@ class Evidence:
         """This book's own question."""
         if "unseen_parts" not in self.splits:
             return
-        own = partial(self.better, printed_in=OWN, effect=None, classes="unseen_parts")
+        own = partial(self.better, printed_in=OWN_QUESTION, effect=None, classes="unseen_parts")
         f2m = self.f2m_acted("unseen_parts")
         yield own(f"{UNSEEN} fine-tuning beats the frozen network", one="finetune", other="ncm")
         yield own(f"{UNSEEN} F2M beats the frozen network", one="f2m", other="ncm", fact=f2m)
         yield own(f"{UNSEEN} F2M beats fine-tuning", one="f2m", other="finetune", fact=f2m)
+        flat: dict[str, Any] = {"fact": self.noise_acted("f2m_flat", "unseen_parts")}
+        words = f"{UNSEEN} F2M with a flat minimum beats"
+        yield own(f"{words} the frozen network", one="f2m_flat", other="ncm", **flat)
+        yield own(f"{words} fine-tuning", one="f2m_flat", other="finetune", **flat)
+        yield own(f"{words} F2M chosen by accuracy alone", one="f2m_flat", other="f2m", **flat)
         claim = f"{UNSEEN} F2M beats training by SAM with the same sessions"
         yield own(claim, one="f2m", other="sam", fact=f2m)
         claim = f"{UNSEEN} LDA on frozen features beats the frozen network"
@@ -285,13 +298,19 @@ class Evidence:
         box, noise = self.p["box"], self.p["noise_bound"]
         for claim, own in ((PLAIN_BOX, 0.0), (NOISY_BOX, noise)):
             yield self.box_gain(
-                claim + words, OWN, "no number", box, noise=own, rate=rate, classes="unseen_parts"
+                claim + words,
+                OWN_QUESTION,
+                "no number",
+                box,
+                noise=own,
+                rate=rate,
+                classes="unseen_parts",
             )
         rows = self.plane("unseen_parts", rate)
-        found = difference(rows[rows["box"] == box], "noise", noise, 0.0)
+        found = PairedDifference.between(rows[rows["box"] == box], "noise", noise, 0.0)
         yield self.claim(
-            f"{UNSEEN} training under noise pays inside the narrow box{words}", OWN, "no number",
-            found, "sec-evidence-plane", fact=self.noise_acted(classes="unseen_parts"),
+            f"{UNSEEN} training under noise pays inside the narrow box{words}", OWN_QUESTION,
+            "no number", found, "sec-evidence-plane", fact=self.noise_acted(classes="unseen_parts"),
         )  # fmt: skip
 
     def plane(self, classes: str, rate: float, noise: float | None = None) -> pd.DataFrame:
@@ -309,10 +328,10 @@ class Evidence:
         rows = self.plane(classes, rate, noise)
         fact = clamped(rows[rows["box"] == box])
         both = pd.concat([rows, self.plane(classes, 0.0, noise)])
-        learning = difference(both, "box", NO_BOX, 0.0)
+        learning = PairedDifference.between(both, "box", NO_BOX, 0.0)
         if learning.seeds:
             fact = fact.with_words(f"no box minus frozen {learning.mean:+.1f} points")
-        found = difference(rows, "box", box, NO_BOX, value)
+        found = PairedDifference.between(rows, "box", box, NO_BOX, value)
         return self.claim(claim, printed_in, thesis, found, "sec-evidence-plane", fact=fact)
 
     # Tables 3.5 to 3.8 -------------------------------------------------------------------------
@@ -321,22 +340,20 @@ class Evidence:
         """Table 3.5, and what the section says of it."""
         printed, noise = thesis_table("3_5").set_index("method"), self.p["noise_bound"]
         options: dict[str, Any] = {"anchor": "sec-evidence-flatness", "unit": "log"}
-        shown = "Shown: natural logarithm of the ratio, plain over noise."
+        shown, ratios = "Shown: natural logarithm of the ratio, plain over noise.", {}
         for part, where in (("train", "training"), ("test", "test")):
             for value in ("indicator", "variance"):
                 column = f"{value}_{part}"
-                ratio = cell(printed, "Baseline", column) / cell(printed, "F2M", column)
+                ratios[column] = cell(printed, "Baseline", column) / cell(printed, "F2M", column)
                 yield self.claim(
                     f"{FLATTER}: {value} on {where} images", "Table 3.5",
-                    f"{ratio:.1f} times", self.flatter(noise, value, part),
-                    effect=math.log(ratio), shown=shown, **options,
+                    f"{ratios[column]:.1f} times", self.flatter(noise, value, part),
+                    effect=math.log(ratios[column]), shown=shown, **options,
                 )  # fmt: skip
-        column = "indicator_test"
-        ratio = cell(printed, "Baseline", column) / cell(printed, "F2M", column)
-        found = beyond(self.flatter(noise), math.log(ratio))
+        found = beyond(self.flatter(noise), math.log(ratios["indicator_test"]))
         yield self.claim(
             "F2M's minimum is at least as many times flatter as printed", "Table 3.5",
-            f"{ratio:.1f} times", found, **options,
+            f"{ratios['indicator_test']:.1f} times", found, **options,
             shown="Shown: natural logarithm of the ratio minus that of the printed one.",
         )  # fmt: skip
 
@@ -350,8 +367,8 @@ class Evidence:
         effect = self.at_end("Baseline") - cell(printed, "none", "session_9")
         yield self.claim(
             "At the thesis's learning rate the frozen network beats fine-tuning without a box",
-            "Tables 3.1 and 3.6", in_points(effect), difference(both, "box", 0.0, NO_BOX),
-            "sec-evidence-plane", effect=effect,
+            "Tables 3.1 and 3.6", in_points(effect),
+            PairedDifference.between(both, "box", 0.0, NO_BOX), "sec-evidence-plane", effect=effect,
         )  # fmt: skip
         for box, words in self.boxes().items():
             claim = f"Clamping keeps the base classes, at the thesis's learning rate ({words})"
@@ -377,13 +394,15 @@ class Evidence:
             ("The other three parts help beside clamping", WHOLE, "PC", noise),
         ):
             effect = cell(printed, one, "session_9") - cell(printed, other, "session_9")
-            found = difference(last, "parts", one, other)
+            found = PairedDifference.between(last, "parts", one, other)
             yield self.claim(
                 f"{claim} ({words})", "Table 3.6", in_points(effect), found,
                 effect=effect, fact=fact, **options,
             )  # fmt: skip
         effect = cell(printed, "PC", "pd") - cell(printed, WHOLE, "pd")
-        found = difference(drops(rows, "parts").reset_index(), "parts", "PC", WHOLE, "drop")
+        found = PairedDifference.between(
+            drops(rows, "parts").reset_index(), "parts", "PC", WHOLE, "drop"
+        )
         yield self.claim(
             f"With clamping alone accuracy still drops more than with all four parts ({words})",
             "Table 3.6", in_points(effect), found, effect=effect, fact=noise, **options,
@@ -407,7 +426,7 @@ class Evidence:
 
         def compare(
             claim: str, one: float, other: float, group: str,
-            expected: Literal["above", "below"], fact: Fact = Fact(), session: int = 9,  # noqa: B008
+            expected: Literal["above", "below"], fact: Fact = NO_FACT, session: int = 9,
         ) -> Claim:  # fmt: skip
             value = {"all": "accuracy", "base": "base_accuracy", "new": "new_accuracy"}[group]
             rows = studies[studies["session"] == 1] if session == 1 else last
@@ -418,7 +437,7 @@ class Evidence:
                 fact = Fact(f"{one:g} is the only such half-width of this run", False)
             elif one in numbers and other in numbers:
                 effect = float(numbers[one] - numbers[other])
-            found = difference(rows, "value", str(one), str(other), value)
+            found = PairedDifference.between(rows, "value", str(one), str(other), value)
             return self.claim(
                 claim, "Table 3.8", in_points(effect), found, "sec-evidence-studies",
                 expected=expected, effect=effect, fact=fact, shown=f"b {one:g} minus {other:g}.",
@@ -442,11 +461,11 @@ class Evidence:
         for classes in self.splits:
             same = (table["classes"] == classes) & (table["shots"] == most)
             rows = table[same & (table["rate"] == rate)]
-            where = "unseen parts" if classes == "unseen_parts" else "random classes"
+            where = SPLITS.get(classes, classes)
             yield self.claim(
                 f"With many images a narrow box costs accuracy on new classes ({where})",
                 "Section 3.6", "named as a limit, no number",
-                difference(rows, "method", "f2m", "f2m unclamped", "new_accuracy"),
+                PairedDifference.between(rows, "method", "f2m", "f2m unclamped", "new_accuracy"),
                 "sec-evidence-shots", expected="below", fact=clamped(rows[rows["method"] == "f2m"]),
                 shown=f"{most} images a new class, rate {rate:g}.",
             )  # fmt: skip
@@ -465,7 +484,7 @@ class Evidence:
             rows = table.assign(share=100 * table[value] / table["seed"].map(base["mean"]))
             new, old = (cell(printed, group, f"{value}_prototype_norm") for group in GROUPS)
             effect = 100 * (new - old) / whole
-            found = difference(rows, "group", *GROUPS, "share")
+            found = PairedDifference.between(rows, "group", *GROUPS, "share")
             yield self.claim(
                 claim, "Table 3.7", f"{effect:+.1f} % of the mean norm", found,
                 "sec-evidence-norms", expected="below" if value == "mean" else "above",
@@ -487,8 +506,8 @@ class Evidence:
         rows = rows.assign(log=np.log(rows["seconds"].astype(float)))
         yield self.claim(
             "More draws of noise cost time", "Section 3.4", "no number",
-            difference(rows, "draws", most, few, "log"), "sec-evidence-studies", unit="log",
-            fact=Fact(f"{most} draws against {few}", most > few),
+            PairedDifference.between(rows, "draws", most, few, "log"), "sec-evidence-studies",
+            unit="log", fact=Fact(f"{most} draws against {few}", most > few),
             shown=f"Shown: natural logarithm of the ratio, {most} draws over {few}.",
         )  # fmt: skip
 

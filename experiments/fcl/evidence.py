@@ -1,8 +1,8 @@
 """The experiments behind ``chapters/fcl_evidence.py``: each gives the rows of one table.
 
-:func:`evidence_of` runs all of them for one split of the classes and one seed, which is a part of
-the long record. Protocol and rules stand in the chapter; settings come from the search,
-:mod:`experiments.searches.fcl_evidence`, and are never chosen here.
+:func:`evidence_of` runs all of them for one split of the classes and one seed; a part of the long
+record is all splits of a seed. Protocol and rules stand in the chapter; settings come from the
+search, :mod:`experiments.searches.fcl_evidence`, and are never chosen here.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ class Part:
                     yield row | {"first_gradient": first_gradient(learner)}
 
     def flatness(self, first: bool, studied: bool) -> Iterator[Row]:
-        """Flatness of four trainings, on test images in the box of the thesis.
+        """Flatness of plain training, SAM and F2M with every noise of the page, on test images.
 
         Args:
             first: also on training images.
@@ -286,7 +286,7 @@ class Part:
                     yield from self.flatness_at(rate, own, ("test",))
 
     def flatness_at(self, lr: float, bound: float, parts: tuple[str, ...]) -> Iterator[Row]:
-        """Indicator and variance of the four trainings in one box; none of one that diverges."""
+        """Indicator and variance of the trainings in one box; none of one that diverges."""
         p, networks = self.p, {}
         radius = self.settings.get("sam", {}).get("radius", p.sam_radius)
         noises = {"f2m": p.noise_bound, "f2m_flat": max(p.plane_noises)}

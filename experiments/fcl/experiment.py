@@ -116,7 +116,7 @@ class FewShotExperiment(Generic[Parameters]):
         return other
 
     def with_classes(self, class_split: str) -> Self:
-        """A copy with another way to divide the classes, in as many sessions as there are new ones.
+        """A copy with another way to divide the classes, with fewer sessions if there are too few.
 
         Args:
             class_split: a value of this parameter.

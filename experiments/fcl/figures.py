@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from experiments.fcl.baselines import LABELS, NearestMean
@@ -31,7 +32,7 @@ from ktlib.seeding import generator
 
 SPLITS = {
     "random": "random classes",
-    "unseen_parts": "new classes with unseen parts",
+    "unseen_parts": "unseen parts",
     "topic": "lists of TOPIC",
 }
 ACCURACIES = {
@@ -96,23 +97,6 @@ def drops(rows: pd.DataFrame, by: str) -> pd.Series[Any]:
     )
     found: pd.Series[Any] = (first - last).rename("drop")
     return found
-
-
-def difference(
-    rows: pd.DataFrame, column: str, one: Any, other: Any, value: str = "accuracy"
-) -> PairedDifference:
-    """Mean of the differences within seeds between two values of a column.
-
-    Args:
-        rows: one row for each seed and value of the column.
-        column: what tells the two apart.
-        one: its value in the rows of interest.
-        other: its value in those it is compared with.
-        value: what is compared, in points.
-    """
-    table = rows.astype({value: float}).pivot_table(index="seed", columns=column, values=value)
-    missing = pd.Series(np.nan, index=table.index)
-    return PairedDifference.of(table.get(one, missing) - table.get(other, missing))
 
 
 # Tables -------------------------------------------------------------------------------------------
@@ -289,11 +273,6 @@ def nothing() -> Figure:
     return fig
 
 
-def half_interval(gap: PairedDifference) -> float:
-    """Half of the interval, for an error bar; 0 without one."""
-    return 0.0 if np.isnan(gap.low) else gap.mean - gap.low
-
-
 def forest(ax: Axes, rows: Iterable[tuple[str, pd.Series[Any]]]) -> None:
     """Differences within seeds, a row each: a point a seed, the mean and its 95 % interval.
 
@@ -306,7 +285,7 @@ def forest(ax: Axes, rows: Iterable[tuple[str, pd.Series[Any]]]) -> None:
         found = PairedDifference.of(values)
         names.append(name)
         ax.plot(values, np.full(len(values), place), ".", color="0.6", markersize=4)
-        half = half_interval(found)
+        half = found.half
         ax.errorbar(found.mean, place, xerr=half, fmt="o", color=PALETTE[0], markersize=5)
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(names)), names)
@@ -320,14 +299,14 @@ def method_figure(methods: pd.DataFrame, reference: str = "ncm", value: str = "a
     if not order:
         return nothing()
     fig, axes = plt.subplots(1, len(splits), figsize=(6.4, 0.27 * len(order) + 1.2), sharey=True)
+    fig.supxlabel(f"points above {label(reference)}", fontsize=11)
     for ax, classes in zip(np.atleast_1d(axes), splits, strict=True):
         last = last_session(methods[methods["classes"] == classes]).astype({value: float})
         wide = last.pivot_table(index="seed", columns="method", values=value).reindex(
             columns=[*order, reference]
         )
         forest(ax, [(label(name), wide[name] - wide[reference]) for name in order])
-        ax.set(title=SPLITS.get(classes, classes), xlabel=f"points above {label(reference)}")
-        ax.title.set_fontsize(10)
+        ax.set_title(SPLITS.get(classes, classes), fontsize=10)
     return fig
 
 
@@ -348,6 +327,7 @@ def session_figure(methods: pd.DataFrame, chosen: Sequence[str]) -> Figure:
             ax.plot(mean.index, mean, label=label(name), **style)
             ax.fill_between(mean.index, mean - std, mean + std, color=style["color"], alpha=0.15)
         ax.set(title=SPLITS.get(classes, classes), xlabel="session")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.title.set_fontsize(10)
     axes[0, 0].set_ylabel("accuracy (%)")
     handles = axes[0, 0].get_legend_handles_labels()
@@ -366,7 +346,7 @@ def box_gains(plane: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     keys = ["classes", "noise", "rate"]
     for key, rows in plane[plane["rate"] > 0].groupby(keys, sort=False):
         for box in sorted(set(rows["box"]) - {NO_BOX}):
-            gain = difference(rows, "box", box, NO_BOX, value)
+            gain = PairedDifference.between(rows, "box", box, NO_BOX, value)
             moved = rows.loc[rows["box"] == box, "moved"].astype(float).mean()
             numbers = {"mean": gain.mean, "low": gain.low, "high": gain.high, "moved": moved}
             found.append({**dict(zip(keys, key, strict=True)), "box": box, **numbers})
@@ -389,7 +369,9 @@ def plane_figure(plane: pd.DataFrame, classes: str) -> Figure:
     rates = sorted(set(rows["rate"]) - {0.0})
     if not rates:
         return nothing()
-    fig, axes = plt.subplots(len(noises), 1, figsize=(5.4, 1.75 * len(noises)), sharex=True)
+    fig, axes = plt.subplots(
+        len(noises), 1, figsize=(5.4, (0.5 + 0.4 * len(rates)) * len(noises) + 0.4), sharex=True
+    )
     for ax, noise in zip(np.atleast_1d(axes), noises, strict=True):
         part = rows[(rows["noise"] == noise) & (rows["rate"] > 0)]
         gain = part["accuracy"] - part["seed"].map(frozen)
@@ -405,7 +387,7 @@ def plane_figure(plane: pd.DataFrame, classes: str) -> Figure:
                 share = "" if np.isnan(moved) else f"\n{100 * moved:.0f} %"
                 number = "-" if np.isnan(gains[i, j]) else f"{gains[i, j]:+.1f}"
                 ink = "white" if abs(gains[i, j]) > 10 else "black"
-                options = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
+                options = {"ha": "center", "va": "center", "fontsize": 8.5, "color": ink}
                 ax.text(j, i, number + share, **options)
         own = rows[(rows["noise"] == noise) & (rows["rate"] == 0)].set_index("seed")["accuracy"]
         ahead = (own - frozen).mean()
@@ -432,10 +414,11 @@ def shots_figure(shots: pd.DataFrame, rate: float, value: str = "accuracy") -> F
             if name == "ncm":
                 continue
             gains = [
-                difference(rows[rows["shots"] == k], "method", name, "ncm", value) for k in counts
+                PairedDifference.between(rows[rows["shots"] == k], "method", name, "ncm", value)
+                for k in counts
             ]
             mean = [gain.mean for gain in gains]
-            half = [half_interval(gain) for gain in gains]
+            half = [gain.half for gain in gains]
             places = np.arange(len(counts)) + 0.07 * (shift - 2)
             ax.errorbar(places, mean, yerr=half, label=label(name), **style_for(name))
         ax.axhline(0, color="black", linewidth=1)
@@ -479,12 +462,12 @@ def ablation_figure(ablation: pd.DataFrame, printed: pd.DataFrame) -> Figure:
     groups: Any = with_parts(ablation).groupby(["classes", "box"], sort=False)
     theirs = printed_parts(printed)["session_9"]
     whole, names = theirs.index[-1], list(theirs.index[:-1])
-    fig, ax = plt.subplots(figsize=(5.4, 3.2))
+    fig, ax = plt.subplots(figsize=(5.4, 3.6))
     ax.plot(theirs[names] - theirs[whole], range(len(names)), "x", color="black", label="thesis")
     for number, ((classes, box), rows) in enumerate(groups):
         last = last_session(rows)
-        gaps = [difference(last, "parts", name, whole) for name in names]
-        half = [half_interval(gap) for gap in gaps]
+        gaps = [PairedDifference.between(last, "parts", name, whole) for name in names]
+        half = [gap.half for gap in gaps]
         places = np.arange(len(names)) + 0.13 * (number + 1)
         words = f"{SPLITS.get(classes, classes)}, box {box:g}"
         mean = [gap.mean for gap in gaps]
@@ -493,7 +476,7 @@ def ablation_figure(ablation: pd.DataFrame, printed: pd.DataFrame) -> Figure:
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.set(xlabel="accuracy minus that of all four parts (points)")
-    ax.legend(fontsize=8, loc="lower left")
+    fig.legend(loc="outside lower center", ncols=2, fontsize=9)
     return fig
 
 

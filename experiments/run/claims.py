@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from experiments.run.records import RunRecord
 
 __all__ = [
+    "OWN_QUESTION",
     "VERDICTS",
     "Claim",
     "Verdict",
@@ -39,6 +40,7 @@ __all__ = [
     "verdict_of_difference",
     "verdict_of_share",
 ]
+OWN_QUESTION = "this book's question"  # where a claim is printed that the thesis does not make
 ANCHOR = re.compile(r"[a-z][a-z0-9-]*")
 TEXTS = ("claim", "printed_in", "thesis", "found", "difference", "verdict", "anchor")
 NUMBERS = ("printed_effect", "effect", "low", "high")
@@ -178,7 +180,7 @@ class Claim:
         verdict = verdict_of_difference(low, high, expected, cases=cases, acted=acted, least=least)
         return cls(
             claim, printed_in, thesis, _in_words(difference, unit), setting, verdict, anchor,
-            _said(mechanism, acted), printed_effect, _known(difference.mean), _known(low),
+            _require_words(mechanism, acted), printed_effect, _known(difference.mean), _known(low),
             _known(high), unit,
         )  # fmt: skip
 
@@ -220,7 +222,7 @@ class Claim:
         """
         verdict = verdict_of_share(hits, total, acted=acted)
         found = f"in {hits} of {total} {counted}" + (f": {shown}" if shown else "")
-        said = _said(mechanism, acted)
+        said = _require_words(mechanism, acted)
         return cls(claim, printed_in, thesis, found, setting, verdict, anchor, said)
 
     @classmethod
@@ -274,7 +276,7 @@ def _known(number: float) -> float | None:
     return None if math.isnan(number) else float(number)
 
 
-def _said(mechanism: str, acted: bool) -> str:
+def _require_words(mechanism: str, acted: bool) -> str:
     if not acted and not mechanism.strip():
         raise ValueError(f"mechanism must say why it did not act. Found {mechanism!r}.")
     return mechanism
@@ -284,7 +286,7 @@ def _in_words(difference: PairedDifference, unit: str) -> str:
     """A difference with as many decimals as its interval allows, two digits of half its width."""
     if not difference.seeds:
         return str(difference)
-    half = (difference.high - difference.low) / 2
+    half = difference.half
     digits = (
         1 if math.isnan(half) or half == 0 else min(6, max(1, 1 - math.floor(math.log10(half))))
     )
@@ -315,7 +317,7 @@ def claims_of(record: RunRecord) -> list[Claim]:
                 f"function `claims`. Found {name!r}."
             )
         made = maker(record)
-    return [Claim.from_row(row).with_numbers() for row in claim_rows(made)]
+    return [claim.with_numbers() for claim in _checked(made)]
 
 
 def claim_rows(
@@ -326,19 +328,23 @@ def claim_rows(
     Raises:
         ValueError: a claim is invalid or a duplicate; the message gives its row.
     """
-    rows: list[dict[str, str | float | None]] = []
+    return [claim.row() for claim in _checked(claims)]
+
+
+def _checked(claims: Iterable[Claim | Mapping[str, Any]]) -> list[Claim]:
+    found: dict[str, Claim] = {}
     for number, item in enumerate(claims):
         try:
-            row = (item if isinstance(item, Claim) else Claim.from_row(item)).row()
+            claim = item if isinstance(item, Claim) else Claim.from_row(item)
         except ValueError as error:
             raise ValueError(f"Table `claims`, row {number}: {error}") from None
-        if row["claim"] in [earlier["claim"] for earlier in rows]:
+        if claim.claim in found:
             raise ValueError(
                 f"Table `claims`, row {number}: each claim may occur once. "
-                f"Found again: {row['claim']!r}."
+                f"Found again: {claim.claim!r}."
             )
-        rows.append(row)
-    return rows
+        found[claim.claim] = claim
+    return [*found.values()]
 
 
 def claims_table(claims: Iterable[Claim | Mapping[str, Any]]) -> pd.DataFrame:

@@ -145,9 +145,8 @@ def _difference(one: object, two: object) -> float:
 def committed_record(chapter: str, profile: str) -> RunRecord | None:
     """The record of a long run that is kept with the project, or None where there is none."""
     root = provenance.project_root()
-    name = f"{chapter}.{profile}.json"
-    files = [root / "results" / f"{name}{end}" for end in ("", ".gz")] if root else []
-    return next((load_record(file) for file in files if file.exists()), None)
+    files = provenance.record_files(root / "results", chapter, profile) if root else []
+    return load_record(files[0]) if files else None
 
 
 def keep(record: RunRecord, folder: Path) -> Path:

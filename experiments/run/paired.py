@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -38,13 +39,34 @@ class PairedDifference:
         half = float(stats.t.ppf(0.975, n - 1)) * float(known.std()) / math.sqrt(n)
         return cls(mean, mean - half, mean + half, n, pairs)
 
+    @classmethod
+    def between(
+        cls, rows: pd.DataFrame, column: str, one: Any, other: Any, value: str = "accuracy"
+    ) -> PairedDifference:
+        """One value of a column minus another, within seeds.
+
+        Args:
+            rows: one row for each seed and value of the column.
+            column: what tells the two apart.
+            one: its value in the rows of interest.
+            other: its value in those it is compared with.
+            value: what is compared.
+        """
+        table = rows.astype({value: float}).pivot_table(index="seed", columns=column, values=value)
+        missing = pd.Series(float("nan"), index=table.index)
+        return cls.of(table.get(one, missing) - table.get(other, missing))
+
+    @property
+    def half(self) -> float:
+        """Half of the interval: a mean nearer to 0 has 0 in its interval. NaN for one seed."""
+        return (self.high - self.low) / 2
+
     def __str__(self) -> str:
         if not self.seeds:
             return "no pair was finished"
         if self.seeds < 2:
             return f"{self.mean:+.1f} points (one {self.pairs}, no interval)"
-        least = (self.high - self.low) / 2  # a mean nearer to 0 has 0 in its interval
-        unclear = f"no clear difference: below {least:.1f} none can be told from 0"
+        unclear = f"no clear difference: below {self.half:.1f} none can be told from 0"
         verdict = "better" if self.low > 0 else "worse" if self.high < 0 else unclear
         interval = f"95 % interval {self.low:+.1f} to {self.high:+.1f}"
         return f"{self.mean:+.1f} points, {interval} over {self.seeds} {self.pairs}s ({verdict})"

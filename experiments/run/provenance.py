@@ -255,14 +255,16 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
-def record_files(folder: Path, name: str = "**/*") -> list[Path]:
-    """The records kept in ``results/``: ``<name>.<profile>.json``, with ``.gz`` if compressed.
+def record_files(folder: Path, chapter: str = "**/*", profile: str = "*") -> list[Path]:
+    """The records kept in ``results/``: ``<chapter>.<profile>.json``, with ``.gz`` if compressed.
 
     Args:
         folder: the folder ``results``.
-        name: of the chapter; by default the records of all.
+        chapter: its name; by default the records of all.
+        profile: its name; by default the records of all, and those of searches.
     """
-    return sorted(path for end in ("", ".gz") for path in folder.glob(f"{name}.*.json{end}"))
+    names = (f"{chapter}.{profile}.json{end}" for end in ("", ".gz"))
+    return sorted(path for name in names for path in folder.glob(name))
 
 
 def unpacked(path: Path) -> bytes:

@@ -5,16 +5,15 @@ import re
 import pytest
 from bs4 import BeautifulSoup
 
-from experiments.run.claims import VERDICTS, Claim, claim_rows, claims_of
+from experiments.run.claims import OWN_QUESTION, VERDICTS, Claim, claim_rows, claims_of
 from experiments.run.results import RunRecord, load_record, record_files
 from workflow import ledger, ledger_coverage, ledger_figure, pages
 from workflow.ledger import Entry, ledger_entries, list_part, write_ledger
-from workflow.ledger_coverage import CHAPTERS, LATER, PENDING, Covered, gaps, read_coverage
+from workflow.ledger_coverage import CHAPTERS, Statement, gaps, read_coverage
 from workflow.project import ROOT, chapters
 
-# Chapters of the thesis in which statements may still wait for their claims.
-MAY_WAIT: set[str] = set()
-MAY_BE_LEFT = {"4", "5", "InfLoRA", "L2C"}  # and in which they may not be examined at all
+LATER = "not examined yet"
+MAY_BE_LEFT = {"4", "5", "InfLoRA", "L2C"}  # chapters with statements that are not examined yet
 
 TEXTS = {
     "claim": "Flat is better than steep.",
@@ -40,7 +39,7 @@ CHAPTER = """\
 1
 """
 TITLES = {"toy": "A toy chapter"}
-STATEMENT = Covered("3-01", "3", "Table 3.1", "flat beats steep", "Flat is better *", "")
+STATEMENT = Statement("3-01", "3", "Table 3.1", "flat beats steep", "Flat is better *", "")
 
 
 def claim(**changes):
@@ -324,9 +323,12 @@ def test_wrong_statements_are_refused(written, rows, message):
 
 
 def test_gaps_between_statements_and_claims():
-    rows = [STATEMENT, Covered("3-02", "3", "Table 3.2", "x", "Gone * | #sec-pilot | #sec-no", "")]
+    rows = [
+        STATEMENT,
+        Statement("3-02", "3", "Table 3.2", "x", "Gone * | #sec-pilot | #sec-no", ""),
+    ]
     claims = {"Flat is better than steep.": "Table 3.1", "Round is better.": "Table 3.3"}
-    claims["What is best?"] = ledger_coverage.OWN
+    claims["What is best?"] = OWN_QUESTION
     assert gaps(rows, claims, ["sec-pilot"]) == (
         ["3-02: Gone *", "3-02: #sec-no"],
         ["Round is better."],
@@ -337,9 +339,9 @@ def test_statements_lead_to_claims_places_or_reasons():
     entries = ledger_entries([run("cpu", claim())], [])
     rows = [
         STATEMENT,
-        Covered("3-02", "3", "Table 3.2", "x < y", "#fig-flat | #thesis-cells", ""),
-        Covered("3-03", "3", "Table 3.3", "z", "", LATER),
-        Covered("4-01", "4", "Table 4.1", "w", "No such claim | #sec-gone", ""),
+        Statement("3-02", "3", "Table 3.2", "x < y", "#fig-flat | #thesis-cells", ""),
+        Statement("3-03", "3", "Table 3.3", "z", "", LATER),
+        Statement("4-01", "4", "Table 4.1", "w", "No such claim | #sec-gone", ""),
     ]
     links = {"fig-flat": ("chapters/toy.html#fig-flat", "A toy chapter")}
     soup = BeautifulSoup(ledger_coverage.coverage_part(rows, entries, links), "html.parser")
@@ -399,8 +401,7 @@ def test_proofs_and_abstracts_occur(statements, name):
 
 
 def test_reasons_are_known(statements):
-    allowed = {chapter: {PENDING} for chapter in MAY_WAIT}
-    allowed |= {chapter: {LATER} for chapter in MAY_BE_LEFT}
+    allowed = {chapter: {LATER} for chapter in MAY_BE_LEFT}
     wrong = [
         f"{row.id}: {row.reason}"
         for row in statements

@@ -240,7 +240,6 @@ def test_execution_part_tells_time_device_and_versions():
     [
         ("full", "make record CHAPTER=part PROFILE=full"),
         ("search", "python -m experiments.searches.part"),
-        ("methods_cpu", "python -m experiments.searches.part_methods --profile cpu"),
     ],
 )
 def test_execution_part_names_the_command_behind_a_record(profile, command):

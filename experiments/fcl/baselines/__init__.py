@@ -1,4 +1,4 @@
-"""The methods that the few-shot chapter compares, one module each.
+"""The methods that the few-shot chapter compares, one module for each family.
 
 All are a :class:`Learner`: they take a network that was trained on the base session, and
 :func:`run_learner` runs them through the sessions::

@@ -9,6 +9,7 @@ import torch
 from experiments.fcl import figures
 from experiments.fcl.evidence import NO_BOX
 from experiments.fcl.experiment import FewShotExperiment
+from experiments.run.paired import PairedDifference
 from experiments.run.results import thesis_table
 from ktlib.fcl.protocol import Session
 from ktlib.seeding import deterministic
@@ -115,9 +116,9 @@ def test_method_table_by_hand():
 
 def test_difference_is_taken_within_seeds():
     table = pd.DataFrame([*rows(1.0, 5.0, method="a"), *rows(0.0, 2.0, None, method="b")])
-    gap = figures.difference(table, "method", "a", "b")
+    gap = PairedDifference.between(table, "method", "a", "b")
     assert (gap.mean, gap.seeds) == (2.0, 2)
-    assert figures.difference(table, "method", "a", "c").seeds == 0
+    assert PairedDifference.between(table, "method", "a", "c").seeds == 0
 
 
 def test_box_gains_by_hand():
@@ -174,7 +175,7 @@ def test_settings_and_trials():
     known = {("random", "finetune"): {"lr": 0.1}, ("unseen_parts", "ncm"): {}}
     table = figures.setting_table(known)
     assert table.loc["fine-tuning", "random classes"] == "lr 0.1"
-    assert table.loc["frozen network", "new classes with unseen parts"] == "none"
+    assert table.loc["frozen network", "unseen parts"] == "none"
     assert figures.setting_table({}).empty
     trials = pd.DataFrame([
         {"classes": "random", "method": "finetune", "setting": f'{{"lr": {lr}}}', "seed": seed,
