@@ -27,7 +27,7 @@
 # they say *this run*. The live run of this page is small: it shows that the code behind the record works, and what a
 # single seed gives. `-p shown live` draws everything from it.
 #
-# **Time to run.** About 2 minutes on two CPU cores at the default size; the
+# **Time to run.** About 4 minutes on two CPU cores at the default size; the
 # [execution page](../execution.md) shows the time of the run that you are reading. The long run takes hours, in parts:
 #
 # ```bash

@@ -675,7 +675,7 @@ for name, share in (shares | {"conflict": 1 - aligned.mean()}).items():
 # The proof uses of $P$ only that its layers satisfy (4.6). So *any* such set $P$ will do, aligned layers included, and
 # as each layer adds its own $D_k>0$ to {eq}`eq-recon-proof-difference`, the theorem likes best the *largest* one. With equal weights the sum of the losses needs no condition at all ({prf:ref}`prp-recon-equal`). The other direction has a
 # gap too: with three or more tasks a layer in which *some* pairs conflict need not satisfy (4.6) for the others. *Repair:* state the theorem for any $P$. The evidence for choosing by conflict is
-# the comparison with random, first and last layers, in {ref}`chap-recon` and {ref}`chap-recon-studies`, not the theorem.
+# the comparison with random, first and last layers, in {ref}`chap-recon` and {ref}`chap-recon-evidence`, not the theorem.
 # ````
 #
 # ```{prf:proposition} Equal weights need no condition

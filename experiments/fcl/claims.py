@@ -6,18 +6,16 @@ that a record that has been kept is judged by the rules of today.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from experiments.fcl.evidence import NO_BOX
 from experiments.fcl.figures import (
-    MISSING,
     SPLITS,
     drops,
     frames,
@@ -27,6 +25,16 @@ from experiments.fcl.figures import (
     with_parts,
 )
 from experiments.run.claims import OWN_QUESTION, Claim, not_testable
+from experiments.run.facts import (
+    NO_FACT,
+    Fact,
+    beyond,
+    cell,
+    chosen_words,
+    difference_claim,
+    in_points,
+    names_by_verdict,
+)
 from experiments.run.paired import PairedDifference
 from experiments.run.records import RunRecord
 from experiments.run.results import thesis_table
@@ -39,30 +47,10 @@ PLAIN_BOX = f"{UNSEEN} the narrow box pays for the plain network"
 NOISY_BOX = f"{UNSEEN} the narrow box pays for the network trained under noise"
 FLATTER = "F2M's minimum is flatter than that of plain training"
 WHOLE = "FM + PF + PC + PN"
-SAME = "the arms agree in every seed"
 GROUPS = ("new", "base")
 LEAST_CLAMPED = 0.01  # share of the tuned weights that a clamp moved: the box acted
 PULL = (0.01, 100.0)  # penalty over data: it acted, and left something to learn
 LEAST_FLATTER = 1.5  # times, in the same box: the noise acted
-
-
-class Fact(NamedTuple):
-    """What shows that a mechanism acted, and whether it did."""
-
-    words: str = ""
-    acted: bool = True
-
-    def __and__(self, other: Fact) -> Fact:
-        """That both acted."""
-        return self.with_words(other.words)._replace(acted=self.acted and other.acted)
-
-    def with_words(self, words: str) -> Fact:
-        """The same, and something else that is worth knowing."""
-        return self._replace(words="; ".join(filter(None, (self.words, words))))
-
-
-NO_FACT = Fact()
-"""For a claim about no mechanism."""
 
 
 def claims(record: RunRecord) -> list[Claim]:
@@ -155,16 +143,10 @@ class Evidence:
 
     def claim(
         self, claim: str, printed_in: str, thesis: str, found: PairedDifference, anchor: str,
-        *, expected: Literal["above", "below"] = "above", fact: Fact = NO_FACT, shown: str = "",
-        effect: float | None = None, unit: str = "points",
+        **options: Any,
     ) -> Claim:  # fmt: skip
         """A claim about a difference in this record."""
-        if found.low == found.high == 0:
-            fact = fact.with_words(SAME)
-        return Claim.of_difference(
-            claim, printed_in, thesis, found, f"{shown} {self.setting}".strip(), expected, anchor,
-            printed_effect=effect, mechanism=fact.words, acted=fact.acted, unit=unit,
-        )  # fmt: skip
+        return difference_claim(claim, printed_in, thesis, found, self.setting, anchor, **options)
 
     def better(
         self, claim: str, printed_in: str, effect: float | None, one: str, other: str,
@@ -242,10 +224,7 @@ class Evidence:
         ]
         clear = sum(all(gap.low > 0 for gap in gaps) for gaps in found)
         every = [gap for gaps in found for gap in gaps]
-        if not every or min(gap.seeds for gap in every) < 2:
-            fact = fact.with_words("some pair has no interval")._replace(acted=False)
-        elif all(gap.low == gap.high == 0 for gap in every):
-            fact = fact.with_words(SAME)._replace(acted=False)
+        fact = fact.seen_in(every)
         nearest = ", ".join(f"{min(gap.mean for gap in gaps):+.1f}" for gaps in found)
         return Claim.of_share(
             claim, printed_in, "in all eight", clear, max(len(found), 1), self.setting,
@@ -512,25 +491,6 @@ class Evidence:
         )  # fmt: skip
 
 
-def cell(table: pd.DataFrame, row: str, column: str) -> float:
-    """A printed number."""
-    value: Any = table.loc[row, column]
-    return float(value)
-
-
-def in_points(effect: float | None) -> str:
-    """A printed difference in words."""
-    return "no number" if effect is None else f"{effect:+.2f} points"
-
-
-def beyond(found: PairedDifference, shift: float) -> PairedDifference:
-    """A difference minus a fixed number; arms that agree in every seed stay at 0, untested."""
-    if found.low == found.high == 0:
-        return found
-    ends = {name: getattr(found, name) - shift for name in ("mean", "low", "high")}
-    return dataclasses.replace(found, **ends)
-
-
 def clamped(rows: pd.DataFrame) -> Fact:
     """Which share of the tuned weights a clamp moved, mean over seeds."""
     share = float(rows["moved"].astype(float).mean())
@@ -573,31 +533,13 @@ def summary(record: RunRecord) -> str:
     return "\n".join(f"{number}. {text}." for number, text in enumerate(sentences, start=1))
 
 
-def _chosen(claim: Claim | None, words: Mapping[str, str]) -> str:
-    """The words for a verdict, and the numbers, or why there are none."""
-    if claim is None:
-        return f"was {MISSING}"
-    if claim.verdict != "not tested":
-        return f"{words[claim.verdict]}: {_numbers(claim)}"
-    one_seed = "a single seed gives no interval" if claim.effect is not None else claim.found
-    return f"was not tested: {one_seed if claim.low is None else claim.mechanism}"
-
-
-def _numbers(claim: Claim) -> str:
-    """Effect and interval with their unit; logarithms of ratios as ratios."""
-    if claim.unit != "log" or claim.effect is None or claim.low is None or claim.high is None:
-        return claim.found
-    times, low, high = (math.exp(number) for number in (claim.effect, claim.low, claim.high))
-    return f"{times:.1f} times, 95 % interval {low:.1f} to {high:.1f}"
-
-
 def _against_frozen(claim: Claim | None) -> str:
     words = {
         "reproduced": "ends above the frozen network",
         "not reproduced": "does not end above the frozen network",
         "undecided": "cannot be told from the frozen network",
     }
-    return _chosen(claim, words)
+    return chosen_words(claim, words)
 
 
 def _flatter(claim: Claim | None) -> str:
@@ -606,14 +548,14 @@ def _flatter(claim: Claim | None) -> str:
         "not reproduced": "did not make the minimum flatter",
         "undecided": "made no clear difference to the flatness of the minimum",
     }
-    return f"Training under noise {_chosen(claim, words)}"
+    return f"Training under noise {chosen_words(claim, words)}"
 
 
 def _box_by_rate(evidence: Evidence, known: Mapping[str, Claim]) -> str:
     """When the narrow box pays: a part of the sentence for each rate."""
     words = {"reproduced": "pays", "not reproduced": "costs accuracy", "undecided": "is unclear"}
     parts = [
-        f"at a rate of {rate:g} it {_chosen(known.get(NOISY_BOX + suffix), words)}"
+        f"at a rate of {rate:g} it {chosen_words(known.get(NOISY_BOX + suffix), words)}"
         for rate, suffix in evidence.rates().items()
     ]
     return f"There the narrow box, around the network trained under noise: {'; '.join(parts)}"
@@ -621,19 +563,14 @@ def _box_by_rate(evidence: Evidence, known: Mapping[str, Claim]) -> str:
 
 def _earlier_methods(known: Mapping[str, Claim]) -> str:
     """Which earlier methods the frozen network beats."""
-    parts = []
-    for verdict, words in {
+    beaten = {
+        label(other).partition(" (")[0]: known[f"The frozen network beats {label(other)}"]
+        for other in (*EARLIER, "idlvq")
+    }
+    words = {
         "reproduced": "ends above",
         "not reproduced": "does not end above",
         "undecided": "cannot be told from",
         "not tested": "was not tested against",
-    }.items():
-        names = [
-            label(other).partition(" (")[0]
-            + ("" if verdict == "not tested" else f" ({claim.effect:+.1f} points)")
-            for other in (*EARLIER, "idlvq")
-            if (claim := known[f"The frozen network beats {label(other)}"]).verdict == verdict
-        ]
-        if names:
-            parts.append(f"{words} {', '.join(names)}")
-    return f"The frozen network {'; it '.join(parts)}"
+    }
+    return f"The frozen network {names_by_verdict(beaten, words)}"

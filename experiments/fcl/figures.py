@@ -22,6 +22,7 @@ from experiments.fcl.embedding_map import project
 from experiments.fcl.evidence import NO_BOX
 from experiments.fcl.experiment import FewShotExperiment, Trained
 from experiments.fcl.landscape import box_polygon, loss_plane, random_direction
+from experiments.run.charts import MISSING
 from experiments.run.paired import PairedDifference
 from experiments.run.plotting import PALETTE, style_for
 from experiments.run.records import RunRecord
@@ -43,7 +44,6 @@ ACCURACIES = {
 }
 TRAININGS = {"ncm": "plain", "f2m": "F2M", "f2m_flat": "F2M, flat", "sam": "SAM"}
 PART_NAMES = {"fm": "FM", "pf": "PF", "pc": "PC", "pn": "PN"}
-MISSING = "not part of this run"
 _ENDS = "accuracy base_accuracy new_accuracy harmonic"
 _BOX = "at_wall moved largest_shift"
 COLUMNS = {

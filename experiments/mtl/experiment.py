@@ -24,8 +24,10 @@ from experiments.models.backbones import SETTINGS, backbone_for
 from experiments.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from experiments.models.weights import weights_checksum
 from experiments.mtl.augment import scale_crop_flip
+from experiments.mtl.balancing import balancer
 from experiments.mtl.network import MultiTaskModule, MultiTaskNetwork
-from experiments.mtl.parameters import GRADIENT_METHODS, MultiTaskParameters
+from experiments.mtl.parameters import BALANCERS, GRADIENT_METHODS, MultiTaskParameters
+from experiments.mtl.statistics import MixedStatistics
 from experiments.mtl.tasks import TABLE_COLUMNS, split_trunk, task_heads, task_loss, task_metric
 from experiments.run.cache import kept
 from ktlib.device import autocast
@@ -44,7 +46,7 @@ QUARTERS = 4
 
 # What training does not read, or is handed over beside it.
 _NOT_TRAINED = {
-    *("seeds", "profile", "run_dir", "test_images", "method_lr", "lr", "cagrad_c"),
+    *("seeds", "profile", "run_dir", "test_images", "per_image", "lr"),
     *("batch_norm", "severity", "top_k", "search_quarters"),
 }
 _USES = ("mtl", "models", "data_prep")
@@ -62,16 +64,22 @@ class TrainedRun:
 
     Attributes:
         network: task -> output, in evaluation mode.
+        mixed: the one set of running statistics that shared norms would have kept as published;
+            those of the network are each task's own.
         meters: conflicts on the shared layers, one meter for each quarter of the training; none
             where there is one task, or no layer that all tasks share.
         losses: task -> mean training loss of each epoch.
         seconds: mean duration of a training step, conflicts counted.
+        branches: a row for each block of BMTAS's tree, see
+            :func:`experiments.mtl.comparison.search_branches`.
     """
 
     network: Any
+    mixed: MixedStatistics
     meters: list[ConflictMeter] = field(default_factory=list)
     losses: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    branches: list[dict[str, Any]] = field(default_factory=list)
 
     def conflicts(self, quarters: int = QUARTERS) -> ConflictMeter:
         """The counts of the first quarters together.
@@ -109,7 +117,7 @@ class MultiTaskExperiment(Generic[Parameters]):
         self.parameters = parameters
         self.device = torch.device(device)
         self.validation_images = validation_images
-        if parameters.first_weights:
+        if parameters.weights:
             self.new_trunk()  # weights that are missing are named before anything is read
         self.train_data = self._opened("train")
         self.own_images = False
@@ -159,9 +167,9 @@ class MultiTaskExperiment(Generic[Parameters]):
 
         With weights of ImageNet those of ImageNet, which the network was trained with.
         """
-        if self.parameters.first_weights:
+        if self.parameters.weights:
             return list(IMAGENET_MEAN), list(IMAGENET_STD)
-        rows = self.training_rows(self.parameters.seeds[0])[:_SAMPLE]
+        rows = self._order(self.parameters.seeds[0])[:_SAMPLE]  # the same for every size
         pixels = data.scaled(_gathered(self.train_data, rows).images)
         spread = pixels.std(dim=(0, 2, 3)).clamp(min=1e-6)
         return pixels.mean(dim=(0, 2, 3)).tolist(), spread.tolist()
@@ -183,17 +191,20 @@ class MultiTaskExperiment(Generic[Parameters]):
 
     def _opened(self, split: str) -> MultiTaskImages | MultiTaskFiles:
         """A split in memory, or in its files where images differ in size; the chosen tasks."""
-        name, chosen = self.parameters.dataset, self.parameters.chosen_tasks
+        name, chosen = self.parameters.dataset, self.parameters.tasks
         load = data.open_tasks if name == "pascal_context" else data.load_tasks
         found: MultiTaskImages | MultiTaskFiles = load(name, split)
         return found.with_tasks(chosen) if chosen else found
 
     def training_rows(self, seed: int) -> Tensor:
         """Numbers of the images that this seed trains on."""
-        order = torch.randperm(len(self.train_data), generator=generator(seed, "training images"))
-        if self.validation_images:
-            order = order[~torch.isin(order, self.held_out)]
+        order = self._order(seed)
         return order[: self.parameters.train_images or len(order)]
+
+    def _order(self, seed: int) -> Tensor:
+        """Numbers of all images that this seed might train on."""
+        order = torch.randperm(len(self.train_data), generator=generator(seed, "training images"))
+        return order[~torch.isin(order, self.held_out)] if self.validation_images else order
 
     def training_images(self, rows: Tensor) -> MultiTaskImages:
         """Some training images as they are, with their targets."""
@@ -214,14 +225,15 @@ class MultiTaskExperiment(Generic[Parameters]):
         """A backbone before training; what no file gives comes from the global generator."""
         p = self.parameters
         known = p.dataset if p.dataset in SETTINGS else "multi_fashion_mnist"
-        return backbone_for(known, p.backbone, p.width, weights=p.first_weights or None)
+        return backbone_for(known, p.backbone, p.width, weights=p.weights or None)
 
     def new_network(
         self, seed: int, layers: Sequence[str] = (), tasks: Collection[str] | None = None
     ) -> MultiTaskNetwork:
         """A trunk with some layers split, and a head for each task.
 
-        Equal seeds give equal initial weights; the copies of a split layer start equal.
+        Equal seeds give equal initial weights; the copies of a split layer start equal. Norms that
+        stay shared behind the split keep running statistics of each task's own.
 
         Args:
             seed: of the initial weights.
@@ -237,7 +249,7 @@ class MultiTaskExperiment(Generic[Parameters]):
         if layers or getattr(trunk, "attention_layers", ()):
             few, _ = self.batch(self.train_data, self.training_rows(seed)[:4])
             few = few[..., :64, :64].cpu()  # enough to compare the steps, and no more to compute
-            trunk = split_trunk(trunk, layers, names, example=few)
+            trunk = split_trunk(trunk, layers, names, own_statistics=True, example=few)
         return MultiTaskNetwork(trunk, heads).to(self.device)
 
     def new_heads(self, trunk: nn.Module, tasks: Collection[str]) -> dict[str, nn.Module]:
@@ -257,7 +269,13 @@ class MultiTaskExperiment(Generic[Parameters]):
             }
 
     def train(
-        self, method: str, seed: int, layers: Sequence[str] = (), *, lr: float | None = None
+        self,
+        method: str,
+        seed: int,
+        layers: Sequence[str] = (),
+        *,
+        lr: float | None = None,
+        **options: float,
     ) -> TrainedRun:
         """Train a network by a gradient method, and count the conflicts on the way.
 
@@ -266,21 +284,27 @@ class MultiTaskExperiment(Generic[Parameters]):
             seed: of images, weights, batches, and what the method draws at random.
             layers: names of the layers that each task has for itself: none without Recon.
             lr: first learning rate, where it is not that of the parameters.
+            **options: of the method, such as ``c`` of CAGrad.
 
         Raises:
             ValueError: for an unknown method.
             FloatingPointError: as soon as a gradient is not finite; task and layer are named.
         """
-        rate = self.parameters.rate(method) if lr is None else lr
+        rate = self.parameters.lr if lr is None else lr
 
         def make() -> TrainedRun:
-            return self.train_network(self.new_network(seed, layers), method, seed, lr=rate)
+            network = self.new_network(seed, layers)
+            return self.train_network(network, method, seed, lr=rate, groups=None, **options)
 
-        options = self.aggregator_options(method)
-        return self._kept(make, method=method, seed=seed, layers=layers, lr=rate, **options)
+        return self.kept(make, method=method, seed=seed, layers=layers, lr=rate, **options)
 
-    def _kept(self, make: Callable[[], Result], **settings: Any) -> Result:
-        """A training, from the cache where it was done before."""
+    def kept(self, make: Callable[[], Result], **settings: Any) -> Result:
+        """A training, from the cache where it was done before.
+
+        Args:
+            make: trains.
+            **settings: all that it follows from, beside parameters and data.
+        """
         p = self.parameters
         if self.own_images:
             return make()
@@ -290,7 +314,7 @@ class MultiTaskExperiment(Generic[Parameters]):
         settings |= {"validation_images": self.validation_images, "pixels": self.normalisation}
         settings |= {
             "data": data.checksums(p.dataset),
-            "weights": weights_checksum(p.first_weights),
+            "weights": weights_checksum(p.weights),
         }
         return kept("training", _USES, settings, make, device=self.device)
 
@@ -302,16 +326,18 @@ class MultiTaskExperiment(Generic[Parameters]):
         *,
         lr: float | None = None,
         groups: list[dict[str, Any]] | None = None,
+        **options: float,
     ) -> TrainedRun:
         """As :meth:`train`, with any network of :mod:`ktlib.mtl`."""
         if method not in GRADIENT_METHODS:
             raise ValueError(f"method must be one of {GRADIENT_METHODS}. Found {method!r}.")
-        shared, own = network.shared_layers(), network.own_parameters()
-        if not shared:  # nothing to count and nothing to combine: every task goes its own way
+        if method in BALANCERS:
+            return self._train_balanced(network, method, seed, lr, **options)
+        meters, shared, own = self._meters(network)
+        if not meters:  # nothing to count and nothing to combine: every task goes its own way
             return self.optimise(network, seed, lr=lr, groups=groups)
-        severities = (*SEVERITIES, *self.parameters.severities)
-        meters = [ConflictMeter(shared, severities, task_pairs=True) for _ in range(QUARTERS)]
-        update_rule = aggregator(method, seed=seed, **self.aggregator_options(method))
+        tasks = {"n_tasks": len(self.tasks)} if method == "nashmtl" else {}
+        update_rule = aggregator(method, seed=seed, **tasks, **options)
 
         def backward(losses: Mapping[str, Tensor], quarter: int) -> None:
             gradients = meters[quarter].observe(losses, task_parameters=own)
@@ -319,15 +345,48 @@ class MultiTaskExperiment(Generic[Parameters]):
 
         return self.optimise(network, seed, backward, meters=meters, lr=lr, groups=groups)
 
-    def aggregator_options(self, method: str) -> dict[str, Any]:
-        """Keyword arguments of the aggregator."""
-        if method == "cagrad":
-            return {"c": self.parameters.cagrad_c}
-        return {"n_tasks": len(self.tasks)} if method == "nashmtl" else {}
+    def _train_balanced(
+        self, network: MultiTaskModule, method: str, seed: int, lr: float | None, **options: float
+    ) -> TrainedRun:
+        """By a method that weights the losses, whose gradients then add up."""
+        meters, shared, own = self._meters(network)
+        rate = self.parameters.lr if lr is None else lr
+        balance = balancer(method, len(self.tasks), lr=rate, device=self.device, **options)
+        update_rule = aggregator("joint")
+
+        def backward(losses: Mapping[str, Tensor], quarter: int) -> None:
+            weights = balance.weights(torch.stack([loss.detach() for loss in losses.values()]))
+            weighted = {
+                name: weight * loss
+                for weight, (name, loss) in zip(weights, losses.items(), strict=True)
+            }
+            if not meters:
+                torch.stack([*weighted.values()]).sum().backward()
+                return
+            gradients = meters[quarter].observe(weighted, task_parameters=own)
+            apply_gradients(shared, gradients, update_rule)
+            balance.learn(gradients)
+
+        def after_step(batch: Batch) -> None:
+            with torch.no_grad():
+                balance.after_step(torch.stack([*self.losses(network, batch).values()]))
+
+        after = after_step if balance.looks_back else None
+        return self.optimise(network, seed, backward, meters=meters, lr=lr, after_step=after)
+
+    def _meters(
+        self, network: MultiTaskModule
+    ) -> tuple[list[ConflictMeter], dict[str, list[nn.Parameter]], dict[str, list[nn.Parameter]]]:
+        """A meter for each quarter, the shared layers, and each task's own parameters."""
+        shared, own = network.shared_layers(), network.own_parameters()
+        severities = (*SEVERITIES, *self.parameters.severities)
+        count = QUARTERS if shared else 0
+        meters = [ConflictMeter(shared, severities, task_pairs=True) for _ in range(count)]
+        return meters, shared, own
 
     def train_single(self, seed: int, *, lr: float | None = None) -> dict[str, TrainedRun]:
         """A network for each task alone, from the same initial weights and batches."""
-        rate = self.parameters.rate("single") if lr is None else lr
+        rate = self.parameters.lr if lr is None else lr
 
         def make() -> dict[str, TrainedRun]:
             return {
@@ -335,7 +394,7 @@ class MultiTaskExperiment(Generic[Parameters]):
                 for name in self.tasks
             }
 
-        return self._kept(make, method="single", seed=seed, lr=rate)
+        return self.kept(make, method="single", seed=seed, lr=rate)
 
     def optimise(
         self,
@@ -346,6 +405,7 @@ class MultiTaskExperiment(Generic[Parameters]):
         meters: Sequence[ConflictMeter] = (),
         lr: float | None = None,
         groups: list[dict[str, Any]] | None = None,
+        after_step: Callable[[Batch], None] | None = None,
     ) -> TrainedRun:
         """Train any network whose forward pass gives task -> output.
 
@@ -359,6 +419,7 @@ class MultiTaskExperiment(Generic[Parameters]):
             meters: where ``backward`` counts conflicts.
             lr: first learning rate, where it is not the parameter of this name.
             groups: parameter groups, where parameters have learning rates of their own.
+            after_step: gets each batch after its step, and makes one forward pass.
 
         Raises:
             FloatingPointError: a loss is not finite; epoch, task and value are named.
@@ -377,7 +438,7 @@ class MultiTaskExperiment(Generic[Parameters]):
         total = p.epochs * per_epoch
         drops = [round(share * total) for share in p.lr_drops]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, p.lr_factor)
-        run = TrainedRun(network, list(meters))
+        run = TrainedRun(network, MixedStatistics(network), list(meters))
         network.train()
         step, started = 0, time.perf_counter()
         for epoch in range(p.epochs):
@@ -389,6 +450,7 @@ class MultiTaskExperiment(Generic[Parameters]):
                 if p.augment:
                     batch = scale_crop_flip(*batch, list(self.tasks.values()), augment_rng)
                 losses = self.losses(network, batch)
+                run.mixed.update()
                 optimizer.zero_grad()
                 if backward is None:
                     torch.stack(list(losses.values())).sum().backward()
@@ -396,6 +458,9 @@ class MultiTaskExperiment(Generic[Parameters]):
                     backward(losses, QUARTERS * step // total)
                 optimizer.step()
                 schedule.step()
+                if after_step is not None:
+                    after_step(batch)
+                    run.mixed.update()
                 step += 1
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0) + loss.detach()
@@ -427,7 +492,9 @@ class MultiTaskExperiment(Generic[Parameters]):
                 outputs = network(images)
             for name, output in outputs.items():
                 if name not in counters:
-                    counters[name] = task_metric(self.tasks[name])
+                    counters[name] = task_metric(
+                        self.tasks[name], per_image=self.parameters.per_image
+                    )
                 counters[name].update(output.float(), targets[name])
         return {name: self._reported(name, counter.compute()) for name, counter in counters.items()}
 

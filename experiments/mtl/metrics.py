@@ -7,7 +7,9 @@ gives percent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -88,12 +90,49 @@ class SegmentationMetric:
         return {"miou": float(ratios.mean()), "pixel_accuracy": float(hits.sum() / counts.sum())}
 
 
-class DepthMetric:
-    """Mean absolute and mean relative error over all pixels with a measured depth.
+class Metric(Protocol):
+    """What is counted over the batches of a split."""
 
-    The released code of Recon averages image by image: where images have unlike numbers of pixels
-    with a depth, its numbers differ from these. So they do for normals.
+    def update(self, output: Tensor, target: Tensor, /) -> None:
+        """Count a batch."""
+
+    def compute(self) -> dict[str, float]:
+        """Name -> value."""
+
+
+class ImageMeans:
+    """Any metric, taken image by image and averaged over those that have a value.
+
+    So the released code of Recon does for depth and normals. Where images have unlike numbers of
+    pixels with a value, the numbers differ from those over all pixels.
+
+    Args:
+        make: an empty metric.
     """
+
+    def __init__(self, make: Callable[[], Metric]) -> None:
+        self.make = make
+        self.found: list[dict[str, float]] = []
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Count a batch, as the metric does."""
+        for start in range(len(target)):
+            one = self.make()
+            one.update(output[start : start + 1], target[start : start + 1])
+            with suppress(ValueError):  # no pixel with a value
+                self.found.append(one.compute())
+
+    def compute(self) -> dict[str, float]:
+        """The means of the metric's values."""
+        _require_values(len(self.found))
+        return {
+            name: sum(values[name] for values in self.found) / len(self.found)
+            for name in self.found[0]
+        }
+
+
+class DepthMetric:
+    """Mean absolute and mean relative error over all pixels with a measured depth."""
 
     def __init__(self) -> None:
         self.absolute, self.relative, self.n_valid = 0.0, 0.0, 0

@@ -14,8 +14,8 @@ Heads give scores before a softmax or sigmoid; losses and scores here take these
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,16 +103,10 @@ def task_loss(task: Task, output: Tensor, target: Tensor) -> Tensor:
     return dense.balanced_cross_entropy(output, target, weight)
 
 
-class _Metric(Protocol):
-    def update(self, prediction: Tensor, target: Tensor, /) -> None: ...
-
-    def compute(self) -> dict[str, float]: ...
-
-
 class TaskMetric:
     """The metrics of a task over all batches of a split; made by :func:`task_metric`."""
 
-    def __init__(self, metric: _Metric, probability: bool) -> None:
+    def __init__(self, metric: metrics.Metric, probability: bool) -> None:
         self._metric, self._probability = metric, probability
 
     @torch.no_grad()
@@ -134,15 +128,25 @@ class TaskMetric:
         return {name: v if name in _NO_SHARES else 100 * v for name, v in found.items()}
 
 
-def task_metric(task: Task) -> TaskMetric:
+def task_metric(task: Task, *, per_image: bool = False) -> TaskMetric:
     """An empty score of a task.
 
     Its metrics: ``accuracy`` and ``error`` of classes; ``miou`` and ``pixel_accuracy`` of
     segmentation; ``absolute_error`` and ``relative_error`` of depth; ``mean`` and ``median`` in
     degrees, ``within_11.25``, ``within_22.5`` and ``within_30`` of normals; ``max_f`` and ``miou``
     of saliency; ``ods_f_approximate`` of edges. Those in :data:`LOWER_IS_BETTER` are errors.
+
+    Args:
+        task: what its targets are.
+        per_image: take depth and normals image by image and average, as the released code does.
     """
-    kinds: dict[str, _Metric] = {
+    maps: dict[str, Callable[[], metrics.Metric]] = {
+        "depth": metrics.DepthMetric,
+        "normals": metrics.NormalsMetric,
+    }
+    if per_image and task.kind in maps:
+        return TaskMetric(metrics.ImageMeans(maps[task.kind]), probability=False)
+    kinds: dict[str, metrics.Metric] = {
         "classes": metrics.ClassMetric(),
         "segmentation": metrics.SegmentationMetric(len(task.class_names)),
         "depth": metrics.DepthMetric(),

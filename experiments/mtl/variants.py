@@ -1,10 +1,6 @@
-"""Variants of a split network: what else may decide how well it does, besides the choice of layers.
+"""A split network as the released code of Recon would run it: skip connections are lost.
 
-**Running statistics.** Batch norms that stay shared behind the split keep one set of running
-statistics, a mixture over the tasks, with which no task is normalised in evaluation as it was in
-training. With :func:`own_statistics` every task has its own; weights stay shared.
-
-**Lost skip connections.** In the released code of Recon (Shi et al., ICLR 2023) every map becomes a
+In the released code of Recon (Shi et al., ICLR 2023) every map becomes a
 list with one entry per task at the first task-specific layer. If this layer lies in a residual
 block without a projection, the block's input still has one entry, and the loop that adds it to the
 output runs once: only the first task receives the skip connection of this block.
@@ -21,18 +17,6 @@ from torchvision.models.resnet import BasicBlock
 from experiments.mtl.network import MultiTaskNetwork
 from ktlib.mtl.layers import check_layers
 from ktlib.mtl.split import SplitTrunk, split
-
-
-def own_statistics(network: MultiTaskNetwork) -> MultiTaskNetwork:
-    """The same network, with running statistics of its own for each task in shared norms.
-
-    Args:
-        network: with a split trunk; its heads and its initial weights are taken over.
-
-    Raises:
-        ValueError: the trunk is not split.
-    """
-    return _made_anew(network, own_statistics=True)
 
 
 class BlockWithoutSkip(BasicBlock):  # type: ignore[misc]
@@ -84,24 +68,13 @@ def lose_skips(network: MultiTaskNetwork, keeps: str) -> MultiTaskNetwork:
         raise ValueError(
             f"layers must begin in a residual block without projection. Found {trunk.layers[0]!r}."
         )
-    made = _made_anew(network, share_prefix=False)
-    for task in set(trunk.tasks) - {keeps}:
-        _split_trunk(made).trunk_of(task).get_submodule(block).__class__ = BlockWithoutSkip
-    return made
-
-
-def _made_anew(
-    network: MultiTaskNetwork, *, share_prefix: bool = True, own_statistics: bool = False
-) -> MultiTaskNetwork:
-    """The same layers split in another way, with the same weights; the heads themselves."""
-    trunk = _split_trunk(network)
     whole = trunk.trunk_of(trunk.tasks[0])
-    made = split(
-        whole, trunk.layers, trunk.tasks, share_prefix=share_prefix, own_statistics=own_statistics
-    )
+    made = split(whole, trunk.layers, trunk.tasks, share_prefix=False, own_statistics=True)
     known = trunk.state_dict()
     # Statistics of a task's own start as copies of the shared ones, which `split` has made.
     made.load_state_dict({name: known.get(name, own) for name, own in made.state_dict().items()})
+    for task in set(trunk.tasks) - {keeps}:
+        made.trunk_of(task).get_submodule(block).__class__ = BlockWithoutSkip
     return MultiTaskNetwork(made, dict(network.heads.items()))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -33,6 +34,18 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 SMALLEST_RATE = 1e-9  # a smaller one moves no weight in float32: nothing would be trained
 LearningRate = Annotated[float, Field(ge=SMALLEST_RATE, le=10)]
 Model = TypeVar("Model", bound="ChapterParameters")
+Item = TypeVar("Item")
+
+
+def _distinct(values: list[Item]) -> list[Item]:
+    if len(set(values)) != len(values):
+        raise ValueError("values must differ from each other")
+    return values
+
+
+Distinct = Annotated[list[Item], AfterValidator(_distinct)]
+Studied = Annotated[Distinct[Item], Field(min_length=1)]
+MethodSettings = dict[str, dict[str, float]]  # method -> knob -> value
 
 
 class ChapterParameters(BaseModel):

@@ -37,9 +37,9 @@ MACHINERY = (
 # Cells that no number of a record follows from: drawings, laid-out tables, and default values (a
 # record holds the values that it was made with).
 NUMBERLESS_TAGS = frozenset({"figure", "table", "parameters"})
-# Modules of a part that none follows from: claims are computed anew from the tables of a record,
-# and figures only draw them.
-NUMBERLESS_MODULES = frozenset({"claims.py", "figures.py"})
+# Modules of a part that none follows from: claims, and what is derived for them, are computed anew
+# from the tables of a record, and figures only draw them.
+NUMBERLESS_MODULES = frozenset({"claims.py", "derived.py", "figures.py"})
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 RECORDED_PACKAGES = (
     "ktlib",

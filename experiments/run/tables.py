@@ -95,6 +95,15 @@ def thesis_settings(chapter: str) -> pd.DataFrame:
     return _thesis_file("settings", chapter)
 
 
+def released_ranking(data: str) -> pd.DataFrame:
+    """The conflict scores that the authors of Recon published: rank, layer, score.
+
+    Raises:
+        ValueError: no ranking for these data; the message lists the known ones.
+    """
+    return _thesis_file("recon_released", data)
+
+
 def _thesis_file(kind: str, key: str) -> pd.DataFrame:
     import pandas as pd
 

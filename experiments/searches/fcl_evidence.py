@@ -23,10 +23,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import tempfile
 import time
-from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,14 +37,14 @@ from experiments.fcl.parameters import EvidenceParameters
 from experiments.fcl.search_results import Setting, chosen_settings, setting_text
 from experiments.run.parameters import check_parameter_file
 from experiments.run.results import RunRecord, load_record
+from experiments.searches.grids import Grid, continued, save, settings, tried
 
 OUT = Path("results/fcl_evidence.search.json")
 VALIDATION_IMAGES = 20  # held out of every class
 FLATNESS_DRAWS = 200
 TRIALS = 8
 EXTENSIONS = 3
-SHARES = ("shrinkage", "shift")  # knobs that are at most 1
-Grid = dict[str, tuple[float, ...]]
+AT_MOST = {"shrinkage": 1.0, "shift": 1.0}
 RATES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 GRIDS: dict[str, Grid] = {
     "ncm": {},
@@ -74,33 +71,6 @@ GRIDS: dict[str, Grid] = {
 Row = dict[str, Any]
 Case = tuple[str, int]  # split of the classes, seed
 Experiment = FewShotExperiment[EvidenceParameters]
-
-
-def settings(grid: Grid) -> Iterator[Setting]:
-    """Every combination of the values of a grid."""
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
-
-
-def continued(grid: Grid, best: Setting, known: Collection[Setting]) -> Setting | None:
-    """The best setting, one knob a step beyond the end of its grid; None if there is no such step.
-
-    Args:
-        grid: the values of each knob that were tried, in order.
-        best: the best setting so far.
-        known: every setting that was tried.
-    """
-    for name, values in grid.items():
-        if len(values) < 2 or best[name] not in (values[0], values[-1]):
-            continue
-        first = best[name] == values[0]
-        beyond = values[0] ** 2 / values[1] if first else values[-1] ** 2 / values[-2]
-        further = best | {
-            name: max(1, round(beyond)) if name == "epochs" else float(f"{beyond:.2g}")
-        }
-        if further not in known and (name not in SHARES or beyond <= 1):
-            return further
-    return None
 
 
 class Search:
@@ -202,8 +172,9 @@ def main() -> None:
             best = chosen_settings(pd.DataFrame(rows))
             further = {}
             for (classes, method), found in best.items():
-                known = tried(rows, classes, method)
-                setting = continued(grid_of(known), found, known)
+                own = [row for row in rows if (row["classes"], row["method"]) == (classes, method)]
+                known = tried(row["setting"] for row in own)
+                setting = continued(found, known, AT_MOST)
                 if setting and len(known) < TRIALS + EXTENSIONS:
                     further[classes, method] = setting
             print(f"turn {turn}: {best}\ncontinued: {further}", flush=True)
@@ -212,25 +183,6 @@ def main() -> None:
             for (classes, method), setting in further.items():
                 for seed in arguments.seeds:
                     wanted[classes, seed].setdefault(method, []).append(setting)
-
-
-def tried(rows: list[Row], classes: str, method: str) -> list[Setting]:
-    """Every setting of a method that was tried so far."""
-    own = [row for row in rows if (row["classes"], row["method"]) == (classes, method)]
-    return [json.loads(text) for text in dict.fromkeys(row["setting"] for row in own)]
-
-
-def grid_of(known: Collection[Setting]) -> Grid:
-    """The values of each knob that were tried so far, in order."""
-    names = next(iter(known))
-    return {name: tuple(sorted({setting[name] for setting in known})) for name in names}
-
-
-def save(record: RunRecord, out: Path) -> None:
-    """Write the record so that it is complete or not there."""
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        record.save(folder)
-        Path(folder, "result.json").replace(out)
 
 
 if __name__ == "__main__":

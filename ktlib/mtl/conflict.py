@@ -109,6 +109,7 @@ class ConflictMeter:
         rows = len(self.layers) + 1
         self._conflicts = torch.zeros((rows, len(self.severities)), dtype=torch.int64)
         self._histograms = torch.zeros((rows, len(self.bins) - 1), dtype=torch.int64)
+        self._angles = torch.zeros(rows, dtype=torch.float64)  # sums over pairs, in radians
         self._between: dict[tuple[str, str], Tensor] | None = {} if task_pairs else None
         self._own: dict[str, list[nn.Parameter]] = {}  # of all tasks that were seen
         self._unclaimed: tuple[tuple[str, nn.Parameter], ...] = ()
@@ -260,6 +261,7 @@ class ConflictMeter:
         edges = torch.tensor(self.bins[1:-1], dtype=torch.float64)
         bins = torch.bucketize(cosines, edges, right=True)
         self._histograms.scatter_add_(1, bins, defined.long())
+        self._angles += torch.where(defined, cosines.acos(), 0.0).sum(dim=1)
         if self._between is not None:
             if len(tasks) != gramians.shape[-1]:
                 raise ValueError(f"tasks must be {gramians.shape[-1]} names. Found {list(tasks)}.")
@@ -311,6 +313,15 @@ class ConflictMeter:
         column = self._conflicts[:-1, self._column(severity)]
         return dict(zip(self.layers, column.tolist(), strict=True))
 
+    def mean_angles(self) -> dict[str, float]:
+        """Name of a layer -> mean angle in degrees between the gradients of two tasks on it.
+
+        The thesis (section 4.4.1) weighs the sum of these angles against the count of conflicts. A
+        layer on which no pair was counted has NaN.
+        """
+        degrees = self._angles[:-1].rad2deg() / self._histograms[:-1].sum(dim=1)
+        return dict(zip(self.layers, degrees.tolist(), strict=True))
+
     def shared_score(self, severity: float) -> int:
         """The same count for the gradients on all shared parameters together."""
         return int(self._conflicts[-1, self._column(severity)])
@@ -359,6 +370,7 @@ class ConflictMeter:
             "observations": self.observations,
             "conflicts": self._conflicts.clone(),
             "histograms": self._histograms.clone(),
+            "angles": self._angles.clone(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -370,6 +382,7 @@ class ConflictMeter:
         self._check_state(state)
         self._conflicts.zero_()
         self._histograms.zero_()
+        self._angles.zero_()
         self._between = None if self._between is None else {}
         self.observations = 0
         self._add(state)
@@ -378,6 +391,7 @@ class ConflictMeter:
         self._check_state(state)
         self._conflicts += state["conflicts"]
         self._histograms += state["histograms"]
+        self._angles += state["angles"]
         self._add_pairs(state.get("between", {}))
         self.observations += int(state["observations"])
 

@@ -16,6 +16,7 @@ import ktlib.fcl
 import ktlib.mtl
 from experiments.ila.adapters import with_lora
 from experiments.models.language import tiny_language_model
+from experiments.run.chapter_source import code_cells
 from tests.book.test_documents import blocks
 from tests.paths import ROOT
 
@@ -32,9 +33,10 @@ def literal(documented):
 
 
 def chapter(name):
-    """The code in the text of a chapter."""
-    lines = (ROOT / "chapters" / f"{name}.py").read_text(encoding="utf-8").replace("\n# ", "\n")
-    return re.search(r"^```python\n(.*?)^```", lines, re.DOTALL | re.MULTILINE)[1]
+    """The loop over batches in a cell of a chapter."""
+    cells = code_cells(ROOT / "chapters" / f"{name}.py")
+    (loop,) = (cell.source for cell in cells if "for images, labels in batches:" in cell.source)
+    return loop
 
 
 FLOAT16 = """
@@ -118,7 +120,7 @@ def test_a_task_without_labels_in_a_batch_keeps_its_head(loop, make):
                 assert moved(head, before[1][task]) == (task in present), task
 
     names = vars(ktlib.mtl) | {
-        "torch": torch, "trunk": trunk, "heads": heads, "loss": F.cross_entropy,
+        "torch": torch, "copy": copy, "trunk": trunk, "heads": heads, "loss": F.cross_entropy,
         "batches": batches(), "optimizer": make(everything),
     }  # fmt: skip
     exec(MULTI_TASK_LOOPS[loop], names)  # noqa: S102 - our own document

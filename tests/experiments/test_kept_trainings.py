@@ -64,7 +64,7 @@ TRAININGS = {
 
 # Read, and yet not in the name: what stands there in another form, and what only refuses values.
 ELSEWHERE = {
-    "recon": {"severity", "cagrad_c"},
+    "recon": {"severity"},
     "ila_studies": {"batch_sizes", "stage_2_batch_size"},
 }
 

@@ -21,9 +21,8 @@ from experiments.cpeft.parameters import CLASSES
 from experiments.fcl.experiment import STARTS_FROM, FewShotExperiment
 from experiments.fcl.parameters import KNOBS
 from experiments.ila.experiment import LayerExperiment
-from experiments.mtl.comparison import train_architecture
+from experiments.mtl.evidence import Case
 from experiments.mtl.experiment import MultiTaskExperiment
-from experiments.mtl.parameters import ARCHITECTURES
 from experiments.run.parameters import check_parameter_file
 from ktlib.seeding import deterministic
 from tests.chapters import CHAPTERS
@@ -46,8 +45,9 @@ LANGUAGE = {
 LOWERED = {
     "fcl": FEW_SHOT,
     "fcl_evidence": FEW_SHOT | {"study_seeds": []},
-    "recon": MULTI_TASK | {"timed_images": 1},
-    "recon_studies": MULTI_TASK,
+    "recon": MULTI_TASK,
+    "recon_evidence": MULTI_TASK
+    | {"study_seeds": [], "long_images": 8, "long_epochs": 1, "timed_images": 1},
     "ila": LANGUAGE | {"benchmarks": []},  # questions that are fetched
     "ila_studies": LANGUAGE | {"batch_sizes": [4]},
     "continual_peft": FEW | {"tasks": 2, "tops": [1, 2], "task_images": 2, "test_images": 1},
@@ -112,33 +112,27 @@ def few_shot(parameters, monkeypatch):
 
 
 def multi_task(parameters, monkeypatch):
+    experiment = MultiTaskExperiment(parameters, "cpu")
+    run = experiment.train("joint", 0)
+    again = experiment.train("joint", 0, experiment.recon_layers(run))
+    for found in (run, again, *experiment.train_single(0).values()):
+        finite(loss for losses in found.losses.values() for loss in losses)
+    assert list(experiment.scores(again.network)) == list(experiment.tasks)
+
+
+def multi_task_evidence(parameters, monkeypatch):
+    """The long comparison, and the training of each method."""
     monkeypatch.setattr("experiments.mtl.experiment._SIDES", (full_layouts.SIDE,) * 2)
     experiment = MultiTaskExperiment(parameters, "cpu")
-    study = hasattr(parameters, "control_methods")
-    methods = ["single", *parameters.control_methods] if study else parameters.methods
-    again = methods[1:] if study else parameters.recon_methods
-    cases = [*((method, False) for method in methods), *((method, True) for method in again[:1])]
-    layers = ()
-
-    def trained(method, chosen=()):
-        if method == "single":
-            runs = experiment.train_single(0)
-            return runs, experiment.single_scores(runs)
-        if method in ARCHITECTURES:
-            run = train_architecture(experiment, method, 0, chosen)
-        else:
-            run = experiment.train(method, 0, chosen)
-        return {method: run}, experiment.scores(run.network)
-
-    for method, split in cases:
-        runs, scores = trained(method, layers if split else ())
-        for run in runs.values():
-            finite(loss for losses in run.losses.values() for loss in losses)
-        assert list(scores) == list(experiment.tasks)
-        finite(value for own in scores.values() for value in own.values())
-        if method == "joint" and not split:
-            layers = experiment.recon_layers(runs["joint"])
-            assert len(layers) == parameters.top_k
+    case = Case(experiment, 0, {})
+    case.long_comparison()
+    assert {row["task"] for row in case.tables["results"]} == {*experiment.tasks}
+    finite(row["score"] for row in case.tables["results"])
+    choices = {row["layers"]: row["names"].split() for row in case.tables["choices"]}
+    assert len(choices["recon"]) == len(choices["random_layers"]) == parameters.top_k
+    for method in parameters.methods[2:]:
+        run = case.train("matrix", method, (), case.setting("matrix", method, "shared"))
+        finite(loss for losses in run.losses.values() for loss in losses)
 
 
 def language(parameters, _monkeypatch):
@@ -165,7 +159,8 @@ def continual(parameters, _monkeypatch):
 
 
 RUNS = {
-    "fcl": few_shot, "fcl_evidence": few_shot, "recon": multi_task, "recon_studies": multi_task,
+    "fcl": few_shot, "fcl_evidence": few_shot, "recon": multi_task,
+    "recon_evidence": multi_task_evidence,
     "ila": language, "ila_studies": language, "continual_peft": continual,
 }  # fmt: skip
 
@@ -178,7 +173,7 @@ def test_missing_weights_are_named_before_anything_is_read(monkeypatch, tmp_path
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
     monkeypatch.setattr(data, "open_tasks", lambda *_: pytest.fail("read the images first"))
     (path,) = (path for path in PROFILES if "pascal" in path.name)
-    parameters = check_parameter_file(CHAPTERS / "recon.py", path)
+    parameters = check_parameter_file(CHAPTERS / "recon_evidence.py", path)
     place = rf"put mobilenet_v2-\w+\.pth into {tmp_path}/hub/checkpoints, or name the file itself"
     with pytest.raises(RuntimeError, match=place):
         MultiTaskExperiment(parameters, "cpu")
@@ -186,6 +181,7 @@ def test_missing_weights_are_named_before_anything_is_read(monkeypatch, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:no conflict of severity:UserWarning")
+@pytest.mark.filterwarnings("ignore:MTAN cannot be traced .* may be written to:UserWarning")
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_a_paper_profile_runs(path, disk, monkeypatch, tmp_path):
     chapter = path.name.partition(".")[0]

@@ -25,7 +25,7 @@ class MMoE(MultiTaskModule):
     other implementations, the gates of a dense task on photographs would outweigh the experts.
 
     Experts are shared, gates are a task's own. With ``layers`` those layers of every expert are
-    task-specific ("MMoE + Recon" in the thesis, table 4.1).
+    task-specific ("MMoE + Recon" in the thesis, table 4.1), running statistics included.
 
     Args:
         make_trunk: makes an expert, images -> features; called once for each of them, so that they
@@ -58,7 +58,8 @@ class MMoE(MultiTaskModule):
         chosen = [layers] if isinstance(layers, str) else list(layers)
         trunks = make_trunks(make_trunk, experts)
         self.experts = nn.ModuleList(
-            split(trunk, chosen, self.tasks) if chosen else trunk for trunk in trunks
+            split(trunk, chosen, self.tasks, own_statistics=True) if chosen else trunk
+            for trunk in trunks
         )
         self.channels = channels
         self.pool = nn.AdaptiveAvgPool2d(grid)

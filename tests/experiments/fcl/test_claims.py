@@ -6,12 +6,11 @@ from math import exp
 import numpy as np
 import pytest
 
-from experiments.fcl.claims import EARLIER, Evidence, beyond, claims, summary
+from experiments.fcl.claims import EARLIER, Evidence, claims, summary
 from experiments.fcl.evidence import NO_BOX, PARTS
 from experiments.fcl.figures import COLUMNS
 from experiments.fcl.parameters import EvidenceParameters
 from experiments.run.claims import OWN_QUESTION, claim_rows
-from experiments.run.paired import PairedDifference
 from experiments.run.records import RunRecord
 from tests.chapters import check_cell
 from workflow.ledger import places
@@ -204,9 +203,6 @@ def test_shifted_claims_of_agreeing_arms_test_nothing_while_the_noise_acts():
     for claim in (WITHIN, "F2M leads the earlier methods in every session"):
         assert found[claim].verdict == "not tested"
         assert "agree in every seed" in found[claim].mechanism
-    same = PairedDifference(0.0, 0.0, 0.0, 6)
-    assert beyond(same, 0.8) == same
-    assert beyond(PairedDifference(1.0, 0.5, 1.5, 6), 0.8).mean == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(

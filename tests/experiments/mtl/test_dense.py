@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from data_prep import Task
 from experiments.mtl import metrics
 from experiments.mtl.dense import (
     balanced_cross_entropy,
@@ -17,10 +18,12 @@ from experiments.mtl.metrics import (
     ClassMetric,
     DepthMetric,
     EdgeMetric,
+    ImageMeans,
     NormalsMetric,
     SaliencyMetric,
     SegmentationMetric,
 )
+from experiments.mtl.tasks import task_metric
 
 
 def maps(*rows):
@@ -172,6 +175,25 @@ def test_depth_errors_by_hand_over_two_batches_of_different_size():
     score.update(maps((1.0, 4.0)), maps((4.0, 4.0)))
     expected = {"absolute_error": (1 + 3 + 0) / 3, "relative_error": (0.5 + 0.75 + 0) / 3}
     assert score.compute() == pytest.approx(expected)
+
+
+def test_depth_errors_image_by_image_leave_out_images_without_a_depth():
+    score = ImageMeans(DepthMetric)
+    prediction = torch.cat([maps((3.0, 9.0)), maps((1.0, 4.0)), maps((7.0, 7.0))])
+    score.update(prediction[:1], maps((2.0, 0.0)))
+    score.update(prediction[1:], torch.cat([maps((4.0, 4.0)), maps((0.0, 0.0))]))
+    expected = {"absolute_error": (1 + 3 / 2) / 2, "relative_error": (0.5 + 0.75 / 2) / 2}
+    assert score.compute() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="needs targets with values"):
+        ImageMeans(DepthMetric).compute()
+
+
+@pytest.mark.parametrize("kind", ["depth", "normals", "saliency", "classes"])
+def test_depth_and_normals_may_be_taken_image_by_image(kind):
+    task = Task("task", kind, ("a", "b") if kind == "classes" else ())
+    by_image = isinstance(task_metric(task, per_image=True)._metric, ImageMeans)
+    assert by_image == (kind in ("depth", "normals"))
+    assert not isinstance(task_metric(task)._metric, ImageMeans)
 
 
 def turned(*degrees):

@@ -14,20 +14,17 @@ from experiments.mtl.experiment import (
     conflict_ranking,
 )
 from experiments.mtl.parameters import ARCHITECTURES, GRADIENT_METHODS, ReconParameters
-from experiments.mtl.studies import run_result
+from experiments.mtl.statistics import MixedStatistics
 from ktlib.mtl.conflict import ConflictMeter
 from ktlib.seeding import generator
 from tests.ktlib.mtl.trunks import TracedWrongly
 
 CLASSES = ("a", "b", "c")
 VALUES = {
-    "profile": "test", "run_dir": "", "device": "cpu", "precision": "float32", "seeds": [0],
-    "dataset": "multi_fashion_mnist", "backbone": "resnet18", "train_images": 32,
-    "test_images": 12, "width": 4, "epochs": 2, "batch_size": 8, "optimizer": "sgd", "lr": 0.05,
-    "lr_drops": [0.5], "lr_factor": 0.1, "cagrad_c": 0.2, "batch_norm": True, "augment": False,
-    "severity": -0.1, "top_k": 3, "search_quarters": 1, "methods": ["single", "joint"],
-    "recon_methods": ["joint"], "compared_seeds": 1, "method_lr": {}, "experts": 2,
-    "timed_images": 2, "tasks": [], "weights": "",
+    "profile": "test", "run_dir": "", "device": "cpu", "seeds": [0],
+    "dataset": "multi_fashion_mnist", "train_images": 32, "test_images": 12, "width": 4,
+    "epochs": 2, "batch_size": 8, "lr": 0.05, "lr_drops": [0.5], "severity": -0.1, "top_k": 3,
+    "search_quarters": 1,
 }  # fmt: skip
 
 
@@ -54,6 +51,11 @@ def experiment(validation_images=0, **values):
     return MultiTaskExperiment(parameters, "cpu", validation_images=validation_images)
 
 
+def untrained(e):
+    network = e.new_network(0)
+    return TrainedRun(network, MixedStatistics(network))
+
+
 def weights(run: TrainedRun):
     return torch.cat([p.detach().flatten() for p in run.network.parameters()])
 
@@ -76,7 +78,7 @@ def test_joint_training_is_descent_on_the_sum_of_losses():
     e = experiment(epochs=1, lr=0.001)  # small steps: training amplifies rounding
     counted, plain = e.train("joint", 0), e.optimise(e.new_network(0), 0)
     assert not plain.meters
-    moved = (weights(plain) - weights(TrainedRun(e.new_network(0)))).abs().max()
+    moved = (weights(plain) - weights(untrained(e))).abs().max()
     assert moved > 1e-3
     assert torch.allclose(weights(counted), weights(plain), atol=0.01 * float(moved))
 
@@ -114,32 +116,18 @@ def test_training_learns_and_scores_are_percent():
     assert mean[1] > mean[0] + 20
 
 
-def test_a_method_trains_with_the_rate_given_for_it():
-    rates = {"mgda": 0.01, "single": 0.02, "cross_stitch": 0.015}
-    with_rates, plain = experiment(method_lr=rates), experiment()
-    for name in ("mgda", "joint"):
-        one, same = with_rates.train(name, 0), plain.train(name, 0, lr=rates.get(name, 0.05))
-        assert torch.equal(weights(one), weights(same))
-    assert not torch.equal(weights(with_rates.train("mgda", 0)), weights(plain.train("mgda", 0)))
-    one, same = (
-        e.train_single(0, **lr)["item"] for e, lr in ((with_rates, {}), (plain, {"lr": 0.02}))
-    )
-    assert torch.equal(weights(one), weights(same))
-    one = train_architecture(with_rates, "cross_stitch", 0)
-    assert torch.equal(
-        weights(one), weights(train_architecture(plain, "cross_stitch", 0, lr=0.015))
-    )
-
-
-def test_what_studies_report_of_a_run():
-    e = experiment()
-    run = e.train("joint", 0)
-    found = run_result(run, {"item": {"accuracy": 50.0}, "digit": {"accuracy": 60.0}})
-    below = sum(meter.shared_score(-0.01) for meter in run.meters)
-    assert found.pop("severe") == pytest.approx(100 * below / 8)
-    assert found == {"accuracy": 55.0, "item": 50.0, "digit": 60.0}
-    alone = run_result(TrainedRun(e.new_network(0)), {"item": {"accuracy": 50.0}})
-    assert alone == {"accuracy": 50.0, "item": 50.0, "severe": None}
+def test_rates_and_options_are_those_given():
+    e, slow = experiment(), experiment(lr=0.01)
+    for train in (
+        lambda e, **lr: e.train("mgda", 0, **lr),
+        lambda e, **lr: e.train_single(0, **lr)["item"],
+        lambda e, **lr: train_architecture(e, "cross_stitch", 0, **lr),
+    ):
+        assert torch.equal(weights(train(slow)), weights(train(e, lr=0.01)))
+        assert not torch.equal(weights(train(slow)), weights(train(e)))
+    for method, options in (("cagrad", {"c": 0.9}), ("gradnorm", {"alpha": 0.0})):
+        changed = e.train(method, 0, **options)
+        assert not torch.equal(weights(changed), weights(e.train(method, 0)))
 
 
 def test_split_layers_leave_the_count_and_start_equal():
@@ -177,6 +165,13 @@ def test_the_ranking_is_that_of_the_searched_quarters():
     without = e.with_parameters(batch_norm=False)
     assert not any("bn" in name for name in without.ranking(run))
     assert set(without.ranking(run)) < set(e.ranking(run))
+
+
+def test_pixels_are_normalised_alike_at_every_size():
+    """Also where another size was asked for first: nothing is carried over that would differ."""
+    e = experiment()
+    before = e.with_parameters(train_images=40).normalisation
+    assert e.normalisation == before == e.with_parameters(train_images=48).normalisation
 
 
 def test_validation_images_are_no_training_images_of_any_seed_and_no_test_images():

@@ -1,4 +1,4 @@
-"""The chapter on Recon uses what its search chose, and the code still gives rows of its records.
+"""Some rows of each committed record, computed again by the code as it is now.
 
 Training amplifies rounding, and another processor or number of threads rounds differently: the
 accuracies of one training then differ by a point or two.
@@ -6,94 +6,94 @@ accuracies of one training then differ by a point or two.
 
 import pytest
 
+from experiments.mtl.claims import claims, summary
+from experiments.mtl.evidence import MATRIX, SHARED, Case, chosen_settings
 from experiments.mtl.experiment import MultiTaskExperiment
-from experiments.mtl.parameters import ReconParameters
+from experiments.mtl.parameters import EvidenceParameters
 from experiments.run.parameters import check_parameter_file
 from experiments.run.results import committed_record
-from experiments.searches import recon as search_recon
+from experiments.searches import recon_evidence as search
+from experiments.searches.grids import settings
+from ktlib.seeding import deterministic
 from tests.paths import ROOT
 
-CHAPTER = ROOT / "chapters" / "recon.py"
 POINTS = 4.0
 
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch):
     monkeypatch.chdir(ROOT)
+    with deterministic():
+        yield
 
 
-def values_of(profile):
-    """Parameters of the chapter in a profile."""
-    file = CHAPTER.parent / "params" / f"recon.{profile}.yaml"
-    return check_parameter_file(CHAPTER, file, ReconParameters)
-
-
-@pytest.mark.parametrize("profile", ["cpu", "full"])
-def test_every_method_uses_what_the_search_chose(profile):
-    chosen = search_recon.choose(committed_record("recon", "search").frame("search"))
-    used = values_of(profile)
-    searched = [name for name in used.methods if name in chosen]
-    assert {name: used.rate(name) for name in searched} == {name: chosen[name] for name in searched}
-
-
-def test_every_method_of_the_live_run_and_of_a_kept_long_run_was_searched():
-    found = set(committed_record("recon", "search").frame("search")["method"])
-    assert set(values_of("cpu").methods) <= found
-    full = committed_record("recon", "full")
-    assert full is None or set(full.parameters["methods"]) <= found
-
-
-def test_the_search_has_the_size_of_the_live_run():
-    searched, live = committed_record("recon", "search").parameters, values_of("cpu").model_dump()
-    apart = {"seeds", "profile", "run_dir", "methods", "method_lr", "lr", "device"}
-    apart.add("test_images")  # a search never sees them
-    different = {k for k, v in searched.items() if k not in apart and live[k] != v}
-    assert not different
-    assert not set(searched["seeds"]) & set(live["seeds"])
-
-
-def test_the_best_rate_of_each_method_lies_inside_its_grid():
-    """At an edge a better one may lie outside."""
-    table = committed_record("recon", "search").frame("search")
-    chosen = search_recon.choose(table)
-    for method, part in table.groupby("method"):
-        assert part["lr"].min() < chosen[method] < part["lr"].max(), method
-        assert set(part.groupby("lr")["seed"].nunique()) == {2}, method
-
-
-@pytest.mark.slow
-def test_a_row_of_the_search_record():
-    record = committed_record("recon", "search")
-    rows = [row for row in record.tables["search"] if row["method"] == "joint"]
-    row = max(rows, key=lambda row: row["mean_accuracy"])
-    experiment = MultiTaskExperiment(
-        search_recon.parameters_of([row["seed"]]),
-        "cpu",
-        validation_images=search_recon.VALIDATION_IMAGES,
-    )
-    found = search_recon.validation_scores(experiment, "joint", row["seed"], row["lr"])
-    for task, values in found.items():
-        assert values["accuracy"] == pytest.approx(row[task], abs=POINTS)
-
-
-@pytest.mark.slow
-def test_rows_of_the_full_record():
-    record = committed_record("recon", "full")
+def kept(profile):
+    """The record of the evidence, or of its search."""
+    record = committed_record("recon_evidence", profile)
     if record is None:
-        pytest.skip("no record of profile full is committed")
-    seed, known = record.seeds[0], {"tasks": [], "weights": ""} | record.parameters
-    experiment = MultiTaskExperiment(
-        ReconParameters.model_validate(known | {"device": "cpu", "profile": "test", "run_dir": ""}),
-        "cpu",
-    )
-    run = experiment.train("joint", seed)
-    found = experiment.scores(run.network)
-    rows = [
-        row
-        for row in record.tables["mtl_results"]
-        if (row["method"], row["recon"], row["seed"]) == ("joint", False, seed)
-        and row["layers"] == "shared"
-    ]
-    assert {row["task"] for row in rows} == set(found)
-    for row in rows:
-        assert found[row["task"]][row["metric"]] == pytest.approx(row["value"], abs=POINTS)
+        pytest.skip(f"results/recon_evidence.{profile}.json has not been made yet")
+    return record
+
+
+def parameters_of(record, **changes):
+    """The parameters of a record, for this machine."""
+    here = {"profile": "test", "run_dir": "", "device": "cpu"}
+    return EvidenceParameters(**record.parameters | here | changes)
+
+
+@pytest.mark.slow
+def test_rows_of_the_long_record():
+    """The shared network of the matrix, by joint training, of the first seed with studies."""
+    record = kept("full")
+    seed = record.parameters["study_seeds"][0]
+    trials = kept("search").frame("trials")
+    experiment = MultiTaskExperiment(parameters_of(record), "cpu")
+    case = Case(experiment, seed, chosen_settings(trials))
+    case.run(MATRIX, "methods", "joint", SHARED)
+    known = {"seed": seed, "study": "methods", "method": "joint", "layers": SHARED}
+    rows = [row for row in record.tables["results"] if row.items() >= known.items()]
+    found = [row["score"] for row in case.tables["results"]]
+    assert found == pytest.approx([row["score"] for row in rows], abs=POINTS)
+
+
+def test_claims_of_the_long_record():
+    record = kept("full")
+    assert len(record.seeds) > 1
+    found = {claim.verdict for claim in claims(record)}
+    assert found > {"reproduced", "not testable here"}  # a record that tests nothing is none
+    assert summary(record).count("\n") == 4
+
+
+@pytest.mark.slow
+def test_a_row_of_the_search():
+    record = kept("search")
+    wanted = {"size": MATRIX, "method": "joint", "layers": SHARED}
+    row = next(row for row in record.tables["trials"] if row.items() >= wanted.items())
+    arm = tuple(wanted.values())
+    (setting,) = search.tried([row["setting"]])
+    (again,) = search.trials(parameters_of(record), row["seed"], [], {arm: [setting]})
+    assert again["mean_accuracy"] == pytest.approx(row["mean_accuracy"], abs=POINTS)
+
+
+def test_the_search_tried_as_often_for_every_arm():
+    """And chose for each of them, inside of its grid or after the last trial beyond it."""
+    trials = kept("search").frame("trials")
+    keys = ["size", "method", "layers"]
+    counted = trials.groupby(keys)["setting"].nunique()
+    assert {*counted.index} == {*search.GRIDS} == chosen_settings(trials).keys()
+    for arm, count in counted.items():
+        start = len([*settings(search.GRIDS[arm])])
+        assert start <= count <= start + search.EXTENSIONS, arm
+    assert (trials.groupby([*keys, "setting"])["seed"].nunique() == 2).all()
+    assert search.further(trials.to_dict("records")) == {}
+
+
+def test_the_search_has_the_size_of_the_long_run_and_seeds_of_its_own():
+    searched = kept("search").parameters
+    full = check_parameter_file(
+        ROOT / "chapters/recon_evidence.py", ROOT / "chapters/params/recon_evidence.full.yaml",
+        EvidenceParameters,
+    ).model_dump()  # fmt: skip
+    sizes = ("long_images", "long_epochs", "train_images", "epochs", "batch_size", "width")
+    assert {name: searched[name] for name in sizes} == {name: full[name] for name in sizes}
+    assert not set(searched["seeds"]) & set(full["seeds"])

@@ -10,14 +10,8 @@ import experiments.searches.fcl_evidence as search
 from experiments.fcl.parameters import KNOBS, METHODS
 from experiments.fcl.search_results import FLATTER, chosen_settings, setting_text
 from experiments.run.results import load_record
-from experiments.searches.fcl_evidence import (
-    EXTENSIONS,
-    GRIDS,
-    TRIALS,
-    continued,
-    grid_of,
-    settings,
-)
+from experiments.searches.fcl_evidence import EXTENSIONS, GRIDS, TRIALS
+from experiments.searches.grids import settings
 from ktlib.seeding import deterministic
 from tests.experiments.fcl.tiny import tiny
 
@@ -63,35 +57,6 @@ def test_every_method_with_knobs_has_as_many_trials():
         tried = list(settings(grid))
         assert len(tried) == (TRIALS if method in KNOBS else 1), method
         assert len({setting_text(setting) for setting in tried}) == len(tried)
-
-
-LADDER = {"lr": (0.01, 0.02, 0.05)}
-
-
-@pytest.mark.parametrize(
-    ("grid", "best", "known", "further"),
-    [
-        (LADDER, {"lr": 0.05}, [], {"lr": 0.13}),  # 0.05 ** 2 / 0.02, two digits
-        (LADDER, {"lr": 0.01}, [], {"lr": 0.005}),
-        (LADDER, {"lr": 0.02}, [], None),
-        (LADDER, {"lr": 0.05}, [{"lr": 0.13}], None),
-        ({"epochs": (1, 2)}, {"epochs": 2}, [], {"epochs": 4}),
-        ({"epochs": (1, 2)}, {"epochs": 1}, [{"epochs": 1}], None),  # no half epoch
-        ({"shift": (0.5, 0.75)}, {"shift": 0.75}, [], None),  # 1.125 is no share
-        ({"shift": (0.5, 0.75), "temperature": (4, 16)}, {"shift": 0.75, "temperature": 16}, [],
-         {"shift": 0.75, "temperature": 64.0}),
-        ({"bound": (0.16,), "lr": (0.1, 0.2)}, {"bound": 0.16, "lr": 0.2}, [],
-         {"bound": 0.16, "lr": 0.4}),
-        ({}, {}, [], None),
-    ],
-)  # fmt: skip
-def test_a_grid_is_continued_where_its_last_value_is_best(grid, best, known, further):
-    assert continued(grid, best, known) == further
-
-
-def test_values_that_were_tried_are_in_order():
-    known = [{"lr": 0.1, "bound": 1.0}, {"lr": 0.02, "bound": 1.0}]
-    assert grid_of(known) == {"lr": (0.02, 0.1), "bound": (1.0,)}
 
 
 @pytest.mark.slow

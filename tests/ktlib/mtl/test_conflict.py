@@ -125,6 +125,24 @@ def test_known_angles(search):
     assert meter.histogram()[sum(edge <= together for edge in BINS) - 1] == 1
     assert meter.observations == 1
     assert meter.pairs == {"first": 1, "second": 1}
+    assert meter.mean_angles() == pytest.approx({"first": 120.0, "second": 95.0})
+
+
+def test_mean_angles_are_over_all_pairs_and_steps(tmp_path):
+    trunk, meter = Vectors(), ConflictMeter(Vectors())
+    assert all(math.isnan(angle) for angle in meter.mean_angles().values())
+    for degrees in (30, 90):
+        part = ConflictMeter(trunk)
+        part.observe(
+            {"a": trunk(direction(0), direction(0)), "b": trunk(direction(degrees), direction(60))}
+        )
+        torch.save(part.state_dict(), tmp_path / "part.pt")
+        loaded = ConflictMeter(trunk)
+        loaded.load_state_dict(torch.load(tmp_path / "part.pt", weights_only=True))
+        meter.merge(loaded)
+    assert meter.mean_angles() == pytest.approx({"first": 60.0, "second": 60.0})
+    meter.load_state_dict(part.state_dict())
+    assert meter.mean_angles() == pytest.approx({"first": 90.0, "second": 60.0})
 
 
 @pytest.mark.parametrize("search", SEARCHES)
