@@ -287,9 +287,9 @@ def _in_words(difference: PairedDifference, unit: str) -> str:
     if not difference.seeds:
         return str(difference)
     half = difference.half
-    digits = (
-        1 if math.isnan(half) or half == 0 else min(6, max(1, 1 - math.floor(math.log10(half))))
-    )
+    # A half far below the mean is rounding: differences of sizes that agree in every seed.
+    known = half > 1e-6 * abs(difference.mean)
+    digits = min(6, max(1, 1 - math.floor(math.log10(half)))) if known else 1
     mean = f"{difference.mean:+.{digits}f} {unit}".rstrip()
     if math.isnan(half):
         return f"{mean} (one {difference.pairs}, no interval)"

@@ -116,6 +116,9 @@ def test_claim_of_a_difference_has_its_numbers_and_verdict():
 def test_claim_of_a_difference_is_as_exact_as_its_interval():
     found = of_difference([0.010, 0.012, 0.014], unit="").found
     assert found == "+0.0120, 95 % interval +0.0070 to +0.0170 over 3 seeds"
+    rounded = [40.74, 40.74 + 1e-14, 40.74 - 1e-14]  # one size in every seed
+    found = of_difference(rounded, unit="MB").found
+    assert found == "+40.7 MB, 95 % interval +40.7 to +40.7 over 3 seeds"
 
 
 def test_claim_of_a_difference_that_says_nothing():
