@@ -6,6 +6,7 @@ Misra, Shrivastava, Gupta and Hebert, "Cross-stitch networks for multi-task lear
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import TypeAlias, cast
 
 import torch
@@ -160,16 +161,16 @@ def _stops(trunk: nn.Module, stages: Sequence[str]) -> Callable[[nn.Module, Tens
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         raise ValueError(f"stages must name children of the trunk, {known}. Found {chosen}.")
+    return partial(_walk, chosen=chosen)
 
-    def walk(trunk: nn.Module, images: Tensor) -> Walk:
-        features = images
-        for name, part in trunk.named_children():
-            features = part(features)
-            if name in chosen:
-                features = yield features
-        return features
 
-    return walk
+def _walk(trunk: nn.Module, images: Tensor, *, chosen: Sequence[str]) -> Walk:
+    features = images
+    for name, part in trunk.named_children():
+        features = part(features)
+        if name in chosen:
+            features = yield features
+    return features
 
 
 @torch.no_grad()
