@@ -13,6 +13,8 @@ MOVED = {
     "ktlib.fcl.checks": "ktlib.checks",
     "ktlib.fcl.methods": "experiments.fcl.baselines",
     "ktlib.fcl.report": "experiments.fcl.figures",
+    "ktlib.mtl.report": "experiments.mtl.figures",
+    "ktlib.mtl.studies": "experiments.mtl.figures",
     "ktlib.mtl.backward_stretches": "ktlib.mtl.graph_segments",
     "ktlib.mtl.rotograd": "experiments.mtl.architectures.rotograd",
     "ktlib.mtl.scores": "experiments.mtl.metrics",
@@ -26,7 +28,7 @@ MOVED = {
 TO_EXPERIMENTS = {
     "fcl": "embedding_map experiment landscape parameters proof topic_split",
     "mtl": "architectures attributes augment comparison dense experiment network parameters proof "
-    "report studies tasks variants",
+    "tasks variants",
     "ila": "adapters chat evaluation experiment finetuning harness judge launch measures memory "
     "parameters proof proof_model reasoning report selection snapshots stability",
     "cpeft": "experiment parameters pretraining proof report",

@@ -57,7 +57,7 @@ def test_the_number_of_layers_is_that_of_the_network(dataset, name, batch_norm):
         ({"severity": -1.0}, ["severity", "-1.0"]),
         ({"top_k": 0}, ["top_k", "0"]),
         ({"search_quarters": 5}, ["search_quarters", "5"]),
-        ({"train_images": 100}, ["four batches", "4 x 64", "Found 100"]),
+        ({"train_images": 100}, ["four batches", "4 x 48", "Found 100"]),
         ({"lr_drops": [0.5, 1.5]}, ["lr_drops must lie between 0 and 1"]),
         ({"lr_drops": [0.75, 0.5]}, ["lr_drops must rise"]),
         ({"lr_factor": 1.0}, ["lr_factor", "1.0"]),
