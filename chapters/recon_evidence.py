@@ -190,7 +190,7 @@ def run_seed(seed):
 live = joined(parallel_map(run_seed, P.seeds, "seeds", device=experiment.device).values())
 for name, rows in live.items():
     record.table(name, rows)
-record.save(P.run_dir)  # what was computed is safe, whatever the figures do
+path = record.save(P.run_dir)  # what was computed is safe, whatever the figures do
 
 # %%
 full = committed_record("recon_evidence", "full")
